@@ -1,0 +1,122 @@
+"""Collectives as plain functions that also work in one process, and the choice of a device.
+
+Nothing here calls CUDA on a machine that has none. Every function may be called before, or without, a process group:
+the world is then this one process.
+"""
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def is_distributed() -> bool:
+    """Whether a process group is up in this process."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def rank() -> int:
+    return torch.distributed.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    return torch.distributed.get_world_size() if is_distributed() else 1
+
+
+def local_rank() -> int:
+    """The number of this process on its own machine."""
+    return int(os.environ.get("LOCAL_RANK", "0")) if is_distributed() else 0
+
+
+def is_main() -> bool:
+    """Whether this is rank 0, the one that decides and writes."""
+    return rank() == 0
+
+
+def default_device() -> torch.device:
+    """The accelerator of this process where there is one, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", local_rank())
+    return torch.device("cpu")
+
+
+def init(backend: str | None = None, timeout: timedelta | None = None) -> None:
+    """Join the process group that the launcher's environment variables describe (``RANK``, ``WORLD_SIZE``, ...).
+
+    ``backend`` defaults to nccl where there is CUDA and to gloo elsewhere.
+    """
+    if is_distributed():
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    chosen = backend or ("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    torch.distributed.init_process_group(chosen, timeout=timeout)
+
+
+def shutdown() -> None:
+    """Leave the process group, where there is one."""
+    if is_distributed():
+        torch.distributed.destroy_process_group()
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        torch.distributed.barrier()
+
+
+def broadcast_object(value: T, source: int = 0) -> T:
+    """Everyone gets the value that rank ``source`` has."""
+    if world_size() == 1:
+        return value
+    box: list[Any] = [value]
+    torch.distributed.broadcast_object_list(box, src=source)
+    return box[0]
+
+
+def gather_objects(value: T) -> list[T]:
+    """Everyone gets the values of all ranks, in the order of ranks."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def mean_over_ranks(tensor: Tensor) -> Tensor:
+    """Return the mean of ``tensor`` over ranks; the argument itself is left alone."""
+    return sum_over_ranks(tensor) / world_size() if world_size() > 1 else tensor
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Return the sum of ``tensor`` over ranks; the argument itself is left alone."""
+    if world_size() == 1:
+        return tensor
+    total = tensor.detach().clone()
+    torch.distributed.all_reduce(total)
+    return total
+
+
+def any_rank(flag: bool) -> bool:
+    """Whether the flag is set on at least one rank; a collective."""
+    return any(gather_objects(flag))
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """Run ``function`` on rank 0 alone and give everyone its result; an exception reaches everyone too."""
+    if world_size() == 1:
+        return function()
+    outcome: tuple[bool, Any] = (False, None)
+    if is_main():
+        try:
+            outcome = (True, function())
+        except Exception as error:
+            outcome = (False, error)
+    succeeded, value = broadcast_object(outcome)
+    if not succeeded:
+        raise value
+    return value

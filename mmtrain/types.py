@@ -1,0 +1,47 @@
+"""Protocols and small value types that the layers above share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+StateDict = dict[str, Any]
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Whatever must survive a restart.
+
+    ``state_dict`` returns plain Python values (None, bool, int, float, str, bytes, list, tuple, dict) and tensors,
+    nested as it likes; it is called at a save point, so it never holds a half-finished step.
+    """
+
+    def state_dict(self) -> StateDict: ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One batch as the training stream hands it over, together with what it means for the position.
+
+    ``data`` is what ``collate_fn`` returned, on the CPU. ``samples`` is the number of samples all ranks together
+    consume in this iteration. ``epoch_end`` is True for the last batch of a pass over the data.
+    """
+
+    data: Any
+    samples: int
+    epoch_end: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What one optimizer step gave.
+
+    ``grad_norm`` is the total norm of the gradients before clipping, a 0-d tensor left on its device, or None where
+    nothing measured it. ``applied`` is False when a loss scaler skipped the step because a gradient was not finite.
+    """
+
+    grad_norm: Tensor | None
+    applied: bool = True
