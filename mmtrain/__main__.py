@@ -1,0 +1,7 @@
+"""``python -m mmtrain VERB ...``."""
+
+import sys
+
+from mmtrain.cli.__main__ import main
+
+sys.exit(main())

@@ -1,0 +1,28 @@
+"""Checkpoints that exist only when they are proven: written aside, hashed, renamed into place, verified when read."""
+
+from mmtrain.checkpoint.lock import WorkDirLock
+from mmtrain.checkpoint.manifest import FileRecord, Manifest
+from mmtrain.checkpoint.reader import Checkpoint, LoadReport
+from mmtrain.checkpoint.retention import Entry, Retention, to_delete
+from mmtrain.checkpoint.saving import PendingSave
+from mmtrain.checkpoint.storage import Files, LocalFiles
+from mmtrain.checkpoint.store import CheckpointStore, open_checkpoint
+from mmtrain.checkpoint.verify import Problem, find_problems
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointStore",
+    "Entry",
+    "FileRecord",
+    "Files",
+    "LoadReport",
+    "LocalFiles",
+    "Manifest",
+    "PendingSave",
+    "Problem",
+    "Retention",
+    "WorkDirLock",
+    "find_problems",
+    "open_checkpoint",
+    "to_delete",
+]

@@ -1,0 +1,118 @@
+"""The manifest: what a checkpoint is, which files it consists of, and the proof that they are whole.
+
+``manifest.json`` is written last, so a directory without one is no checkpoint. It lists every other file with its size
+and its xxh3-128 hash (https://xxhash.com), and carries a hash of itself. The format is specified in
+``docs/checkpoint_format.md``; this file holds its version 1. Nothing here touches a disk.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timezone
+from pathlib import PurePosixPath
+from typing import Any
+
+import xxhash
+
+from mmtrain.errors import CheckpointError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+_BLANK = "0" * 32
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """One file of a checkpoint: its size in bytes and its xxh3-128 hash in lower-case hexadecimal."""
+
+    size: int
+    xxh3_128: str
+
+
+@dataclass(slots=True, kw_only=True)
+class Manifest:
+    """What `CheckpointStore.save` was told, and the files that hold the state.
+
+    ``position`` is `mmtrain.progress.Progress` as a dict; ``config`` the text of the run's config; ``temporary`` marks
+    a checkpoint that retention may drop as soon as a newer one stands; ``meta`` takes any further JSON values.
+    ``files`` is keyed by the path inside the checkpoint, with forward slashes.
+    """
+
+    name: str
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    position: dict[str, int] = field(default_factory=dict)
+    world_size: int = 1
+    strategy: str = ""
+    seed: int | None = None
+    config: str = ""
+    data_fingerprint: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    temporary: bool = False
+    sections: list[str] = field(default_factory=list)
+    meta: dict[str, Any] = field(default_factory=dict)
+    created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="microseconds"))
+    format: int = FORMAT
+
+    @property
+    def iteration(self) -> int:
+        """Iterations done when it was saved."""
+        return int(self.position.get("iteration", 0))
+
+    @property
+    def epoch(self) -> int:
+        """Passes over the data that were complete when it was saved."""
+        return int(self.position.get("epoch", 0))
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files together, without the manifest."""
+        return sum(record.size for record in self.files.values())
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Return the file's bytes. Raises CheckpointError where a field is no JSON value."""
+    document = {"format": manifest.format, **asdict(manifest), "checksum": _BLANK}
+    try:
+        text = json.dumps(document, indent=1, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"the manifest of {manifest.name} cannot be written as JSON: {error}") from error
+    head, _, tail = text.rpartition(_BLANK)
+    return (head + xxhash.xxh3_128_hexdigest(text.encode()) + tail).encode()
+
+
+def decode(data: bytes, where: str = MANIFEST) -> Manifest:
+    """Read what `encode` gave. Raises CheckpointError, naming ``where``, unless every byte is as written."""
+    try:
+        document = json.loads(data.decode("utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{where}: not valid JSON ({error})") from error
+    if not isinstance(document, dict) or not isinstance(document.get("checksum"), str):
+        raise CheckpointError(f"{where}: no manifest of an mmtrain checkpoint (it has no checksum)")
+    if document.get("format") != FORMAT:
+        found = document.get("format")
+        raise CheckpointError(f"{where}: format {found!r}, but this version of mmtrain reads format {FORMAT}")
+    checksum = document.pop("checksum").encode()
+    head, _, tail = data.rpartition(checksum or b"?")
+    if xxhash.xxh3_128_hexdigest(head + _BLANK.encode() + tail).encode() != checksum:
+        raise CheckpointError(f"{where}: its checksum does not match its contents; the file was changed or damaged")
+    return _build(document, where)
+
+
+def _build(document: Mapping[str, Any], where: str) -> Manifest:
+    known = {f.name for f in fields(Manifest)}
+    try:
+        values = {key: value for key, value in document.items() if key in known}
+        values["files"] = {path: FileRecord(**record) for path, record in document["files"].items()}
+        manifest = Manifest(**values)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{where}: a field of format {FORMAT} is missing or malformed ({error})") from error
+    for path in manifest.files:
+        check_inside(path, where)
+    return manifest
+
+
+def check_inside(path: str, where: str) -> None:
+    """Refuse a file name that leads out of the checkpoint's directory."""
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or not pure.parts:
+        raise CheckpointError(f"{where}: it lists {path!r}, which does not lie inside the checkpoint")

@@ -1,0 +1,63 @@
+"""Which checkpoints may go: a pure function of what there is and of the policy."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A complete checkpoint as retention and listings see it. ``temporary``: saved by the clock."""
+
+    name: str
+    iteration: int
+    epoch: int
+    temporary: bool = False
+    created: str = ""
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How many checkpoints stay.
+
+    * ``max_keep_ckpts``: the newest so many permanent ones, 0 or less for all (MMEngine's name and meaning);
+    * ``keep_every``: those whose ``unit`` count is a multiple stay for ever and do not count above; 0 for none;
+    * ``keep_temporary``: the newest so many temporary ones, and only those that no permanent one has overtaken.
+    """
+
+    max_keep_ckpts: int = -1
+    keep_every: int = 0
+    unit: Literal["iteration", "epoch"] = "iteration"
+    keep_temporary: int = 1
+
+
+def to_delete(entries: Sequence[Entry], policy: Retention, protected: Collection[str] = ()) -> list[str]:
+    """Return the names to delete, oldest first. ``entries`` are complete ones in ascending order.
+
+    The newest one stays whatever the policy says, and with it at least one good checkpoint; so do those in
+    ``protected`` (the best one, the one a user named). A protected one counts among ``max_keep_ckpts`` if it is new
+    enough to.
+    """
+    if not entries:
+        return []
+    newest = entries[-1].name
+    permanent = [e for e in entries if not e.temporary and not _multiple(e, policy)]
+    multiples = [e for e in entries if not e.temporary and _multiple(e, policy)]
+    kept = {newest, *protected, *(e.name for e in multiples)}
+    kept |= {e.name for e in _last(permanent, policy.max_keep_ckpts or -1)}
+    last_permanent = max((i for i, e in enumerate(entries) if not e.temporary), default=-1)
+    fresh = [e for i, e in enumerate(entries) if e.temporary and i > last_permanent]
+    kept |= {e.name for e in _last(fresh, policy.keep_temporary)}
+    return [e.name for e in entries if e.name not in kept]
+
+
+def _multiple(entry: Entry, policy: Retention) -> bool:
+    count = entry.iteration if policy.unit == "iteration" else entry.epoch
+    return policy.keep_every > 0 and count > 0 and count % policy.keep_every == 0
+
+
+def _last(entries: Sequence[Entry], count: int) -> Sequence[Entry]:
+    if count < 0:
+        return entries
+    return entries[len(entries) - min(count, len(entries)) :]

@@ -1,0 +1,290 @@
+"""The one door to checkpoints: save them, list them, find the newest good one, open one."""
+
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import xxhash
+from torch import Tensor
+
+from mmtrain.checkpoint import catalog, storage
+from mmtrain.checkpoint.manifest import Manifest
+from mmtrain.checkpoint.ranks import Ranks
+from mmtrain.checkpoint.reader import Checkpoint
+from mmtrain.checkpoint.retention import Entry, Retention, to_delete
+from mmtrain.checkpoint.saving import Job, PendingSave, Plan, Saver, failed
+from mmtrain.checkpoint.sharding import collect, is_sharded, spread
+from mmtrain.checkpoint.staging import Stager
+from mmtrain.checkpoint.storage import Files, LocalFiles, Transaction
+from mmtrain.checkpoint.verify import Problem, Verify, find_problems, read_manifest
+from mmtrain.errors import CheckpointError
+
+Sections = Mapping[str, Mapping[str, Tensor]]
+Writer = Callable[[Path], None]
+_SECTION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+class CheckpointStore:
+    """The checkpoints of one work directory.
+
+    Every rank makes one, at the same place of the program (with several ranks it is a collective), and every rank calls
+    `save` and `newest_good` together. One save is in flight at a time; the next one waits for it.
+
+    * ``fs``: the file system; tests hand in one that fails;
+    * ``keep``: what retention keeps, and ``protected``, a set of names, what it never deletes;
+    * ``async_save``: whether `save` returns while the files are being written;
+    * ``step_sections``: sections that only the optimizer's step changes, and changes alike on all ranks. They may
+      still be copied during the next forward and backward, and their whole tensors are spread over the ranks that
+      write;
+    * ``exclusive``: the caller holds the lock of the work directory, so leftovers of any other process are dead.
+    """
+
+    def __init__(
+        self,
+        root: Path | str,
+        *,
+        fs: Files | None = None,
+        keep: Retention | None = None,
+        async_save: bool = True,
+        step_sections: Iterable[str] = ("optimizer",),
+        exclusive: bool = False,
+        threads: int = 2,
+    ) -> None:
+        self.root = Path(root)
+        self.keep = keep or Retention()
+        self.protected: set[str] = set()
+        self.async_save = async_save
+        self.exclusive = exclusive
+        self._fs = fs or LocalFiles()
+        self._step_sections = frozenset(step_sections)
+        self._ranks = Ranks()
+        self._stager = Stager(threads)
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mmtrain-write")
+        self._saver = Saver(self.root, self._fs, self._pool, self._ranks)
+        self._last: PendingSave | None = None
+
+    # ---- saving
+
+    def save(
+        self,
+        name: str,
+        tensors: Sections,
+        *,
+        state: Any = None,
+        rng: Any = None,
+        manifest_fields: Mapping[str, Any] | None = None,
+        extra_writers: Sequence[Writer] = (),
+        blocking: bool | None = None,
+    ) -> PendingSave:
+        """Save under ``name`` (``iter_500.pth``); a collective.
+
+        ``tensors`` are sections of tensors by name, whole or sharded (DTensor); ``state`` is a nested plain value (rank
+        0's counts), ``rng`` another one, of which every rank's own is kept. ``manifest_fields`` are fields of
+        `Manifest`. ``extra_writers`` are called with the open directory on every rank, here and now, and what they
+        leave there becomes part of the checkpoint. ``blocking`` writes from the live tensors and returns when all is
+        durable.
+
+        Raises CheckpointError where the save cannot begin, where it fails and is blocking, and where the one before it
+        failed and nobody has been told. The older checkpoints are untouched in every case.
+        """
+        begin = time.perf_counter()
+        if self._last is not None:
+            self._last.join()
+        manifest = Manifest(**{**(manifest_fields or {}), "name": name, "world_size": self._ranks.size})
+        manifest.sections = sorted(tensors)
+        writers = self._agree(name, tensors)
+        pending = PendingSave(name, self.root / name)
+        token = self._ranks.on_main(lambda: self._begin(pending))
+        job = Job(pending, Transaction(self.root, name, self._fs, token), manifest, adopt=bool(extra_writers))
+        in_thread = self.async_save if blocking is None else not blocking
+        try:
+            job.plan = self._plan(tensors, writers, state=state, rng=rng)
+            if in_thread:
+                job.staged = self._stager.stage(job.plan.large, overlapped=self._step_sections)
+            for writer in extra_writers:
+                writer(job.transaction.directory)
+        except Exception as error:  # the other ranks wait for this one's word: the job gives it to them
+            job.failure = error
+        self._last = pending
+        return self._run(job, begin, in_thread=in_thread)
+
+    def wait_staged(self) -> None:
+        """Return once the live tensors may change: called just before the optimizer's step."""
+        if self._last is not None:
+            self._last.wait_staged()
+
+    def poll(self) -> None:
+        """Raise the error of a background save that has ended and of which nobody has been told; else do nothing."""
+        if self._last is not None and self._last.done and not self._last.reported:
+            self._last.raise_error()
+
+    def wait(self) -> None:
+        """Return once no save is in flight. Raises CheckpointError where the last one failed and nobody was told."""
+        if self._last is not None:
+            self._last.join()
+            if not self._last.reported:
+                self._last.raise_error()
+
+    def close(self) -> None:
+        """Wait for the save in flight and end the threads; raises like `wait`."""
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()
+            self._stager.close()
+            self._ranks.close()
+
+    # ---- looking
+
+    def entries(self, *, verify: Verify = "size") -> list[Entry]:
+        """The complete checkpoints in ascending order of iteration, found by looking at the directory."""
+        return catalog.scan(self.root, verify=verify)[0]
+
+    def names(self) -> list[str]:
+        """The names of `entries`."""
+        return [entry.name for entry in self.entries()]
+
+    def pointer(self) -> str | None:
+        """What ``last_checkpoint`` says; a hint for people and other tools, never used here."""
+        return storage.read_pointer(self.root)
+
+    def newest_good(self, verify: Verify = "full") -> tuple[Checkpoint | None, list[Problem]]:
+        """Return the newest checkpoint that verifies, or None, and the faults of those passed over; a collective.
+
+        Leftovers of killed runs are cleared away first. Rank 0 looks and decides.
+        """
+        if self._last is not None:
+            self._last.join()
+
+        def look() -> tuple[Entry | None, list[Problem]]:
+            self.recover()
+            return catalog.newest_good(self.root, verify=verify)
+
+        entry, problems = self._ranks.on_main(look)
+        return (None if entry is None else self.open(entry.name, verify="none")), problems
+
+    def open(self, name_or_path: str | Path, verify: Verify = "full") -> Checkpoint:
+        """Open one checkpoint by its name here or by a path. Raises CheckpointError naming every file that is wrong."""
+        return open_checkpoint(name_or_path, root=self.root, verify=verify)
+
+    # ---- clearing up
+
+    def recover(self) -> list[str]:
+        """Clear away what killed runs left and put back what they were replacing; return a remark for each."""
+        return storage.recover(self.root, self._fs, exclusive=self.exclusive)
+
+    def prune(self, policy: Retention | None = None) -> list[str]:
+        """Delete what the policy does not keep; return the names. Raises OSError where one cannot be deleted."""
+        doomed = to_delete(self.entries(), policy or self.keep, self.protected)
+        for name in doomed:
+            storage.delete_checkpoint(self.root, name, self._fs)
+        return doomed
+
+    # ---- the steps of a save
+
+    def _agree(self, name: str, tensors: Sections) -> dict[str, dict[str, int]]:
+        """Say whether all can begin, and which rank writes each whole tensor, by section and name."""
+        sizes: dict[str, dict[str, int]] = {}
+        trouble, digest = None, ""
+        try:
+            _check_names(name, tensors)
+            sizes = {s: {n: t.nbytes for n, t in part.items() if not is_sharded(t)} for s, part in tensors.items()}
+            digest = xxhash.xxh3_128_hexdigest(repr(sorted((s, sorted(n.items())) for s, n in sizes.items())).encode())
+            if self._last is not None and self._last.error is not None and not self._last.reported:
+                self._last.reported = True
+                trouble = str(self._last.error)
+        except (CheckpointError, AttributeError) as error:
+            trouble = str(error)
+        words = self._ranks.gather((digest, trouble))
+        for _, other in words:
+            if other is not None:
+                raise CheckpointError(other)
+        if len({said for said, _ in words}) == 1:
+            return {s: spread(sizes[s], self._ranks.size) if s in self._step_sections else {} for s in sizes}
+        everyone = self._ranks.gather(
+            sizes
+        )  # some ranks hold what others do not: the first that holds a tensor writes it
+        return {
+            section: {n: r for r in reversed(range(self._ranks.size)) for n in everyone[r].get(section, {})}
+            for section in sizes
+        }
+
+    def _begin(self, pending: PendingSave) -> str:
+        pending.remarks += self.recover()
+        transaction = Transaction(self.root, pending.name, self._fs)
+        try:
+            transaction.begin()
+        except OSError as error:
+            transaction.abort()
+            raise failed(pending.path, error) from error
+        return transaction.token
+
+    def _plan(self, tensors: Sections, writers: Mapping[str, Mapping[str, int]], *, state: Any, rng: Any) -> Plan:
+        plan, rank = Plan(), self._ranks.rank
+        for section, named in tensors.items():
+            plan.add_section(section, collect(section, named, writers=writers.get(section, {}), rank=rank), rank=rank)
+        if self._ranks.main:
+            plan.add_tree("state", state)
+        plan.add_tree(f"rng/rank_{rank:05d}", rng)
+        return plan
+
+    def _run(self, job: Job, begin: float, *, in_thread: bool) -> PendingSave:
+        pending, staged = job.pending, job.staged
+
+        def work() -> None:
+            try:
+                self._saver.run(job, self._retain)
+            finally:
+                pending.total_seconds = time.perf_counter() - begin
+
+        if in_thread:
+            pending.start(work, staged)
+        else:
+            work()
+        pending.stall_seconds = time.perf_counter() - begin
+        if not in_thread:
+            pending.raise_error()
+        return pending
+
+    def _retain(self, pending: PendingSave) -> None:
+        """Let retention act after a save; what it cannot delete is a remark, for the checkpoint stands."""
+        for name in to_delete(self.entries(), self.keep, self.protected):
+            problems = storage.attempt(
+                lambda: storage.delete_checkpoint(self.root, name, self._fs),  # noqa: B023
+                f"{name} could not be deleted",
+            )
+            pending.remarks += problems
+            pending.deleted += [] if problems else [name]
+
+
+def open_checkpoint(name_or_path: str | Path, *, root: Path | None = None, verify: Verify = "full") -> Checkpoint:
+    """Open a checkpoint directory. A plain name is looked for in ``root`` first.
+
+    Raises CheckpointError, naming every faulty file, where it is missing, damaged or no checkpoint of mmtrain.
+    """
+    path = Path(name_or_path)
+    if root is not None and not path.is_absolute() and (root / path).exists():
+        path = root / path
+    if not path.exists():
+        raise CheckpointError(f"{path}: there is no such checkpoint" + (f", nor in {root}" if root is not None else ""))
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{path}: a file cannot be resumed from, it holds weights at most; to start from its weights set "
+            "load_from to it and resume=False"
+        )
+    manifest = read_manifest(path)
+    problems = find_problems(path, manifest, verify=verify)
+    if problems:
+        raise CheckpointError(f"{path} is damaged: " + "; ".join(f"{p.file}: {p.fault}" for p in problems))
+    return Checkpoint(path, manifest)
+
+
+def _check_names(name: str, tensors: Sections) -> None:
+    if not name or name.startswith(".") or "/" in name or "\\" in name or name == storage.POINTER:
+        raise CheckpointError(f"{name!r} cannot be the name of a checkpoint")
+    for section in tensors:
+        if not _SECTION.fullmatch(section) or section in ("state", "rng"):
+            raise CheckpointError(f"{section!r} cannot be the name of a section of tensors")

@@ -1,0 +1,215 @@
+"""The keys of a config: which there are, what each may hold, and when another name looks like a misspelt one."""
+
+import numbers
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Kind(NamedTuple):
+    """What a value may be: in words, and as a test."""
+
+    text: str
+    accepts: Callable[[Any], bool]
+
+
+def _is(text: str, *types: type, none: bool = False, objects: bool = False) -> Kind:
+    """Instances of ``types`` (bool is no int); with ``objects`` also whatever is not a plain Python value."""
+    plain = (str, bytes, bool, int, float, complex, list, tuple, set, dict, type)
+
+    def accepts(value: Any) -> bool:
+        if value is None:
+            return none
+        if isinstance(value, bool):
+            return bool in types
+        return isinstance(value, types) or (objects and not isinstance(value, plain))
+
+    return Kind(f"{text} or None" if none else text, accepts)
+
+
+def _whole(least: int, text: str, *, none: bool = False) -> Kind:
+    def accepts(value: Any) -> bool:
+        if value is None:
+            return none
+        return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least
+
+    return Kind(f"{text} or None" if none else text, accepts)
+
+
+def _one_of(*values: str) -> Kind:
+    return Kind(" or ".join(map(repr, values)), lambda value: value in values)
+
+
+_ANY = Kind("anything", lambda value: True)
+_BOOL = _is("True or False", bool)
+_PART = _is("a dict with `type`", dict, none=True, objects=True)
+_PARTS = _is("a dict with `type` or a list of them", dict, list, tuple, none=True, objects=True)
+_SECTION = _is("a dict", dict, none=True)
+_LOADER = _is("a dict", dict, none=True, objects=True)
+_TEXT = _is("a string", str, none=True)
+_PATH = _is("a path", str, Path, none=True)
+_COUNT = _whole(1, "a positive whole number", none=True)
+_NAME = Kind("a name, a class or a function", lambda value: isinstance(value, str) or callable(value))
+
+# Every top-level key of a config; any other top-level name is a variable of the config's own.
+KEYS: dict[str, Kind] = {
+    "model": _is("a dict with `type`", dict, objects=True),
+    "train_dataloader": _LOADER,
+    "val_dataloader": _LOADER,
+    "test_dataloader": _LOADER,
+    "train_cfg": _LOADER,
+    "val_cfg": _LOADER,
+    "test_cfg": _LOADER,
+    "val_evaluator": _PARTS,
+    "test_evaluator": _PARTS,
+    "optim_wrapper": _PART,
+    "param_scheduler": _PARTS,
+    "default_hooks": _SECTION,
+    "custom_hooks": _is("a list of dicts with `type`", list, tuple, none=True),
+    "env_cfg": _SECTION,
+    "randomness": _SECTION,
+    "launcher": _one_of("none", "pytorch", "slurm", "mpi"),
+    "log_level": _is("a level's name or number", str, int),
+    "log_processor": _SECTION,
+    "visualizer": _PART,
+    "load_from": _PATH,
+    "resume": _is("True, False or a path", bool, str),
+    "work_dir": _PATH,
+    "experiment_name": _TEXT,
+    "default_scope": _TEXT,
+    "custom_imports": _SECTION,
+    "strategy": _PART,
+    "compile": _is("True, False or a dict", bool, dict, none=True),
+    "runner_type": _NAME,
+    "auto_scale_lr": _SECTION,
+}
+
+_EVAL_CFG = {"type": _NAME, "fp16": _BOOL}
+_DATALOADER = {
+    "dataset": _is("a dict with `type`", dict, objects=True),
+    "batch_size": _COUNT,
+    "num_workers": _whole(0, "a whole number, 0 or more"),
+    "sampler": _PART,
+    "batch_sampler": _PART,
+    "shuffle": _is("True or False", bool, none=True),
+    "drop_last": _BOOL,
+    "collate_fn": Kind(
+        "a dict with `type`, a name or a function",
+        lambda value: value is None or isinstance(value, (dict, str)) or callable(value),
+    ),
+    "pin_memory": _is("True or False", bool, none=True),
+    "prefetch_factor": _COUNT,
+    "persistent_workers": _is("True or False", bool, none=True),
+    "worker_init_fn": _ANY,
+    "timeout": _ANY,
+    "multiprocessing_context": _ANY,
+    "indices": _ANY,
+    "num_batch_per_epoch": _COUNT,
+}
+
+# The keys of the sections that are no class's arguments. `optim_wrapper` has these besides its class's own.
+SECTIONS: dict[str, dict[str, Kind]] = {
+    "train_cfg": {
+        "type": _NAME,
+        "by_epoch": _is("True or False", bool, none=True),
+        "max_epochs": _COUNT,
+        "max_iters": _COUNT,
+        "val_begin": _whole(0, "a whole number, 0 or more"),
+        "val_interval": _whole(1, "a positive whole number"),
+        "dynamic_intervals": _is("a list of pairs", list, tuple, none=True),
+        "flush_at_epoch_end": _BOOL,
+        "nonfinite": _one_of("stop", "skip"),
+        "ledger": _ANY,
+    },
+    "val_cfg": _EVAL_CFG,
+    "test_cfg": _EVAL_CFG,
+    "randomness": {
+        "seed": _whole(0, "a whole number, 0 or more", none=True),
+        "deterministic": _BOOL,
+        "diff_rank_seed": _BOOL,
+        "per_sample": _BOOL,
+    },
+    "env_cfg": {
+        "cudnn_benchmark": _BOOL,
+        "mp_cfg": _SECTION,
+        "dist_cfg": _SECTION,
+        "resource_limit": _whole(1, "a positive whole number", none=True),
+        "timeout": _ANY,
+    },
+    "auto_scale_lr": {"enable": _BOOL, "base_batch_size": _COUNT, "rule": _TEXT},
+    "log_processor": dict.fromkeys(
+        ("type", "window_size", "by_epoch", "custom_cfg", "num_digits", "log_with_hierarchy", "mean_pattern"), _ANY
+    ),
+    "compile": dict.fromkeys(("disable", "fullgraph", "dynamic", "backend", "mode", "options", "target"), _ANY),
+    "custom_imports": {
+        "imports": _is("a module's name or a list of them", str, list, tuple),
+        "allow_failed_imports": _BOOL,
+    },
+    "train_dataloader": _DATALOADER,
+    "val_dataloader": _DATALOADER,
+    "test_dataloader": _DATALOADER,
+    "optim_wrapper": {"type": _NAME, "optimizer": _PART, "constructor": _NAME, "paramwise_cfg": _SECTION},
+}
+
+# The hooks of every run, by their name in `default_hooks`: an entry without `type` changes the arguments of these.
+DEFAULT_HOOKS = {
+    "runtime_info": "RuntimeInfoHook",
+    "timer": "IterTimerHook",
+    "sampler_seed": "DistSamplerSeedHook",
+    "logger": "LoggerHook",
+    "progress": "ProgressBarHook",
+    "param_scheduler": "ParamSchedulerHook",
+    "checkpoint": "CheckpointHook",
+}
+
+
+def misspelt(name: str, value: Any) -> str | None:
+    """The key that a top-level name looks like, or None for a variable of the config's own.
+
+    Tight on purpose, because a variable that is refused costs more trust than a typing error that is missed: one
+    letter off (two in keys of twelve letters and more), underscores and case aside. ``text_cfg``, ``models``,
+    ``my_visualizer`` and ``MODEL`` are variables.
+    """
+    if name in KEYS or name.isupper() or name.startswith("_") or name.endswith("_"):
+        return None
+    letters = _letters(name)
+    for key, kind in KEYS.items():
+        if _looks_like(letters, _letters(key)) and (letters != _letters(key) + "s" or kind.accepts(value)):
+            return key
+    return None
+
+
+def _letters(name: str) -> str:
+    return name.replace("_", "").lower()
+
+
+def _looks_like(name: str, key: str) -> bool:
+    if name == key:
+        return True
+    distance = _edit_distance(name, key)
+    if len(key) < 6 or key.endswith("cfg"):  # `text_cfg` is one letter from `test_cfg`: only swapped letters count
+        return distance == 1 and sorted(name) == sorted(key)
+    if key in name and name != key + "s":  # `val_dataloader_2`, `my_visualizer`, `compiled`
+        return False
+    return distance <= (2 if len(key) >= 12 else 1)
+
+
+def _edit_distance(first: str, second: str) -> int:
+    """The letters to insert, delete, replace or swap with their neighbour (optimal string alignment)."""
+    before: list[int] = []
+    row = list(range(len(second) + 1))
+    for i, a in enumerate(first, 1):
+        before, last, row = row, before, [i]
+        for j, b in enumerate(second, 1):
+            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (a != b))
+            if i > 1 and j > 1 and a == second[j - 2] and first[i - 2] == b:
+                cost = min(cost, last[j - 2] + 1)
+            row.append(cost)
+    return row[-1]
+
+
+def named_sets(loaders: Any) -> bool:
+    """Whether a ``val_dataloader`` is several, by name: a dict of dicts that each have a ``dataset``."""
+    if not isinstance(loaders, dict) or not loaders or "dataset" in loaders:
+        return False
+    return all(isinstance(loader, dict) and "dataset" in loader for loader in dict.values(loaders))

@@ -1,0 +1,32 @@
+"""The data of a run: an endless training stream with a position, and the passes of a validation."""
+
+from mmtrain.data.build import LOADER_KEYS, build_eval_loader, build_train_stream
+from mmtrain.data.collate import default_collate, pad_collate, pseudo_collate, resolve_collate
+from mmtrain.data.eval_loader import EvalLoader, IterableEvalLoader
+from mmtrain.data.iterable_stream import ForeignStream, IterableStream
+from mmtrain.data.permutation import epoch_order
+from mmtrain.data.sampler import DefaultSampler, Draw, InfiniteSampler, PositionSampler
+from mmtrain.data.stream import Stream, TrainStream
+from mmtrain.data.workers import worker_death
+
+__all__ = [
+    "LOADER_KEYS",
+    "DefaultSampler",
+    "Draw",
+    "EvalLoader",
+    "ForeignStream",
+    "InfiniteSampler",
+    "IterableEvalLoader",
+    "IterableStream",
+    "PositionSampler",
+    "Stream",
+    "TrainStream",
+    "build_eval_loader",
+    "build_train_stream",
+    "default_collate",
+    "epoch_order",
+    "pad_collate",
+    "pseudo_collate",
+    "resolve_collate",
+    "worker_death",
+]

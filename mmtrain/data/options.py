@@ -1,0 +1,78 @@
+"""The arguments of a data loader in two small groups, checked once."""
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from mmtrain.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the run a loader stands.
+
+    ``path`` is the config key that errors name; ``per_sample`` seeds before each sample instead of each batch.
+    """
+
+    seed: int
+    rank: int = 0
+    world_size: int = 1
+    per_sample: bool = True
+    path: str = "train_dataloader"
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """The options of ``torch.utils.data.DataLoader`` that concern its workers, with its meanings.
+
+    ``pin_memory`` None pins when there is CUDA, and is ignored where there is no accelerator at all.
+    ``persistent_workers`` is accepted for training and has no effect there: workers always live for the whole run.
+    """
+
+    num_workers: int = 0
+    pin_memory: bool | None = None
+    prefetch_factor: int | None = None
+    persistent_workers: bool | None = None
+    worker_init_fn: Callable[[int], Any] | None = None
+    timeout: float = 0
+    multiprocessing_context: Any = None
+
+    def check(self, path: str) -> None:
+        """Raise ConfigError for a number that cannot be."""
+        _check_integer(self.num_workers, f"{path}.num_workers", least=0)
+        if self.prefetch_factor is not None:
+            _check_integer(self.prefetch_factor, f"{path}.prefetch_factor", least=1)
+        if self.timeout is None or self.timeout < 0:
+            raise ConfigError(f"{path}.timeout: found {self.timeout!r}, expected seconds, or 0 for no limit")
+        if self.worker_init_fn is not None and not callable(self.worker_init_fn):
+            raise ConfigError(f"{path}.worker_init_fn: found {self.worker_init_fn!r}, expected a function")
+
+
+def split_options(options: Mapping[str, Any], *, path: str) -> tuple[Place, WorkerOptions]:
+    """Sort keyword arguments into the two groups.
+
+    Raises:
+        ConfigError: an unknown name, with the nearest one; or a value that cannot be.
+    """
+    place_names = {field.name for field in fields(Place)}
+    worker_names = {field.name for field in fields(WorkerOptions)}
+    for name in options:
+        if name not in place_names | worker_names:
+            raise unknown_key(name, place_names | worker_names, path=path)
+    workers = WorkerOptions(**{name: options[name] for name in worker_names & set(options)})
+    place = Place(**{"path": path} | {name: options[name] for name in place_names & set(options)})
+    workers.check(place.path)
+    return place, workers
+
+
+def unknown_key(name: str, known: set[str], *, path: str) -> ConfigError:
+    """Return the error for a key that a loader does not take."""
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(sorted(known))}"
+    return ConfigError(f"{path}.{name}: unknown key; {hint}")
+
+
+def _check_integer(value: Any, path: str, *, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{path}: found {value!r}, expected an integer of at least {least}")

@@ -1,0 +1,99 @@
+"""The order of the samples in one pass over the data, as a pure function of (size, seed, epoch)."""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from mmtrain.randomness import STREAM_SHUFFLE, mix
+
+# Up to this size the permutation is held (4 bytes a sample, 64 MiB at most, drawn in half a second); above it, it is
+# computed where it is needed. The bound decides the order of an epoch, so it is part of what a checkpoint relies on.
+HELD_LIMIT = 1 << 24
+
+_ROUNDS = 6  # even, so that the two halves have their first widths again at the end
+_CHUNK = 1024  # positions computed at a time: numpy's cost a call is shared by this many
+
+
+class Order(Protocol):
+    """The order of one pass: `take` gives the sample indices that stand at positions start <= p < stop."""
+
+    def take(self, start: int, stop: int) -> list[int]: ...
+
+
+class SequentialOrder:
+    """0, 1, 2, ..."""
+
+    def take(self, start: int, stop: int) -> list[int]:
+        return list(range(start, stop))
+
+
+class HeldOrder:
+    """A permutation drawn by ``torch.randperm`` with a generator of its own."""
+
+    def __init__(self, size: int, seed: int, epoch: int) -> None:
+        generator = torch.Generator()
+        generator.manual_seed(mix(STREAM_SHUFFLE, seed, epoch))
+        self._order = torch.randperm(size, generator=generator, dtype=torch.int32).numpy()
+
+    def take(self, start: int, stop: int) -> list[int]:
+        return self._order[start:stop].tolist()  # type: ignore[no-any-return]
+
+
+class ComputedOrder:
+    """A pseudo-random permutation of ``range(size)`` that is computed position by position and holds nothing.
+
+    A Feistel network of six rounds (Luby and Rackoff, 1988) permutes the numbers of the bit length of ``size - 1``;
+    a result that lies outside is sent through again until it lies inside ("cycle walking", Black and Rogaway, 2002),
+    on average less than twice. The two halves may differ by one bit, and change sides after every round.
+    """
+
+    def __init__(self, size: int, seed: int, epoch: int) -> None:
+        self._size = size
+        bits = max(2, (size - 1).bit_length())
+        self._widths = (bits // 2, bits - bits // 2)
+        self._keys = [np.uint64(mix(STREAM_SHUFFLE, seed, epoch, round_)) for round_ in range(_ROUNDS)]
+        self._start = self._stop = 0
+        self._chunk: list[int] = []
+
+    def take(self, start: int, stop: int) -> list[int]:
+        if start < self._start or stop > self._stop:
+            self._start, self._stop = start, min(max(stop, start + _CHUNK), self._size)
+            self._chunk = self._permute(np.arange(self._start, self._stop, dtype=np.uint64)).tolist()
+        return self._chunk[start - self._start : stop - self._start]
+
+    def _permute(self, positions: np.ndarray) -> np.ndarray:
+        values = self._network(positions)
+        while (outside := np.flatnonzero(values >= np.uint64(self._size))).size:
+            values[outside] = self._network(values[outside])
+        return values
+
+    def _network(self, values: np.ndarray) -> np.ndarray:
+        left_bits, right_bits = self._widths
+        for key in self._keys:
+            right = values & np.uint64((1 << right_bits) - 1)
+            left = values >> np.uint64(right_bits)
+            left ^= _scramble(right ^ key) >> np.uint64(64 - left_bits)
+            values = (right << np.uint64(left_bits)) | left
+            left_bits, right_bits = right_bits, left_bits
+        return values
+
+
+def _scramble(x: np.ndarray) -> np.ndarray:
+    """Scramble every number by the SplitMix64 finaliser (Steele et al., 2014); uint64 arithmetic wraps around."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def epoch_order(size: int, seed: int, epoch: int, *, shuffle: bool, held_limit: int = HELD_LIMIT) -> Order:
+    """Return the order of pass ``epoch`` over ``size`` samples.
+
+    No global generator is touched. Above ``held_limit`` samples the permutation takes no memory.
+    """
+    if not shuffle:
+        return SequentialOrder()
+    if size <= held_limit:
+        return HeldOrder(size, seed, epoch)
+    return ComputedOrder(size, seed, epoch)

@@ -1,0 +1,160 @@
+"""Files of text become one file of tokens, once; later starts map it into memory.
+
+``<cache_dir>/<name>-<key>-<split>.bin`` holds the tokens and nothing else, ``.json`` beside it their type, number and
+hash. The key is made of paths, sizes and times of the files and of the tokenizer, so a change of any makes a new file.
+The ``.json`` is written last: without it, or when it does not fit the ``.bin``, the tokens are made again.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import xxhash
+
+from mmtrain.datasets.sources import TextFiles
+from mmtrain.datasets.tokenizers import encode_file, token_dtype, tokenizer_fingerprint
+from mmtrain.errors import ConfigError, RunError
+
+_FORMAT = 1
+_HASHED_BYTES = 1 << 30  # a file beyond this is trusted by its size: hashing it would take longer than a second
+
+
+@dataclass(frozen=True, slots=True)
+class TokenFile:
+    """A file of tokens: where it lies, the numpy type of a token, how many there are, and the xxh3-128 of the file."""
+
+    path: str
+    dtype: str
+    count: int
+    digest: str
+
+    def open(self) -> np.ndarray:
+        """Map the tokens into memory, read-only."""
+        # A plain array on the map: slices of np.memmap itself are slower to make.
+        return np.asarray(np.memmap(self.path, dtype=self.dtype, mode="r", shape=(self.count,)))
+
+
+def prepare_tokens(source: TextFiles, tokenizer: Any, *, split: str, cache_dir: str) -> TokenFile:
+    """Return the token file of one split of ``source``, made now unless a sound one exists.
+
+    Several processes may call this at once: they wait for each other where the file system has locks, and where it has
+    none each renames an equal file into place. Raises ConfigError for a source without files or a directory that cannot
+    be written, RunError when a file cannot be read.
+    """
+    files = source.files(split)
+    base = Path(cache_dir) / f"{source.name}-{_key(source.root, files, tokenizer)}-{split}"
+    try:
+        base.parent.mkdir(parents=True, exist_ok=True)
+        with _lock(base.with_name(base.name + ".lock")):
+            return read_token_file(base) or _make(base, source.root, files, tokenizer)
+    except OSError as error:
+        raise ConfigError(
+            f"dataset.cache_dir: the tokens cannot be written to {str(base.parent)!r}: {error.strerror or error}; "
+            "name another directory"
+        ) from error
+
+
+def read_token_file(base: Path) -> TokenFile | None:
+    """Return the sound token file at ``base`` (without suffix), or None when it is missing, cut short or damaged."""
+    path = base.with_name(base.name + ".bin")
+    try:
+        described = json.loads(base.with_name(base.name + ".json").read_text(encoding="utf-8"))
+        if described.pop("format") != _FORMAT:
+            return None
+        tokens = TokenFile(path=str(path), **described)
+        size = path.stat().st_size
+        if size == 0 or size != tokens.count * np.dtype(tokens.dtype).itemsize:
+            return None
+        return tokens if size > _HASHED_BYTES or _digest(path) == tokens.digest else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _make(base: Path, root: Path, files: list[str], tokenizer: Any) -> TokenFile:
+    dtype = token_dtype(tokenizer.vocab_size)
+    hasher = xxhash.xxh3_128()
+    count = 0
+
+    def write_tokens(out: IO[bytes]) -> None:
+        nonlocal count
+        for name in files:
+            content = encode_file(tokenizer, _read(root / name)).astype(dtype, copy=False)
+            data = content.tobytes()
+            out.write(data)
+            hasher.update(data)
+            count += content.size
+
+    path = base.with_name(base.name + ".bin")
+    _write_atomically(path, write_tokens)
+    if count == 0:
+        path.unlink()
+        raise ConfigError(f"source.root: the {len(files)} files below {str(root)!r} hold no text")
+    tokens = TokenFile(path=str(path), dtype=dtype.name, count=count, digest=hasher.hexdigest())
+    described = {"format": _FORMAT, **{key: value for key, value in asdict(tokens).items() if key != "path"}}
+    text = json.dumps(described, indent=1) + "\n"
+    _write_atomically(base.with_name(base.name + ".json"), lambda out: out.write(text.encode()))
+    return tokens
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RunError(
+            f"training text {str(path)!r} cannot be read: {error.strerror or error}; mend it, or leave it out with "
+            "source.exclude"
+        ) from error
+
+
+def _key(root: Path, files: list[str], tokenizer: Any) -> str:
+    """Identify the input without reading it: the tokenizer, and path, size and time of every file."""
+    hasher = hashlib.sha256(f"{_FORMAT} {tokenizer_fingerprint(tokenizer)} {os.fspath(root.resolve())}\n".encode())
+    for name in files:
+        try:
+            status = (root / name).stat()
+        except OSError as error:
+            raise RunError(f"training text {str(root / name)!r} cannot be read: {error.strerror or error}") from error
+        hasher.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    return hasher.hexdigest()[:12]
+
+
+def _digest(path: Path) -> str:
+    hasher = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            hasher.update(block)
+    return hasher.hexdigest()
+
+
+def _write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file that is seen whole or not at all: aside, to the disk, and only then under its name."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as out:
+            write(out)
+            out.flush()
+            os.fsync(out.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock that the system releases when the process dies; without one where there are no locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with path.open("wb") as file:
+        with contextlib.suppress(OSError):  # some network file systems refuse; the renames are safe without
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,204 @@
+"""When to save a checkpoint, and which one is the best; how it is saved is the runner's business."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mmtrain.errors import ConfigError, RunError
+from mmtrain.hooks.base import Hook
+from mmtrain.registry import HOOKS
+
+# MMEngine's: a metric whose name holds one of these is better when greater, or when less.
+_GREATER = ("acc", "top", "AR@", "auc", "precision", "mAP", "mDice", "mIoU", "mAcc", "aAcc")
+_LESS = ("loss", "perplexity", "error")
+
+
+@HOOKS.register_module()
+class CheckpointHook(Hook):
+    """Asks for checkpoints: every ``interval``, at the end, when a metric is the best so far, every so many seconds.
+
+    MMEngine's arguments keep their meaning. ``by_epoch`` defaults to the unit of the run. Those that are new:
+
+    * ``every_seconds``: also save when so much time has passed since the last save; such a checkpoint is temporary, it
+      goes when a newer one exists;
+    * ``keep_every``: checkpoints at multiples of this (in the unit of ``interval``) are never deleted;
+    * ``save_frozen``: False leaves out parameters that do not train; they come from the model's own construction;
+    * ``weights_interval``: also write the weights alone, as safetensors under ``weights/``, this often;
+    * ``async_save``: training goes on while a checkpoint is written;
+    * ``on_save_error``: "continue" or "stop" when a checkpoint cannot be written.
+
+    Raises ConfigError at the start where an argument cannot be right, the metric of ``save_best`` among them.
+    """
+
+    priority = "VERY_LOW"
+
+    def __init__(  # noqa: PLR0913 - MMEngine's arguments
+        self,
+        interval: int = -1,
+        by_epoch: bool | None = None,
+        *,
+        save_optimizer: bool = True,
+        save_param_scheduler: bool = True,
+        out_dir: str | None = None,
+        max_keep_ckpts: int = -1,
+        save_last: bool = True,
+        save_best: str | Sequence[str] | None = None,
+        rule: str | Sequence[str] | None = None,
+        greater_keys: Sequence[str] | None = None,
+        less_keys: Sequence[str] | None = None,
+        filename_tmpl: str | None = None,
+        published_keys: str | Sequence[str] | None = None,
+        save_begin: int = 0,
+        every_seconds: float | None = None,
+        keep_every: int | None = None,
+        save_frozen: bool = True,
+        weights_interval: int | None = None,
+        async_save: bool = True,
+        on_save_error: str = "continue",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.interval = interval
+        self.by_epoch = by_epoch
+        self.save_begin = save_begin
+        self.save_last = save_last
+        self.out_dir = out_dir
+        self.every_seconds = every_seconds
+        self.weights_interval = weights_interval
+        self.published_keys = [published_keys] if isinstance(published_keys, str) else list(published_keys or [])
+        self.policy = {
+            "max_keep": max_keep_ckpts, "keep_every": keep_every, "optimizer": save_optimizer,
+            "schedules": save_param_scheduler, "frozen": save_frozen, "asynchronous": async_save,
+            "on_error": on_save_error, "filename_tmpl": filename_tmpl, "at_stop": save_last,
+        }  # fmt: skip
+        self._clock = clock
+        self._greater, self._less = tuple(greater_keys or _GREATER), tuple(less_keys or _LESS)
+        self._best_metrics = [save_best] if isinstance(save_best, str) else list(save_best or [])
+        self._rules = [rule] if isinstance(rule, str) else list(rule or [])
+        self.best: dict[str, dict[str, Any]] = {}
+        self._check()
+
+    def _check(self) -> None:
+        where = "default_hooks.checkpoint"
+        if self.interval == 0 or self.interval < -1:
+            raise ConfigError(f"{where}.interval is {self.interval}; expected a positive number, or -1 for none")
+        if self.save_begin < 0:
+            raise ConfigError(f"{where}.save_begin is {self.save_begin}; expected 0 or more")
+        if self.policy["on_error"] not in ("continue", "stop"):
+            raise ConfigError(f"{where}.on_save_error is {self.policy['on_error']!r}; expected 'continue' or 'stop'")
+        if self._rules and len(self._rules) not in (1, len(self._best_metrics)):
+            raise ConfigError(f"{where}.rule has {len(self._rules)} entries for {len(self._best_metrics)} metrics")
+        if any(rule not in ("greater", "less") for rule in self._rules):
+            raise ConfigError(f"{where}.rule is {self._rules}; expected 'greater' or 'less'")
+        for name in ("every_seconds", "weights_interval"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{where}.{name} is {value}; expected a positive number")
+        keep_every = self.policy["keep_every"]
+        if keep_every is not None and keep_every <= 0:
+            raise ConfigError(f"{where}.keep_every is {keep_every}; expected a positive number")
+
+    # ---- when ---------------------------------------------------------------------------------------------------
+    def before_run(self, runner: Any) -> None:
+        """Hand the policy over; the unit of the interval is the run's where none was given."""
+        if runner.train_loop is not None:
+            if self.by_epoch is None:
+                self.by_epoch = runner.train_loop.by_epoch
+            runner.saving.configure(self.policy, by_epoch=self.by_epoch)
+            runner.saving.protect(entry["checkpoint"] for entry in self.best.values())
+
+    def before_train(self, runner: Any) -> None:
+        """Check the metrics of ``save_best`` against what one batch of validation gives, and start the clock."""
+        self._last_save = self._clock()
+        if self._best_metrics:
+            self._name_metrics(runner)
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Ask for the saves that are counted in iterations or seconds."""
+        done = runner.iter + 1
+        if not self.by_epoch and self._is_due(done, self.interval):
+            runner.request_save("interval")
+        elif self.save_last and runner.train_loop.finished:
+            runner.request_save("last")
+        if not self.by_epoch and self.weights_interval and done % self.weights_interval == 0:
+            runner.request_save("weights", weights_only=True)
+        if self.every_seconds is not None and self._clock() - self._last_save >= self.every_seconds:
+            self._last_save = self._clock()
+            runner.request_save("time", temporary=True)
+
+    def after_train_epoch(self, runner: Any) -> None:
+        """Ask for the saves that are counted in epochs."""
+        done = runner.epoch + 1
+        if self.by_epoch and self._is_due(done, self.interval):
+            runner.request_save("interval")
+        if self.by_epoch and self.weights_interval and done % self.weights_interval == 0:
+            runner.request_save("weights", weights_only=True)
+
+    def _is_due(self, done: int, interval: int) -> bool:
+        return interval > 0 and done >= max(self.save_begin, 1) and (done - self.save_begin) % interval == 0
+
+    # ---- the best -----------------------------------------------------------------------------------------------
+    def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
+        """Ask for a save when a metric is the best so far; the record is written when that checkpoint exists."""
+        for metric, rule in zip(self._best_metrics, self._rules, strict=True):
+            if metrics is None or metric not in metrics:
+                raise RunError(f"save_best: validation gave no {metric!r}; it gave {sorted(metrics or {})}")
+            value = float(metrics[metric])
+            if math.isfinite(value) and self._is_better(value, self.best.get(metric, {}).get("value"), rule):
+                self.best[metric] = {"value": value, "checkpoint": None, "iteration": runner.progress.iteration}
+                runner.request_save(f"best {metric}", best=metric)
+
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Name the checkpoint that is being written in the records it is the best of; it must not be retired."""
+        self._last_save = self._clock()
+        for record in self.best.values():
+            if record["checkpoint"] is None:
+                record["checkpoint"] = checkpoint["name"]
+        runner.saving.protect(record["checkpoint"] for record in self.best.values())
+
+    def after_save_checkpoint(self, runner: Any, entry: str) -> None:
+        """Write ``best.json`` once the checkpoint it names is complete."""
+        if any(record["checkpoint"] == entry for record in self.best.values()):
+            runner.saving.write_best(self.best)
+
+    def _name_metrics(self, runner: Any) -> None:
+        if runner.val_loop is None:
+            raise ConfigError("default_hooks.checkpoint.save_best needs a val_dataloader")
+        found = runner.val_loop.measure(max_batches=1, quiet=True)
+        names = list(found)
+        metrics = [names[0] if metric == "auto" and names else metric for metric in self._best_metrics]
+        for metric in metrics:
+            if metric not in found:
+                raise ConfigError(
+                    f"default_hooks.checkpoint.save_best is {metric!r}, which validation does not give; "
+                    f"it gives {', '.join(sorted(found))}"
+                )
+        rules = self._rules * len(metrics) if len(self._rules) == 1 else self._rules
+        self._best_metrics, self._rules = metrics, rules or [self._rule_of(metric) for metric in metrics]
+
+    def _rule_of(self, metric: str) -> str:
+        name = metric.rsplit("/", maxsplit=1)[-1]
+        for keys, rule in ((self._greater, "greater"), (self._less, "less")):
+            if name in keys:
+                return rule
+        for keys, rule in ((self._greater, "greater"), (self._less, "less")):
+            if any(key.lower() in name.lower() for key in keys):
+                return rule
+        raise ConfigError(
+            f"default_hooks.checkpoint.save_best: is {metric!r} better when greater or when less? "
+            "say so with rule='greater' or rule='less'"
+        )
+
+    @staticmethod
+    def _is_better(value: float, best: float | None, rule: str) -> bool:
+        if best is None:
+            return True
+        return value > best if rule == "greater" else value < best
+
+    # ---- state --------------------------------------------------------------------------------------------------
+    def state_dict(self) -> dict[str, Any]:
+        """The best values so far and the checkpoints that have them."""
+        return {"best": {metric: dict(record) for metric, record in self.best.items()}}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        self.best = {metric: dict(record) for metric, record in state_dict["best"].items()}

@@ -1,0 +1,105 @@
+"""Ends a run whose metric no longer improves."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from mmtrain.errors import ConfigError, RunError
+from mmtrain.hooks.base import Hook
+from mmtrain.hooks.metric_rule import infer_rule
+from mmtrain.registry import HOOKS
+
+
+@HOOKS.register_module()
+class EarlyStoppingHook(Hook):
+    """Asks the run to stop when ``monitor`` did not improve by ``min_delta`` in ``patience`` validations in a row.
+
+    MMEngine's arguments, with its rule inferred from the metric's name. The count and the best value are saved with
+    checkpoints, so patience goes on after a restart. It also stops when the metric passes ``stopping_threshold``, and,
+    with ``check_finite``, when it becomes NaN or infinite. A metric that validation does not give raises RunError;
+    with ``strict=False`` it is told once and passed over. Raises ConfigError when the rule cannot be inferred.
+    """
+
+    priority = "LOWEST"
+
+    def __init__(
+        self,
+        monitor: str,
+        rule: str | None = None,
+        *,
+        min_delta: float = 0.1,
+        strict: bool = True,
+        check_finite: bool = True,
+        patience: int = 5,
+        stopping_threshold: float | None = None,
+    ) -> None:
+        rule = rule or infer_rule(monitor)
+        if rule not in ("greater", "less"):
+            found = f"rule is {rule!r}" if rule else f"{monitor!r} does not tell whether greater or less is better"
+            raise ConfigError(f"EarlyStoppingHook: {found}; expected rule='greater' or rule='less'")
+        if patience < 1:
+            raise ConfigError(f"EarlyStoppingHook: patience is {patience}; expected 1 or more validations")
+        self.monitor = monitor
+        self.rule = rule
+        self.min_delta = min_delta
+        self.strict = strict
+        self.check_finite = check_finite
+        self.patience = patience
+        self.stopping_threshold = stopping_threshold
+        self.wait_count = 0
+        self.best_score: float | None = None
+        self._told_missing = False
+
+    def after_val_epoch(self, runner: Any, metrics: Mapping[str, Any] | None = None) -> None:
+        metrics = metrics or {}
+        if self.monitor not in metrics:
+            self._missing(runner, metrics)
+            return
+        reason = self._judge(float(metrics[self.monitor]))
+        if reason is not None:
+            runner.request_stop(reason)
+
+    def _missing(self, runner: Any, metrics: Mapping[str, Any]) -> None:
+        sentence = (
+            f"EarlyStoppingHook: validation gave no metric {self.monitor!r}; "
+            f"it gave {', '.join(sorted(metrics)) or 'none'}"
+        )
+        if self.strict:
+            raise RunError(f"{sentence}. Set monitor to one of these")
+        if not self._told_missing:
+            runner.logger.warning("%s; nothing is stopped early", sentence)
+            self._told_missing = True
+
+    def _judge(self, score: float) -> str | None:
+        """Take note of a value; return why to stop, or None to go on."""
+        if self.check_finite and not math.isfinite(score):
+            return f"{self.monitor} is {score}; its best value was {self.best_score}"
+        if self.stopping_threshold is not None and self._is_past(score, self.stopping_threshold):
+            self.best_score = score
+            return f"{self.monitor} = {score} is {self.rule} than stopping_threshold={self.stopping_threshold}"
+        if self._improves(score):
+            self.best_score, self.wait_count = score, 0
+            return None
+        self.wait_count += 1
+        if self.wait_count < self.patience:
+            return None
+        return f"{self.monitor} did not improve in {self.wait_count} validations; its best value was {self.best_score}"
+
+    def _is_past(self, score: float, limit: float) -> bool:
+        return score > limit if self.rule == "greater" else score < limit
+
+    def _improves(self, score: float) -> bool:
+        # As MMEngine: a value that lies exactly min_delta beyond the best one is an improvement. NaN never is.
+        if self.best_score is None:
+            return not math.isnan(score)
+        if self.rule == "greater":
+            return score >= self.best_score + self.min_delta
+        return score <= self.best_score - self.min_delta
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"monitor": self.monitor, "best_score": self.best_score, "wait_count": self.wait_count}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take up the count; that of another metric says nothing about this one and is left."""
+        if state_dict["monitor"] == self.monitor:
+            self.best_score, self.wait_count = state_dict["best_score"], int(state_dict["wait_count"])

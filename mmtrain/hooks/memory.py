@@ -1,0 +1,71 @@
+"""Small hooks about memory and buffers."""
+
+from typing import Any
+
+import torch
+
+from mmtrain import dist
+from mmtrain.hooks.base import Hook
+from mmtrain.registry import HOOKS
+
+
+@HOOKS.register_module()
+class EmptyCacheHook(Hook):
+    """Gives cached device memory that nothing uses back to the device, at the points that are switched on."""
+
+    priority = "NORMAL"
+
+    def __init__(self, before_epoch: bool = False, after_epoch: bool = True, *, after_iter: bool = False) -> None:
+        self._wanted = {"before_epoch": before_epoch, "after_epoch": after_epoch, "after_iter": after_iter}
+
+    def _before_epoch(self, runner: Any, mode: str = "train") -> None:
+        self._empty("before_epoch")
+
+    def _after_epoch(self, runner: Any, mode: str = "train") -> None:
+        self._empty("after_epoch")
+
+    def _after_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None, mode: str = "train"
+    ) -> None:
+        self._empty("after_iter")
+
+    def _empty(self, point: str) -> None:
+        if self._wanted[point] and torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+@HOOKS.register_module()
+class SyncBuffersHook(Hook):
+    """Averages the model's floating-point buffers (running statistics) over ranks, after each epoch and before each
+    validation that does not follow one at once. A collective call; nothing happens in one process.
+    """
+
+    priority = "NORMAL"
+
+    def __init__(self) -> None:
+        self._synced_at = -1
+
+    def after_train_epoch(self, runner: Any) -> None:
+        self._sync(runner)
+
+    def before_val_epoch(self, runner: Any) -> None:
+        self._sync(runner)
+
+    def _sync(self, runner: Any) -> None:
+        if dist.world_size() == 1 or self._synced_at == runner.progress.iteration:
+            return
+        self._synced_at = runner.progress.iteration
+        average_buffers(runner.model)
+
+
+def average_buffers(model: torch.nn.Module) -> None:
+    """Set every floating-point buffer to its mean over ranks, with one all-reduce per device and dtype."""
+    groups: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            groups.setdefault((buffer.device, buffer.dtype), []).append(buffer)
+    with torch.no_grad():
+        for buffers in groups.values():
+            mean = dist.mean_over_ranks(torch.cat([buffer.reshape(-1) for buffer in buffers]))
+            for buffer, part in zip(buffers, mean.split([buffer.numel() for buffer in buffers]), strict=True):
+                buffer.copy_(part.view_as(buffer))

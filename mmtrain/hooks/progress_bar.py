@@ -1,0 +1,57 @@
+"""The progress bar of a run on a terminal."""
+
+from time import perf_counter
+from typing import Any
+
+from mmtrain.hooks.base import Hook
+from mmtrain.logging import ProgressBar, Shown
+from mmtrain.registry import HOOKS
+
+
+@HOOKS.register_module()
+class ProgressBarHook(Hook):
+    """Shows iteration, percent, loss, lr, samples/s, the share of time spent waiting for data, and the time left.
+
+    Only on a terminal, and on rank 0; elsewhere the log lines say it all. Drawn at most ten times a second from numbers
+    that are on the host: the loss and the data share are those of the last log line.
+    """
+
+    priority = "LOWEST"
+
+    def __init__(self) -> None:
+        self._bar = ProgressBar()
+
+    def before_train(self, runner: Any) -> None:
+        if runner.rank == 0:
+            self._bar.start(runner.progress.iteration, runner.progress.samples)
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if perf_counter() >= self._bar.due:
+            self._draw(runner)
+
+    def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if perf_counter() >= self._bar.due:
+            self._bar.note(f"val {batch_idx + 1}")
+
+    def after_train(self, runner: Any) -> None:
+        if self._bar.live:  # the last drawing shows the end
+            self._draw(runner)
+        self._bar.finish()
+
+    def on_exception(self, runner: Any, error: BaseException) -> None:
+        self._bar.abandon()
+
+    def _draw(self, runner: Any) -> None:
+        progress, scalars = runner.progress, runner.scalars
+        time, data_time = scalars.latest("time"), scalars.latest("data_time")
+        groups = runner.optim_wrapper.param_groups
+        lr = groups[0]["lr"] if groups else None
+        shown = Shown(
+            done=progress.iteration,
+            total=runner.max_iters,
+            loss=scalars.latest("loss"),
+            # A tensor may live on the device, and reading it would make the loop wait.
+            lr=lr if isinstance(lr, float) else None,
+            wait=data_time / time if time and data_time is not None else None,
+        )
+        self._bar.update(shown, progress.samples)

@@ -1,0 +1,32 @@
+"""Scalars, the log's lines, the progress bar, and where they are written."""
+
+from mmtrain.logging.console import make_logger
+from mmtrain.logging.cut import cut_events, cut_json_lines, cut_logs
+from mmtrain.logging.lines import Place, format_seconds, format_train_line, format_val_line
+from mmtrain.logging.progress_bar import ProgressBar, Shown
+from mmtrain.logging.scalars import Scalars
+from mmtrain.logging.terminal import LiveLine, live_line
+from mmtrain.logging.visualizer import LazyVisualizer, build_visualizer
+from mmtrain.logging.writers import ConsoleWriter, JsonLinesWriter, VisualizerWriter, Writer
+
+__all__ = [
+    "ConsoleWriter",
+    "JsonLinesWriter",
+    "LazyVisualizer",
+    "LiveLine",
+    "Place",
+    "ProgressBar",
+    "Scalars",
+    "Shown",
+    "VisualizerWriter",
+    "Writer",
+    "build_visualizer",
+    "cut_events",
+    "cut_json_lines",
+    "cut_logs",
+    "format_seconds",
+    "format_train_line",
+    "format_val_line",
+    "live_line",
+    "make_logger",
+]

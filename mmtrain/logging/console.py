@@ -1,0 +1,54 @@
+"""The run's logger: console and file, one format, rank 0 speaks."""
+
+import logging
+import sys
+from pathlib import Path
+
+from mmtrain import dist
+from mmtrain.errors import ConfigError
+from mmtrain.logging.terminal import LiveLine, live_line
+
+LINE_FORMAT = "%(asctime)s - mmtrain - %(levelname)s - %(message)s"
+DATE_FORMAT = "%Y/%m/%d %H:%M:%S"
+
+
+class _ConsoleHandler(logging.StreamHandler):
+    """Writes to what ``sys.stderr`` is at that moment, above the progress bar where there is one."""
+
+    def __init__(self, line: LiveLine) -> None:
+        logging.Handler.__init__(self)
+        self._line = line
+
+    @property
+    def stream(self):
+        return sys.stderr
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with self._line.above():
+            super().emit(record)
+
+
+def make_logger(name: str = "mmtrain", *, level: str | int = "INFO", file: str | Path | None = None) -> logging.Logger:
+    """Return the logger ``name`` with exactly one console handler and, on rank 0, one for ``file``.
+
+    Lines read ``2026/11/21 22:00:00 - mmtrain - INFO - ...``, on stderr, without colours. Other ranks only tell
+    warnings and worse, and write no file. Called again for a name, it replaces that logger's handlers. Raises
+    ConfigError for a level that does not exist.
+    """
+    number = logging.getLevelName(level.upper()) if isinstance(level, str) else level
+    if not isinstance(number, int):
+        raise ConfigError(f"log_level is {level!r}; expected DEBUG, INFO, WARNING, ERROR or CRITICAL")
+    logger = logging.getLogger(name)
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    logger.setLevel(number if dist.is_main() else max(number, logging.WARNING))
+    logger.propagate = False  # a root handler of the user's would tell every line a second time
+    handlers: list[logging.Handler] = [_ConsoleHandler(live_line)]
+    if file is not None and dist.is_main():
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter(LINE_FORMAT, DATE_FORMAT))
+        logger.addHandler(handler)
+    return logger

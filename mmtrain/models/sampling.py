@@ -1,0 +1,47 @@
+"""Drawing tokens from a language model, one after the other."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def sample_tokens(
+    model: nn.Module,
+    start: Sequence[int],
+    *,
+    count: int,
+    context: int,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    generator: torch.Generator | None = None,
+) -> list[int]:
+    """Return ``count`` tokens that follow ``start``, drawn from ``model(input_ids=...)["logits"]``.
+
+    The model is called in evaluation mode and left in the mode it was in. The draw happens on the CPU with
+    ``generator`` (seed 0 when None), so it is the same for every device and touches no default generator.
+    """
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    device = next(model.parameters()).device
+    tokens = list(start)
+    was_training = model.training
+    model.eval()
+    try:
+        for _ in range(count):
+            window = torch.tensor([tokens[-context:]], device=device)
+            logits = model(input_ids=window)["logits"][0, -1]
+            tokens.append(draw(logits.float().cpu(), temperature=temperature, top_k=top_k, generator=generator))
+    finally:
+        model.train(was_training)
+    return tokens[len(start) :]
+
+
+def draw(logits: Tensor, *, temperature: float, top_k: int | None, generator: torch.Generator) -> int:
+    """Draw one token from ``logits`` (vocab_size,): the likeliest at temperature 0, else one of the ``top_k`` best."""
+    if temperature <= 0:
+        return int(logits.argmax())
+    if top_k is not None and top_k < len(logits):
+        best, places = logits.topk(top_k)
+        return int(places[torch.multinomial((best / temperature).softmax(0), 1, generator=generator)])
+    return int(torch.multinomial((logits / temperature).softmax(0), 1, generator=generator))

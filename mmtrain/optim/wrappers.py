@@ -1,0 +1,321 @@
+"""The optimizer wrapper: backward, clip, step and clear, with MMEngine's arguments and methods.
+
+The loop says before each micro-batch how long its window is and whether it is the window's last (`set_window`); it then
+calls `backward` and, at the end of a window, `finish_window`. A model with a ``train_step`` of its own calls
+`update_params` instead, as under MMEngine. Nothing is read from the device unless an option of `OptimWrapper` needs it.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mmtrain import dist
+from mmtrain.arguments import did_you_mean
+from mmtrain.config_source import config_error
+from mmtrain.errors import RunError
+from mmtrain.registry import OPTIM_WRAPPERS
+from mmtrain.types import StepResult
+
+_APPLIED = StepResult(None)
+_NO_CONTEXT = nullcontext()
+_CLIP_KEYS = {"norm": ("max_norm", "norm_type", "error_if_nonfinite", "foreach"), "value": ("clip_value", "foreach")}
+
+
+@OPTIM_WRAPPERS.register_module()
+class OptimWrapper:
+    """Gradient accumulation and clipping around a torch optimizer.
+
+    * ``accumulative_counts``: micro-batches of one window, one update;
+    * ``clip_grad``: ``dict(max_norm=1.0)`` (also ``norm_type``, ``error_if_nonfinite``) or
+      ``dict(type='value', clip_value=0.5)``.
+
+    Set by the loop:
+
+    * ``want_grad_norm``: measure the gradients' norm in the steps that follow, also where nothing is clipped;
+    * ``skip_nonfinite``: leave parameters and moments as they are where the loss or a gradient is not finite. Costs the
+      norm and one read from the device in each update, and one small all-reduce where there are several ranks;
+    * ``before_step``: called just before the optimizer steps.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, accumulative_counts: int = 1, clip_grad: Mapping[str, Any] | None = None
+    ) -> None:
+        if not isinstance(accumulative_counts, int) or accumulative_counts < 1:
+            raise config_error(
+                "optim_wrapper.accumulative_counts", f"found {accumulative_counts!r}, expected an integer of 1 or more"
+            )
+        self.optimizer = optimizer
+        self.accumulative_counts = accumulative_counts
+        self.clip_grad = _checked_clip(clip_grad)
+        self.want_grad_norm = False
+        self.skip_nonfinite = False
+        self.before_step: Callable[[], None] | None = None
+        self.remarks: list[str] = []
+        # With several groups, what a parameter without multipliers would have: the `base_lr` of MMEngine's logs.
+        self.base_group = {**optimizer.defaults} if len(optimizer.param_groups) > 1 else None
+        # A subclass with a `step` of its own, as MMEngine's documentation teaches it, keeps being called.
+        self._own_step = type(self).step is not OptimWrapper.step
+        self._plain = self.clip_grad is None and not self._own_step
+        # torch's own zero_grad costs about 6 microseconds of profiling; another class's may do more than clear.
+        self._clears_itself = type(optimizer).zero_grad is Optimizer.zero_grad
+        self._length, self._last = accumulative_counts, accumulative_counts == 1
+        self._driven = False
+        self._inner_count, self._max_counts = 0, -1
+        self._result: StepResult | None = None
+        self._window_over = True
+        self._loss_bad = False
+        self._loss_sum: Tensor | None = None
+
+    # ---- what the loop and the strategies call ----
+    def set_window(self, length: int, last: bool) -> None:
+        """Say how many micro-batches the current window has, and whether the next one is its last."""
+        self._length = length
+        self._last = last
+        self._driven = True
+
+    def backward(self, loss: Tensor, **kwargs: Any) -> None:
+        """Add the gradients of ``loss``, which is already divided by the window's length. Raises RunError."""
+        self.note_loss(loss)
+        loss.backward(**kwargs)
+        self._inner_count += 1
+
+    def finish_window(self) -> StepResult:
+        """Clip, step and clear the gradients; the norm is the one before clipping, left on its device."""
+        if self._plain and not self.want_grad_norm and not self.skip_nonfinite:
+            if self.before_step is not None:
+                self.before_step()
+            self.optimizer.step()
+            result = _APPLIED
+        elif self._own_step:
+            self.step()
+            result = self.take_result() or _APPLIED
+        else:
+            result = self._step({})
+        self.clear_gradients()
+        return result
+
+    def note_loss(self, loss: Tensor) -> None:
+        """Remember whether a loss of this window is not finite: `found_nonfinite`. Raises RunError for no scalar."""
+        if loss.numel() != 1:
+            raise RunError(f"the loss has shape {tuple(loss.shape)}, expected a single number: take its mean or sum")
+        if not loss.requires_grad:
+            raise RunError("the loss has no gradient: no trainable parameter took part in it")
+        if self._window_over:
+            self._window_over = self._loss_bad = False
+            self._loss_sum = None
+        if loss.is_cpu:
+            value = loss.item()
+            if value - value != 0.0:
+                self._loss_bad = True
+        else:
+            # A sum is not finite as soon as one term is not; one kernel for each loss but the first, no read.
+            own = loss.detach().float()
+            self._loss_sum = own if self._loss_sum is None else self._loss_sum + own
+
+    @property
+    def found_nonfinite(self) -> Tensor | None:
+        """Whether a loss of the current window (or of the one just finished) was not finite: a 0-d bool tensor.
+
+        It lies on the loss's device and is not read. None where, on the CPU, every loss was finite, or none was noted.
+        """
+        if self._loss_sum is not None:
+            return ~torch.isfinite(self._loss_sum)
+        return torch.tensor(True) if self._loss_bad else None
+
+    def clear_gradients(self) -> None:
+        """Set every gradient to None."""
+        self._window_over = True
+        if self._clears_itself:
+            for group in self.optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+        else:
+            self.optimizer.zero_grad()
+
+    def take_result(self) -> StepResult | None:
+        """What the last `update_params` or `step` since the previous call gave, or None."""
+        result, self._result = self._result, None
+        return result
+
+    # ---- MMEngine's methods, for models with a train_step of their own ----
+    def update_params(
+        self, loss: Tensor, step_kwargs: Mapping[str, Any] | None = None, zero_kwargs: Mapping[str, Any] | None = None
+    ) -> None:
+        """Divide ``loss`` by the window's length, add its gradients, and step where this is the window's last."""
+        self.backward(self.scale_loss(loss))
+        if not self.should_update():
+            return
+        if not step_kwargs and not zero_kwargs:
+            self._result = self.finish_window()
+        else:
+            self.step(**(step_kwargs or {}))
+            self.zero_grad(**(zero_kwargs or {}))
+
+    def scale_loss(self, loss: Tensor) -> Tensor:
+        """``loss`` divided by the length of its window."""
+        length = self._length if self._driven else self._window_alone()
+        return loss if length == 1 else loss / length
+
+    def step(self, **kwargs: Any) -> None:
+        """Clip and step; ``kwargs`` go to the optimizer. The gradients stay."""
+        self._result = self._step(kwargs)
+
+    def zero_grad(self, **kwargs: Any) -> None:
+        """Clear the gradients; ``kwargs`` as for the optimizer's method."""
+        if kwargs:
+            self._window_over = True
+            self.optimizer.zero_grad(**kwargs)
+        else:
+            self.clear_gradients()
+
+    def optim_context(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """The context of the forward pass: ranks exchange gradients only for a window's last micro-batch."""
+        if not self.should_sync() and hasattr(model, "no_sync"):
+            return model.no_sync()  # type: ignore[operator]
+        return _NO_CONTEXT
+
+    def should_update(self) -> bool:
+        """Whether the micro-batch whose gradients were just added is its window's last."""
+        if self._driven:
+            return self._last
+        return self._inner_count % self.accumulative_counts == 0 or self._inner_count == self._max_counts
+
+    def should_sync(self) -> bool:
+        """Whether the micro-batch that comes now is its window's last."""
+        if self._driven:
+            return self._last
+        return (self._inner_count + 1) % self.accumulative_counts == 0 or self._inner_count + 1 == self._max_counts
+
+    def initialize_count_status(self, model: nn.Module, init_counts: int, max_counts: int) -> None:
+        """For loops that never call `set_window`: where the count of micro-batches stands, and where it ends."""
+        self._inner_count, self._max_counts = init_counts, max_counts
+
+    def _window_alone(self) -> int:
+        """The window's length by counting, where no loop says it: the last one ends at ``max_counts``."""
+        rest = self._max_counts % self.accumulative_counts if self._max_counts >= 0 else 0
+        return rest if rest and self._inner_count >= self._max_counts - rest else self.accumulative_counts
+
+    @property
+    def inner_count(self) -> int:
+        """Micro-batches whose gradients were added so far."""
+        return self._inner_count
+
+    @property
+    def param_groups(self) -> Any:
+        """The optimizer's groups."""
+        return self.optimizer.param_groups
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The optimizer's defaults."""
+        return self.optimizer.defaults
+
+    def get_lr(self) -> dict[str, list[float]]:
+        """``{'lr': one value for each group}``, with ``base_lr``, the one without multipliers, where groups differ."""
+        base = {} if self.base_group is None else {"base_lr": [self.base_group["lr"]]}
+        return base | {"lr": [group["lr"] for group in self.optimizer.param_groups]}
+
+    def get_momentum(self) -> dict[str, list[float]]:
+        """``{'momentum': one value for each group}``: ``momentum``, else ``betas[0]``, else 0."""
+        groups = self.optimizer.param_groups
+        return {"momentum": [g["momentum"] if "momentum" in g else g.get("betas", (0,))[0] for g in groups]}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive besides the optimizer's own state: nothing here, the loss scaler's state in subclasses."""
+        return {}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Put back what `state_dict` gave."""
+
+    def __repr__(self) -> str:
+        counts, clip = self.accumulative_counts, self.clip_grad
+        return f"{type(self).__name__}(accumulative_counts={counts}, clip_grad={clip}, optimizer={self.optimizer!r})"
+
+    # ---- one step ----
+    def _step(self, kwargs: Mapping[str, Any]) -> StepResult:
+        scaled_overflow = self._unscale()
+        clips_norm = self.clip_grad is not None and self.clip_grad["type"] == "norm"
+        checks = self.skip_nonfinite and scaled_overflow is None
+        norm = self._measure() if clips_norm or self.want_grad_norm or checks else None
+        applied = not scaled_overflow and not (checks and norm is not None and self._nonfinite(norm))
+        if applied:
+            self._clip(norm)
+            if self.before_step is not None:
+                self.before_step()
+            self._apply(kwargs)
+        self._after_step()
+        return StepResult(norm, applied)
+
+    def _unscale(self) -> bool | None:
+        """Undo the loss scaling: whether a gradient overflowed, or None where there is no scaler."""
+        return None
+
+    def _apply(self, kwargs: Mapping[str, Any]) -> None:
+        self.optimizer.step(**kwargs)
+
+    def _after_step(self) -> None:
+        """Bring the loss scale up to date, whether or not the step was applied."""
+
+    def _with_gradients(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+    def _measure(self) -> Tensor:
+        """The total norm of the gradients, over all shards where they are sharded."""
+        norm_type = self.clip_grad.get("norm_type", 2.0) if self.clip_grad else 2.0
+        foreach = self.clip_grad.get("foreach") if self.clip_grad else None
+        gradients = [p.grad for p in self._with_gradients() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients, norm_type, foreach=foreach)
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+    def _nonfinite(self, norm: Tensor) -> bool:
+        """Whether this window's losses or gradients are not finite on any rank; reads from the device."""
+        flag = ~torch.isfinite(norm)
+        losses = self.found_nonfinite
+        if losses is not None:
+            flag = flag | losses.to(flag.device)
+        if dist.world_size() > 1:
+            flag = dist.sum_over_ranks(flag.float())
+        return bool(flag.item())
+
+    def _clip(self, norm: Tensor | None) -> None:
+        clip = self.clip_grad
+        if clip is None:
+            return
+        if clip["type"] == "value":
+            torch.nn.utils.clip_grad_value_(self._with_gradients(), clip["clip_value"], clip.get("foreach"))
+            return
+        assert norm is not None
+        if clip.get("error_if_nonfinite") and not math.isfinite(norm.item()):
+            raise RunError(f"the gradients' norm is {norm.item()} and clip_grad.error_if_nonfinite is set")
+        torch.nn.utils.clip_grads_with_norm_(self._with_gradients(), clip["max_norm"], norm, clip.get("foreach"))
+
+
+def _checked_clip(clip_grad: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """``clip_grad`` with its ``type`` filled in. Raises ConfigError."""
+    if clip_grad is None:
+        return None
+    where = "optim_wrapper.clip_grad"
+    if not isinstance(clip_grad, Mapping) or not clip_grad:
+        raise config_error(where, f"found {clip_grad!r}, expected None or a dict such as dict(max_norm=1.0)")
+    clip = {"type": "norm", **clip_grad}
+    if clip["type"] not in _CLIP_KEYS:
+        raise config_error(f"{where}.type", f"found {clip['type']!r}, expected 'norm' or 'value'")
+    known = _CLIP_KEYS[clip["type"]]
+    for key in clip:
+        if key != "type" and key not in known:
+            hint = did_you_mean(key, known) or f", expected {', '.join(known)}"
+            raise config_error(f"{where}.{key}", f"unknown key for type {clip['type']!r}{hint}")
+    bound = known[0]
+    try:
+        clip[bound] = float(clip[bound])
+        clip["norm_type"] = float(clip.get("norm_type", 2.0))
+    except (KeyError, TypeError, ValueError):
+        raise config_error(where, f"expected {bound} as a number, found {dict(clip_grad)}") from None
+    if not clip[bound] > 0:
+        raise config_error(f"{where}.{bound}", f"found {clip[bound]}, expected more than 0")
+    return clip

@@ -1,0 +1,273 @@
+"""From a config to the parts of a run: one function a section, one fixed order.
+
+The order matters: the seed and the checkpoint to resume are known before the first object that draws random numbers is
+built, and the data before the schedules, whose length it decides.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmtrain import dist
+from mmtrain.config import check_config, dump_config
+from mmtrain.data import build_eval_loader, build_train_stream
+from mmtrain.errors import ConfigError
+from mmtrain.evaluation import build_evaluator
+from mmtrain.logging import ConsoleWriter, JsonLinesWriter, Scalars, VisualizerWriter, build_visualizer, make_logger
+from mmtrain.optim import OptimWrapper, build_optim_wrapper, build_schedules, scale_lr
+from mmtrain.randomness import STREAM_BUILD, draw_seed, mix, seed_generators, set_deterministic
+from mmtrain.registry import HOOKS, MODELS, STRATEGIES, build
+from mmtrain.runner.flexible_runner import Parts, Randomness
+from mmtrain.runner.hook_points import HookList
+from mmtrain.runner.loops import TrainPlan
+from mmtrain.runner.resume import Resume
+from mmtrain.runner.saving import SaveService
+from mmtrain.strategies import Strategy
+
+# The hooks that every run has; `default_hooks` changes their arguments, or removes one with None.
+DEFAULT_HOOKS: dict[str, dict[str, Any]] = {
+    "runtime_info": {"type": "RuntimeInfoHook"},
+    "timer": {"type": "IterTimerHook"},
+    "sampler_seed": {"type": "DistSamplerSeedHook"},
+    "logger": {"type": "LoggerHook"},
+    "progress": {"type": "ProgressBarHook"},
+    "param_scheduler": {"type": "ParamSchedulerHook"},
+    "checkpoint": {"type": "CheckpointHook"},
+}
+
+
+def assemble(cfg: Any, *, task: str = "train") -> Parts:
+    """Build every part of a run. Raises ConfigError for whatever in the config cannot be right."""
+    from mmtrain.runner.custom_imports import import_custom_modules
+
+    import_custom_modules(cfg)
+    check_config(cfg)
+    strategy: Strategy = build(STRATEGIES, cfg.get("strategy") or {"type": "SingleDeviceStrategy"}, path="strategy")
+    strategy.setup()
+    place = make_place(cfg)
+    hooks = build_hooks(cfg)
+    resume = Resume.choose(cfg, place.work_dir, hooks, logger=place.logger, task=task)
+    randomness = build_randomness(cfg, resume.seed)
+    trains = task == "train" and cfg.get("train_dataloader") is not None
+    stream = _train_stream(cfg, randomness) if trains else None
+    val_sets = build_sets(cfg, "val", randomness) if task in ("train", "val") else {}
+    test_sets = build_sets(cfg, "test", randomness) if task == "test" else {}
+    remarks: list[str] = [*getattr(stream, "remarks", [])]
+    plan = build_plan(cfg.get("train_cfg"), stream) if trains else None
+    prepare_model(cfg, strategy, randomness, _optim_factory(cfg, stream, remarks) if trains else None)
+    schedules = _schedules(cfg, strategy, plan, stream, remarks) if plan is not None else None
+    visualizer = build_visualizer(cfg.get("visualizer"), save_dir=place.log_dir, name=place.experiment_name)
+    return Parts(
+        cfg=cfg, work_dir=place.work_dir, log_dir=place.log_dir, timestamp=place.timestamp,
+        experiment_name=place.experiment_name, logger=place.logger, randomness=randomness, strategy=strategy,
+        hooks=hooks, scalars=Scalars(), writers=build_writers(place, visualizer),
+        saving=SaveService(resume.store, logger=place.logger), train_dataloader=stream, train_plan=plan,
+        schedules=schedules, val_sets=val_sets, test_sets=test_sets, visualizer=visualizer, resume=resume,
+        eval_fp16={kind: bool((cfg.get(f"{kind}_cfg") or {}).get("fp16")) for kind in ("val", "test")},
+        remarks=remarks, config_text=place.config_text,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a run writes."""
+
+    work_dir: Path
+    log_dir: Path
+    timestamp: str
+    experiment_name: str
+    logger: Any
+    config_text: str
+
+
+def make_place(cfg: Any) -> Place:
+    """Create ``<work_dir>/<timestamp>``, the logger in it, and the resolved config beside the log.
+
+    Raises ConfigError when the directory cannot be written.
+    """
+    name = Path(cfg.filename).stem if getattr(cfg, "filename", None) else "run"
+    work_dir = Path(cfg.get("work_dir") or Path("work_dirs") / name)
+    timestamp = dist.broadcast_object(time.strftime("%Y%m%d_%H%M%S"))
+    experiment = cfg.get("experiment_name") or f"{name}_{timestamp}"
+    log_dir = dist.on_main(lambda: _new_directory(work_dir, timestamp))
+    logger = make_logger(f"mmtrain.{experiment}", level=cfg.get("log_level") or "INFO", file=log_dir / "run.log")
+    if dist.is_main():
+        dump_config(cfg, log_dir / "config.py")
+    text = dist.on_main(lambda: (log_dir / "config.py").read_text(encoding="utf-8"))
+    return Place(work_dir, log_dir, log_dir.name, experiment, logger, text)
+
+
+def _new_directory(work_dir: Path, timestamp: str) -> Path:
+    try:
+        for number in range(1000):
+            directory = work_dir / (f"{timestamp}_{number}" if number else timestamp)
+            try:
+                directory.mkdir(parents=True)
+            except FileExistsError:
+                if not work_dir.is_dir():
+                    raise
+                continue
+            (directory / "vis_data").mkdir()
+            return directory
+    except OSError as error:
+        raise ConfigError(
+            f"work_dir {str(work_dir)!r} cannot be written: {error.strerror or error}; "
+            "choose another with work_dir=... or --work-dir"
+        ) from error
+    raise ConfigError(f"work_dir {str(work_dir)!r} holds a thousand runs begun in one second")
+
+
+def build_hooks(cfg: Any) -> HookList:
+    """The default hooks as ``default_hooks`` changes them, then ``custom_hooks``."""
+    wanted: dict[str, Any] = {name: dict(hook) for name, hook in DEFAULT_HOOKS.items()}
+    for name, hook in (cfg.get("default_hooks") or {}).items():
+        if hook is None:
+            wanted.pop(name, None)
+        elif isinstance(hook, Mapping) and "type" not in hook and name in wanted:
+            wanted[name] = {**wanted[name], **hook}
+        else:
+            wanted[name] = hook
+    named = [(name, build(HOOKS, hook, path=f"default_hooks.{name}")) for name, hook in wanted.items()]
+    for index, hook in enumerate(cfg.get("custom_hooks") or []):
+        built = build(HOOKS, hook, path=f"custom_hooks[{index}]")
+        named.append((type(built).__name__, built))
+    return HookList(named)
+
+
+def build_randomness(cfg: Any, resumed_seed: int | None) -> Randomness:
+    """The config's ``randomness`` with a seed: the config's, else the checkpoint's, else a drawn one."""
+    options = dict(cfg.get("randomness") or {})
+    seed = options.pop("seed", None)
+    if seed is None:
+        seed = dist.broadcast_object(draw_seed()) if resumed_seed is None else resumed_seed
+    randomness = Randomness(seed=int(seed), **options)
+    set_deterministic(randomness.deterministic)
+    env = cfg.get("env_cfg") or {}
+    if env.get("cudnn_benchmark") and not randomness.deterministic:
+        torch.backends.cudnn.benchmark = True
+    return randomness
+
+
+def _train_stream(cfg: Any, randomness: Randomness) -> Any:
+    seed_generators(mix(STREAM_BUILD, randomness.seed))
+    return build_train_stream(
+        cfg["train_dataloader"], seed=randomness.seed, rank=dist.rank(), world_size=dist.world_size(),
+        per_sample=randomness.per_sample, path="train_dataloader",
+    )  # fmt: skip
+
+
+def build_sets(cfg: Any, kind: str, randomness: Randomness) -> dict[str, tuple[Any, Any]]:
+    """The validation or test sets by name (one set has the name ""), each with its loader and evaluator.
+
+    Several sets are written ``val_dataloader=dict(name=dict(dataset=...), ...)``; ``val_evaluator`` is then one config
+    for all, or a dict of the same names.
+    """
+    loaders, evaluators = cfg.get(f"{kind}_dataloader"), cfg.get(f"{kind}_evaluator")
+    if loaders is None:
+        if evaluators is not None:
+            raise ConfigError(f"{kind}_evaluator is given without {kind}_dataloader: give both or none")
+        return {}
+    named = {"": loaders}
+    if isinstance(loaders, Mapping) and "dataset" not in loaders:
+        named = dict(loaders)
+    sets = {}
+    for name, loader in named.items():
+        path = f"{kind}_dataloader.{name}" if name else f"{kind}_dataloader"
+        own = evaluators
+        if name and isinstance(evaluators, Mapping) and "type" not in evaluators:
+            own = evaluators.get(name)
+        sets[name] = (
+            build_eval_loader(
+                loader, seed=randomness.seed, rank=dist.rank(), world_size=dist.world_size(), path=path
+            ),
+            build_evaluator(own, path=f"{kind}_evaluator.{name}" if name else f"{kind}_evaluator"),
+        )
+    return sets
+
+
+def build_plan(train_cfg: Any, stream: Any) -> TrainPlan:
+    """``train_cfg`` as a plan. Raises ConfigError where it has no end, or one this data cannot know."""
+    options = dict(train_cfg or {})
+    options.pop("type", None)
+    by_epoch = options.pop("by_epoch", None)
+    if by_epoch is not None:
+        needed, other = ("max_epochs", "max_iters") if by_epoch else ("max_iters", "max_epochs")
+        if options.get(needed) is None:
+            raise ConfigError(f"train_cfg.by_epoch={by_epoch} needs train_cfg.{needed}")
+        if options.get(other) is not None:
+            raise ConfigError(f"train_cfg.by_epoch={by_epoch} and train_cfg.{other} contradict one another: drop one")
+    if "val_interval" not in options and options.get("max_iters") is not None:
+        options["val_interval"] = 1000  # MMEngine's default in iteration-based runs
+    options["dynamic_intervals"] = tuple(tuple(pair) for pair in options.get("dynamic_intervals") or ())
+    plan = TrainPlan(**options)
+    if plan.by_epoch and stream.iterations_per_epoch is None:
+        raise ConfigError(
+            "train_cfg.max_epochs: the training data does not know its length, so epochs cannot be counted beforehand; "
+            "use train_cfg=dict(by_epoch=False, max_iters=...)"
+        )
+    return plan
+
+
+def prepare_model(
+    cfg: Any, strategy: Strategy, randomness: Randomness, make_optim: Callable[[nn.Module], OptimWrapper] | None
+) -> None:
+    """Build the model from a seed of its own, initialise it, and hand it to the strategy."""
+    if cfg.get("model") is None:
+        raise ConfigError("the config has no 'model'; expected model=dict(type=..., ...)")
+    seed_generators(mix(STREAM_BUILD, randomness.seed))
+    model = build(MODELS, cfg["model"], path="model")
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
+    if callable(getattr(model, "init_weights", None)):
+        model.init_weights()
+    strategy.prepare(model, make_optim, _compile_options(cfg.get("compile")))
+
+
+def _compile_options(value: Any) -> dict[str, Any] | None:
+    if not value:
+        return None
+    options = {} if value is True else dict(value)
+    return None if options.pop("disable", False) else options
+
+
+def _optim_factory(cfg: Any, stream: Any, remarks: list[str]) -> Callable[[nn.Module], OptimWrapper]:
+    if cfg.get("optim_wrapper") is None:
+        raise ConfigError("the config has no 'optim_wrapper'; expected optim_wrapper=dict(optimizer=dict(type=...))")
+
+    def make(model: nn.Module) -> OptimWrapper:
+        optim = build_optim_wrapper(model, cfg["optim_wrapper"], path="optim_wrapper")
+        scaling = cfg.get("auto_scale_lr") or {}
+        if scaling.get("enable"):
+            effective = stream.batch_size * dist.world_size() * optim.accumulative_counts
+            remarks.append(scale_lr(scaling, optim, effective_batch=effective))
+        return optim
+
+    return make
+
+
+def _schedules(cfg: Any, strategy: Strategy, plan: TrainPlan, stream: Any, remarks: list[str]) -> Any:
+    per_epoch = stream.iterations_per_epoch
+    max_iters = plan.max_iters
+    if plan.max_epochs is not None and per_epoch is not None:
+        max_iters = plan.max_epochs * per_epoch
+    schedules = build_schedules(
+        cfg.get("param_scheduler"), strategy.optim, max_iters=max_iters, max_epochs=plan.max_epochs,
+        iterations_per_epoch=per_epoch, path="param_scheduler",
+    )  # fmt: skip
+    remarks.extend(schedules.remarks)
+    return schedules
+
+
+def build_writers(place: Place, visualizer: Any) -> list[Any]:
+    """Where scalars go: the console, the JSON lines, and the visualizer's backends. Rank 0 writes."""
+    if not dist.is_main():
+        return []
+    writers: list[Any] = [ConsoleWriter(place.logger), JsonLinesWriter(place.log_dir / "vis_data" / "scalars.json")]
+    if visualizer is not None:
+        writers.append(VisualizerWriter(visualizer))
+    return writers

@@ -1,0 +1,143 @@
+"""Validation and test: one ordered pass over each set, with its metrics; the loss needs no evaluator."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmtrain import dist
+from mmtrain.errors import RunError
+from mmtrain.randomness import STREAM_VAL, mix, seed_generators
+from mmtrain.runner.model_call import ModelCall
+
+if TYPE_CHECKING:
+    from mmtrain.runner.flexible_runner import FlexibleRunner
+
+
+class EvaluationLoop:
+    """Runs the validation or the test sets (``kind`` is "val" or "test").
+
+    ``sets`` maps a name to (loader, evaluator or None). The metrics of a set named "" keep their own names; those of
+    any other are called ``<set>/<metric>``.
+    """
+
+    def __init__(self, runner: "FlexibleRunner", kind: str, sets: Mapping[str, tuple[Any, Any]]) -> None:
+        self.runner = runner
+        self.kind = kind
+        self.sets = dict(sets)
+        self.has_reported_metrics = False
+        self._call = ModelCall(runner.model, runner.strategy.module, runner.device)
+
+    @property
+    def dataloader(self) -> Any:
+        """The first set's loader."""
+        return next(iter(self.sets.values()))[0]
+
+    @property
+    def evaluator(self) -> Any:
+        """The first set's evaluator."""
+        return next(iter(self.sets.values()))[1]
+
+    def run(self, *, max_batches: int | None = None) -> dict[str, float]:
+        """Evaluate every set, call the hooks and return the metrics. Leaves the model in evaluation mode."""
+        runner, kind = self.runner, self.kind
+        runner.strategy.module.eval()
+        runner.hooks.call(f"before_{kind}", runner)
+        runner.hooks.call(f"before_{kind}_epoch", runner)
+        metrics = self.measure(max_batches=max_batches)
+        runner.metrics = metrics
+        runner.hooks.call(f"after_{kind}_epoch", runner, metrics=metrics)
+        runner.hooks.call(f"after_{kind}", runner)
+        return metrics
+
+    def measure(self, *, max_batches: int | None = None, quiet: bool = False) -> dict[str, float]:
+        """Evaluate every set; ``quiet`` calls no hook (a trial of the metrics' names at the start)."""
+        runner = self.runner
+        if runner.randomness.positional:
+            seed_generators(mix(STREAM_VAL, runner.seed, dist.rank(), runner.progress.iteration))
+        metrics: dict[str, float] = {}
+        with torch.no_grad():
+            for name, (loader, evaluator) in self.sets.items():
+                found = self._measure_set(loader, evaluator, max_batches, quiet)
+                metrics.update({f"{name}/{key}" if name else key: value for key, value in found.items()})
+        return metrics
+
+    def _measure_set(
+        self, loader: Any, evaluator: Any, max_batches: int | None, quiet: bool
+    ) -> dict[str, float]:
+        runner, points = self.runner, self.runner.hooks.points
+        before, after = points[f"before_{self.kind}_iter"], points[f"after_{self.kind}_iter"]
+        losses = _LossMean()
+        count = 0
+        for index, batch in enumerate(loader):
+            if max_batches is not None and index >= max_batches:
+                break
+            if not quiet:
+                for hook in before:
+                    hook(runner, batch_idx=index, data_batch=batch)
+            outputs = self._predict(batch, evaluator, losses)
+            count += batch_samples(batch)
+            if not quiet:
+                for hook in after:
+                    hook(runner, batch_idx=index, data_batch=batch, outputs=outputs)
+        total = int(dist.sum_over_ranks(torch.tensor(count)).item())
+        if total == 0:
+            raise RunError(f"the {self.kind} set is empty: its loader gave no batch")
+        metrics = losses.mean()
+        if evaluator is not None:
+            metrics.update(evaluator.evaluate(total if max_batches is not None else len(loader.dataset)))
+        return metrics
+
+    def _predict(self, batch: Any, evaluator: Any, losses: "_LossMean") -> Any:
+        call, runner = self._call, self.runner
+        with runner.evaluation_context(self.kind):
+            if evaluator is not None and call.has_mode:
+                step = runner.model.val_step if self.kind == "val" else runner.model.test_step
+                outputs = step(batch)
+            else:
+                prepared = call.prepare(batch, training=False)
+                outputs = call(prepared)
+                if call.has_mode or evaluator is None or _has_loss(outputs):
+                    losses.add(call.losses(outputs)[1], batch_samples(batch))
+        if evaluator is not None:
+            evaluator.process(data_samples=outputs, data_batch=batch)
+        return outputs
+
+
+class _LossMean:
+    """The mean of each loss over samples and ranks, summed in float64 and read once."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._samples = 0
+
+    def add(self, parts: Mapping[str, torch.Tensor], samples: int) -> None:
+        for name, value in parts.items():
+            weighted = value.detach().double() * samples
+            self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
+        self._samples += samples
+
+    def mean(self) -> dict[str, float]:
+        if not self._sums:
+            return {}
+        names = sorted(self._sums, key=lambda name: (name != "loss", name))
+        values = torch.stack([*(self._sums[name].cpu() for name in names), torch.tensor(float(self._samples)).double()])
+        totals = dist.sum_over_ranks(values).tolist()
+        return {name: total / totals[-1] for name, total in zip(names, totals[:-1], strict=True)}
+
+
+def _has_loss(outputs: Any) -> bool:
+    return ("loss" in outputs) if isinstance(outputs, Mapping) else hasattr(outputs, "loss")
+
+
+def batch_samples(batch: Any) -> int:
+    """The number of samples in a collated batch: the length of its first tensor or list."""
+    if isinstance(batch, torch.Tensor):
+        return batch.shape[0] if batch.dim() else 1
+    if isinstance(batch, Mapping):
+        return batch_samples(next(iter(batch.values()))) if batch else 0
+    if isinstance(batch, (list, tuple)) and batch:
+        first = batch[0]
+        # A list of tensors is (inputs, labels, ...); a list of anything else is one entry a sample.
+        return batch_samples(first) if isinstance(first, (torch.Tensor, Mapping)) else len(batch)
+    return 1

@@ -1,0 +1,283 @@
+"""The runner: it holds the parts of a run, and lets hooks ask for a save or a stop. It builds nothing itself."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmtrain import dist
+from mmtrain.errors import ConfigError
+from mmtrain.progress import Progress
+from mmtrain.registry import RUNNERS
+from mmtrain.runner.compare import Scale, data_fingerprint
+from mmtrain.runner.evaluation import EvaluationLoop
+from mmtrain.runner.hook_points import HookList
+from mmtrain.runner.loops import TrainLoop, TrainPlan
+from mmtrain.runner.saving import SaveRequest, SaveService
+from mmtrain.runner.signals import Signals
+from mmtrain.strategies import Strategy
+from mmtrain.types import StepResult
+
+
+@dataclass(frozen=True, slots=True)
+class Randomness:
+    """Where random numbers come from: ``randomness`` of the config, with the seed that is really used.
+
+    ``positional`` seeds every step, sample and validation from where the run stands; switched off, the generators run
+    on from the seed and their saved states rule at a resume.
+    """
+
+    seed: int
+    deterministic: bool = False
+    diff_rank_seed: bool = True
+    per_sample: bool = True
+    positional: bool = True
+
+
+@dataclass
+class Parts:
+    """Everything a runner holds: objects, never configs (``cfg`` is kept for the record)."""
+
+    cfg: Any
+    work_dir: Path
+    log_dir: Path
+    timestamp: str
+    experiment_name: str
+    logger: logging.Logger
+    randomness: Randomness
+    strategy: Strategy
+    hooks: HookList
+    scalars: Any
+    writers: list[Any]
+    saving: SaveService
+    train_dataloader: Any = None
+    train_plan: TrainPlan | None = None
+    schedules: Any = None
+    val_sets: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    test_sets: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    config_text: str = ""
+    eval_fp16: Mapping[str, bool] = field(default_factory=dict)
+    visualizer: Any = None
+    resume: Any = None
+    remarks: list[str] = field(default_factory=list)
+
+
+@RUNNERS.register_module()
+class FlexibleRunner:
+    """Runs training, validation and test of one set of parts.
+
+    ``FlexibleRunner.from_cfg(cfg)`` builds the parts of a config; ``train()``, ``val()`` and ``test()`` run them.
+    ``iter`` and ``epoch`` are the 0-based index of the iteration and epoch in progress, as in MMEngine; ``progress`` is
+    the position. Hooks act on a run in two ways only: `request_save` and `request_stop`, both read at the end of a step.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.cfg = parts.cfg
+        self.work_dir, self.log_dir = str(parts.work_dir), str(parts.log_dir)
+        self.timestamp, self.experiment_name = parts.timestamp, parts.experiment_name
+        self.logger, self.randomness, self.seed = parts.logger, parts.randomness, parts.randomness.seed
+        self.strategy, self.hooks, self.scalars = parts.strategy, parts.hooks, parts.scalars
+        self.writers, self.visualizer, self.schedules = parts.writers, parts.visualizer, parts.schedules
+        self.saving, self.remarks = parts.saving, parts.remarks
+        self.model: nn.Module = parts.strategy.model
+        self.optim_wrapper: Any = parts.strategy.optim
+        self.device: torch.device = parts.strategy.device
+        self.train_dataloader = parts.train_dataloader
+        self.config_text = parts.config_text
+        self._eval_fp16 = parts.eval_fp16
+        self._resume = parts.resume
+        self.data_fingerprint = data_fingerprint(parts.train_dataloader.dataset) if parts.train_dataloader else ""
+
+        self.progress = Progress()
+        self.iter = self.epoch = 0
+        self.update_result: StepResult | None = None
+        self.metrics: dict[str, float] = {}
+        self.stop_requested: str | None = None
+        self.signals = Signals()
+
+        self.val_loop = EvaluationLoop(self, "val", parts.val_sets) if parts.val_sets else None
+        self.test_loop = EvaluationLoop(self, "test", parts.test_sets) if parts.test_sets else None
+        self.train_loop: TrainLoop | None = None
+        if parts.train_plan is not None:
+            self.train_loop = TrainLoop(
+                self, parts.train_plan, accumulative_counts=self.optim_wrapper.accumulative_counts
+            )
+
+    @classmethod
+    def from_cfg(cls, cfg: Any, *, task: str = "train") -> FlexibleRunner:
+        """Build a runner from a config.
+
+        ``task`` is "train", "val" or "test": the last two leave out what only training needs. Raises ConfigError for
+        anything in the config that cannot be right, before anything is run.
+        """
+        from mmtrain.runner.build import assemble
+
+        return cls(assemble(cfg, task=task))
+
+    # ---- what hooks and loops read ------------------------------------------------------------------------------
+    @property
+    def exit_status(self) -> int:
+        """The status for the process to exit with: 75 or 130 after a signal, else 0."""
+        return self.signals.exit_status
+
+    @property
+    def rank(self) -> int:
+        return dist.rank()
+
+    @property
+    def world_size(self) -> int:
+        return dist.world_size()
+
+    @property
+    def distributed(self) -> bool:
+        return dist.is_distributed()
+
+    @property
+    def iterations_per_epoch(self) -> int | None:
+        """Iterations of one pass over the training data, or None where that is unknown."""
+        return getattr(self.train_dataloader, "iterations_per_epoch", None)
+
+    @property
+    def iterations_left_in_epoch(self) -> int | None:
+        """Iterations from the position to the end of its pass, or None where that is unknown."""
+        return self.train_dataloader.iterations_left(self.progress.epoch, self.progress.offset)
+
+    @property
+    def optimizer_name(self) -> str:
+        """The class name of the optimizer, "" without one."""
+        return type(getattr(self.optim_wrapper, "optimizer", None)).__name__ if self.optim_wrapper is not None else ""
+
+    @property
+    def scale(self) -> Scale:
+        """How this run counts samples, iterations and updates."""
+        batch = self.train_dataloader.batch_size
+        return Scale(
+            global_batch=batch * self.world_size if batch else None,
+            accumulative_counts=self.optim_wrapper.accumulative_counts,
+            iterations_per_epoch=self.iterations_per_epoch,
+        )
+
+    @property
+    def max_epochs(self) -> int | None:
+        return self.train_loop.plan.max_epochs if self.train_loop else None
+
+    @property
+    def max_iters(self) -> int | None:
+        """Iterations of the whole run, from its beginning to its end at today's batch size."""
+        if self.train_loop is None:
+            return None
+        plan = self.train_loop.plan
+        if plan.max_iters is not None:
+            return plan.max_iters
+        per_epoch, left = self.iterations_per_epoch, self.iterations_left_in_epoch
+        if per_epoch is None or left is None or plan.max_epochs is None:
+            return None
+        progress = self.progress
+        if progress.epoch >= plan.max_epochs:
+            return progress.iteration
+        return progress.iteration + left + (plan.max_epochs - progress.epoch - 1) * per_epoch
+
+    @property
+    def val_dataloader(self) -> Any:
+        return self.val_loop.dataloader if self.val_loop else None
+
+    @property
+    def test_dataloader(self) -> Any:
+        return self.test_loop.dataloader if self.test_loop else None
+
+    def evaluation_context(self, kind: str) -> AbstractContextManager[Any]:
+        """The precision of evaluation: that of training, or float16 where ``val_cfg.fp16`` / ``test_cfg.fp16`` says so."""
+        if self._eval_fp16.get(kind):
+            return torch.autocast(self.device.type, dtype=torch.float16)
+        return self.strategy.forward_context() if self.optim_wrapper is not None else nullcontext()
+
+    # ---- the two ways up ----------------------------------------------------------------------------------------
+    def request_save(self, reason: str, **options: Any) -> None:
+        """Ask for a checkpoint at the end of this step, or of its window. Options are those of `SaveRequest`."""
+        self.saving.requests.append(SaveRequest(reason=reason, **options))
+
+    def request_stop(self, reason: str) -> None:
+        """Ask the run to end after this step's window."""
+        if self.stop_requested is None:
+            self.stop_requested = reason
+            self.logger.info("Stopping at the end of this step: %s", reason)
+
+    def leave_on_signal(self) -> None:
+        """Save and stop at the next save point, because a signal asked for it."""
+        if self.stop_requested is None:
+            self.request_save("signal", blocking=True)
+            self.request_stop(f"{self.signals.name} received; saving before leaving")
+
+    # ---- what the loop asks -------------------------------------------------------------------------------------
+    def set_schedule(self) -> None:
+        """Set lr, momentum and whatever else is scheduled for the update that follows the position."""
+        if self.schedules is not None:
+            self.schedules.apply(self.progress.scheduled, self.progress.epoch)
+
+    # ---- running ------------------------------------------------------------------------------------------------
+    def train(self) -> nn.Module:
+        """Train from the beginning, or from the checkpoint that the config asks to resume; returns the model."""
+        if self.train_loop is None:
+            raise ConfigError("train() needs train_dataloader, train_cfg and optim_wrapper in the config")
+        with _Running(self):
+            self._resume.prepare(self)
+            self.hooks.call("before_run", self)
+            self._resume.announce(self)
+            self.train_loop.run()
+            self.hooks.call("after_run", self)
+        return self.model
+
+    def val(self) -> dict[str, float]:
+        """Run the validation sets once and return their metrics."""
+        return self._evaluate(self.val_loop, "val")
+
+    def test(self) -> dict[str, float]:
+        """Run the test sets once and return their metrics."""
+        return self._evaluate(self.test_loop, "test")
+
+    def _evaluate(self, loop: EvaluationLoop | None, kind: str) -> dict[str, float]:
+        if loop is None:
+            raise ConfigError(f"{kind}() needs {kind}_dataloader in the config")
+        with _Running(self):
+            self._resume.load_weights(self)
+            self.hooks.call("before_run", self)
+            metrics = loop.run()
+            self.hooks.call("after_run", self)
+        return metrics
+
+
+class _Running:
+    """Tells hooks of an exception and puts away what the run holds, whatever happened."""
+
+    def __init__(self, runner: FlexibleRunner) -> None:
+        self._runner = runner
+
+    def __enter__(self) -> None:
+        self._runner.signals.__enter__()
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        runner = self._runner
+        if error is not None:
+            _tell(runner, error)
+        if runner.train_dataloader is not None:
+            runner.train_dataloader.close()
+        runner.saving.close()
+        for writer in runner.writers:
+            writer.close()
+        runner.strategy.teardown()
+        runner.signals.__exit__()
+
+
+def _tell(runner: FlexibleRunner, error: BaseException) -> None:
+    for hook in runner.hooks.points["on_exception"]:
+        try:
+            hook(runner, error=error)
+        except Exception:  # the first error is the one to tell
+            runner.logger.exception("on_exception of a hook failed")

@@ -1,0 +1,212 @@
+"""The one train loop: an endless stream of epochs with a position.
+
+``max_epochs`` and ``max_iters`` only say where it ends and in which unit it validates; epoch hooks fire at every pass
+over the data in both. `EpochBasedTrainLoop`, `IterBasedTrainLoop` and xtuner's `TrainLoop` are names for it.
+"""
+
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from mmtrain import dist
+from mmtrain.errors import ConfigError, RunError
+from mmtrain.progress import window_length
+from mmtrain.randomness import seed_step
+from mmtrain.runner.guard import NonfiniteGuard
+from mmtrain.runner.model_call import ModelCall
+from mmtrain.types import Batch, StepResult
+
+if TYPE_CHECKING:
+    from mmtrain.runner.flexible_runner import FlexibleRunner
+
+
+@dataclass(frozen=True, slots=True)
+class TrainPlan:
+    """What ``train_cfg`` asks for. Exactly one of ``max_epochs`` and ``max_iters`` is set."""
+
+    max_epochs: int | None = None
+    max_iters: int | None = None
+    val_begin: int = 1
+    val_interval: int = 1
+    dynamic_intervals: tuple[tuple[int, int], ...] = ()
+    flush_at_epoch_end: bool = False
+    nonfinite: str = "stop"
+    ledger: bool = False
+
+    @property
+    def by_epoch(self) -> bool:
+        """Whether the run's length and its validation are counted in epochs."""
+        return self.max_epochs is not None
+
+    def __post_init__(self) -> None:
+        if (self.max_epochs is None) == (self.max_iters is None):
+            raise ConfigError("train_cfg needs exactly one of max_epochs and max_iters")
+        if self.nonfinite not in ("stop", "skip"):
+            raise ConfigError(f"train_cfg.nonfinite is {self.nonfinite!r}; expected 'stop' or 'skip'")
+
+    def validates_after(self, done: int, *, is_end: bool) -> bool:
+        """Whether validation is due after ``done`` epochs or iterations (whichever this plan counts)."""
+        interval = self.val_interval
+        for begin, value in self.dynamic_intervals:
+            if done >= begin:
+                interval = value
+        return done >= self.val_begin and (is_end or (interval > 0 and done % interval == 0))
+
+
+class TrainLoop:
+    """Runs training steps from wherever the runner's position stands until the plan's end.
+
+    One step, in this order: take a batch, seed from (seed, rank, iteration), forward and backward, at a window's end
+    the optimizer step, advance the position, hooks, validate if due, save if due or asked, stop if asked.
+    """
+
+    def __init__(self, runner: "FlexibleRunner", plan: TrainPlan, *, accumulative_counts: int = 1) -> None:
+        self.runner = runner
+        self.plan = plan
+        self.accumulative_counts = accumulative_counts
+        self.log_interval = 0  # set by the hook that logs; gradient norms are measured for the iterations it shows
+        self._guard = NonfiniteGuard(plan.nonfinite, runner.device)
+        self._call = ModelCall(runner.model, runner.strategy.module, runner.device)
+        self._rank = dist.rank() if runner.randomness.diff_rank_seed else 0
+        self._window = self._micro = 0
+        self._norm_due = 0
+
+    @property
+    def dataloader(self) -> Any:
+        return self.runner.train_dataloader
+
+    @property
+    def by_epoch(self) -> bool:
+        return self.plan.by_epoch
+
+    def run(self) -> None:
+        """Train to the end of the plan, or until a stop is asked for."""
+        runner, progress = self.runner, self.runner.progress
+        self._window = self._micro = 0  # a resume begins at an update boundary
+        runner.strategy.module.train()
+        runner.hooks.call("before_train", runner)
+        runner.set_schedule()
+        entering = True
+        while not self.finished and not (runner.stop_requested and self._micro == 0):
+            if entering or progress.epoch_iteration == 0:
+                runner.hooks.call("before_train_epoch", runner)
+                entering = False
+            self._step()
+        self._guard.check()
+        runner.hooks.call("after_train", runner)
+        runner.saving.finish(runner)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the position has reached the end of the plan."""
+        progress, plan = self.runner.progress, self.plan
+        if plan.max_epochs is not None:
+            return progress.epoch >= plan.max_epochs
+        return progress.iteration >= (plan.max_iters or 0)
+
+    def _step(self) -> None:
+        runner = self.runner
+        progress, points, scalars = runner.progress, runner.hooks.points, runner.scalars
+        started = perf_counter()
+        batch: Batch = next(runner.train_dataloader)
+        arrived = perf_counter()
+        if runner.randomness.positional:
+            seed_step(runner.seed, self._rank, progress.iteration)
+        batch_idx = progress.epoch_iteration
+        for hook in points["before_train_iter"]:
+            hook(runner, batch_idx=batch_idx, data_batch=batch.data)
+        last = self._enter_window()
+        parts = self._compute(batch, last=last)
+        for name, value in parts.items():
+            scalars.record(name, value)
+        progress.advance(batch.samples, epoch_end=batch.epoch_end)
+        runner.update_result = self._leave_window() if last else None
+        scalars.record("data_time", arrived - started)
+        scalars.record("time", perf_counter() - started)
+        for hook in points["after_train_iter"]:
+            hook(runner, batch_idx=batch_idx, data_batch=batch.data, outputs=parts)
+        self._edge(epoch_end=batch.epoch_end)
+
+    def _enter_window(self) -> bool:
+        """Open a window where none is open; return whether this micro-batch is the window's last."""
+        if self._micro == 0:
+            self._window = self._window_length()
+        self._micro += 1
+        last = self._micro == self._window
+        self.runner.optim_wrapper.set_window(self._window, last)
+        return last
+
+    def _window_length(self) -> int:
+        if self.accumulative_counts == 1:
+            return 1
+        runner, remaining = self.runner, None
+        if runner.max_iters is not None:
+            remaining = runner.max_iters - runner.progress.iteration
+        if self.plan.flush_at_epoch_end and runner.iterations_left_in_epoch is not None:
+            left = runner.iterations_left_in_epoch
+            remaining = left if remaining is None else min(left, remaining)
+        return window_length(runner.progress.iteration, self.accumulative_counts, remaining=remaining)
+
+    def _compute(self, batch: Batch, *, last: bool) -> dict[str, Tensor]:
+        """Forward and backward of one micro-batch; returns its scalars, detached."""
+        runner, call = self.runner, self._call
+        optim = runner.optim_wrapper
+        if last:
+            iteration = runner.progress.iteration + 1
+            optim.want_grad_norm = self.log_interval > 0 and iteration >= self._norm_due
+        if call.has_own_train_step:
+            parts = runner.model.train_step(batch.data, optim)
+            loss = parts.get("loss") if isinstance(parts, dict) else None
+        else:
+            with runner.strategy.forward_context():
+                loss, parts = call.losses(call(call.prepare(batch.data, training=True)))
+            if not loss.requires_grad:
+                raise RunError(
+                    f"the loss of iteration {runner.progress.iteration + 1} has no gradient: no parameter that is "
+                    "trained took part in it, or it was detached"
+                )
+            runner.strategy.backward(loss / self._window if self._window > 1 else loss, last=last)
+        if loss is not None:
+            self._guard.observe(runner.progress.iteration + 1, loss)
+        return {name: value.detach() if isinstance(value, Tensor) else value for name, value in parts.items()}
+
+    def _leave_window(self) -> StepResult:
+        runner = self.runner
+        result = runner.optim_wrapper.take_result() if self._call.has_own_train_step else None
+        if result is None:
+            result = runner.strategy.step()
+        if result.grad_norm is not None:
+            runner.scalars.record("grad_norm", result.grad_norm)
+            if self.log_interval:
+                self._norm_due = (runner.progress.iteration // self.log_interval + 1) * self.log_interval
+        runner.progress.count_update(iterations=self._window, applied=result.applied)
+        runner.set_schedule()
+        self._micro = 0
+        return result
+
+    def _edge(self, *, epoch_end: bool) -> None:
+        """The end of a step: epoch hooks, validation, saves; hooks still see this iteration as the one in progress."""
+        runner, plan, progress = self.runner, self.plan, self.runner.progress
+        if self.log_interval and progress.iteration % self.log_interval == 0:
+            self._guard.check()
+        if epoch_end:
+            runner.hooks.call("after_train_epoch", runner)
+        if plan.by_epoch:
+            due = epoch_end and plan.validates_after(progress.epoch, is_end=self.finished)
+        else:
+            due = plan.validates_after(progress.iteration, is_end=self.finished)
+        if due and runner.val_loop is not None:
+            runner.val_loop.run()
+            runner.strategy.module.train()
+        if runner.signals.received:
+            runner.leave_on_signal()
+        runner.iter, runner.epoch = progress.iteration, progress.epoch
+        if self._micro == 0:
+            if runner.stop_requested:
+                runner.saving.request_at_stop()
+            if runner.saving.requests:
+                self._guard.check()
+                runner.saving.save(runner)
+        runner.saving.poll(runner)

@@ -1,0 +1,173 @@
+"""Where a run begins: choose the checkpoint, verify it, restore it, and say what happened."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmtrain import dist, randomness
+from mmtrain.checkpoint import Checkpoint, CheckpointStore
+from mmtrain.errors import CheckpointError, ConfigError
+from mmtrain.runner import compare
+from mmtrain.runner.hook_points import HookList
+from mmtrain.runner.state import restore_small_state
+
+if TYPE_CHECKING:
+    from mmtrain.runner.flexible_runner import FlexibleRunner
+
+
+class Resume:
+    """The choice made from ``resume`` and ``load_from``, before anything that draws random numbers is built.
+
+    ``checkpoint`` is the one to continue from, or None; ``weights_from`` the path whose weights alone are loaded.
+    """
+
+    def __init__(self, store: CheckpointStore, logger: logging.Logger) -> None:
+        self.store = store
+        self.checkpoint: Checkpoint | None = None
+        self.weights_from: str | None = None
+        self._logger = logger
+        self._lines: list[str] = []
+        self._warnings: list[str] = []
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of the run that is continued."""
+        return self.checkpoint.manifest.seed if self.checkpoint is not None else None
+
+    @classmethod
+    def choose(
+        cls, cfg: Any, work_dir: Path, hooks: HookList, *, logger: logging.Logger, task: str
+    ) -> Resume:
+        """Choose by the table in docs/resume.md. Raises ConfigError or CheckpointError that names the fault."""
+        store = CheckpointStore(_root(work_dir, hooks))
+        self = cls(store, logger)
+        resume, load_from = cfg.get("resume", False), cfg.get("load_from")
+        if task != "train":
+            if load_from is None:
+                raise ConfigError(f"{task} needs weights: set load_from, or name a checkpoint on the command line")
+            self.weights_from = str(load_from)
+        elif resume == "auto" or (resume is True and load_from is None):
+            self._choose_newest(load_from if resume == "auto" else None)
+        elif resume is True:
+            self._choose_exactly(Path(load_from))
+        elif isinstance(resume, str):
+            self._choose_exactly(store.root / resume)
+        elif load_from is not None:
+            self.weights_from = str(load_from)
+        return self
+
+    def _choose_newest(self, weights: str | None) -> None:
+        checkpoint, problems = self.store.newest_good()
+        for problem in problems:
+            self._logger.warning("Skipped a checkpoint that is not good: %s", problem)
+        if checkpoint is not None:
+            self.checkpoint = checkpoint
+            self._lines.append(f"Auto resumed from the latest checkpoint {checkpoint.path}.")
+        elif problems:
+            told = "; ".join(map(str, problems))
+            raise CheckpointError(f"no checkpoint in {self.store.root} is good: {told}")
+        elif weights is not None:
+            self.weights_from = weights
+            self._lines.append(f"No checkpoint in {self.store.root}: starting from the weights of {weights}.")
+        else:
+            self._lines.append(f"No checkpoint in {self.store.root}: starting from scratch.")
+
+    def _choose_exactly(self, path: Path) -> None:
+        if path.is_file():
+            raise ConfigError(
+                f"resume=True needs a checkpoint directory, and {str(path)!r} is a file of weights, which does not say "
+                "where its run stood; start from it with resume=False, load_from=..."
+            )
+        self.checkpoint = self.store.open(path)
+        self._lines.append(f"Resumed from the checkpoint {self.checkpoint.path}.")
+
+    # ---- restoring ----------------------------------------------------------------------------------------------
+    def prepare(self, runner: FlexibleRunner) -> None:
+        """Restore the chosen checkpoint, or load weights, or leave the fresh state as it is."""
+        if self.checkpoint is not None:
+            self._restore(runner, self.checkpoint)
+        elif self.weights_from is not None:
+            self.load_weights(runner)
+
+    def load_weights(self, runner: FlexibleRunner) -> None:
+        """Copy the weights of ``load_from`` into the model; optimizer, schedule and position stay as they are."""
+        if self.weights_from is None:
+            return
+        checkpoint = self.store.open(Path(self.weights_from))
+        report = checkpoint.load("model", runner.strategy.model_state(), strict=False)
+        self._lines.append(
+            f"Loaded weights of {self.weights_from}: {len(report.matched)} matched, {len(report.missing)} missing, "
+            f"{len(report.unexpected)} unexpected, {len(report.wrong_shape)} of another shape."
+        )
+        if not report.matched or report.wrong_shape:
+            raise CheckpointError(f"{self._lines.pop()} The weights do not fit this model")
+
+    def _restore(self, runner: FlexibleRunner, checkpoint: Checkpoint) -> None:
+        manifest = checkpoint.manifest
+        compare.refuse_other_optimizer(manifest.meta.get("optimizer", ""), runner.optimizer_name)
+        choice = runner.cfg.get("resume_data")
+        if choice in (None, "continue"):
+            compare.refuse_other_data(manifest.data_fingerprint, runner.data_fingerprint)
+        self._restore_tensors(runner, checkpoint)
+        report = restore_small_state(runner, checkpoint.state())
+        self._restore_position(runner, checkpoint, choice)
+        generators = checkpoint.rng(dist.rank())
+        if generators is not None:
+            randomness.restore(generators)
+        self._lines += report.lines()
+        for line in compare.differences(manifest.meta.get("config_values", {}), compare.flatten(runner.cfg)):
+            self._lines.append(f"changed since the checkpoint: {line}")
+
+    def _restore_tensors(self, runner: FlexibleRunner, checkpoint: Checkpoint) -> None:
+        meta, own = checkpoint.manifest.meta, runner.strategy.model_state()
+        if not meta.get("has_frozen", True):
+            saved = set(checkpoint.tensor_names("model"))
+            own = {name: value for name, value in own.items() if name in saved}
+        checkpoint.load("model", own, strict=True)
+        if meta.get("has_optimizer", True):
+            names = checkpoint.tensor_names("optimizer")
+            runner.strategy.load_optimizer_state({name: checkpoint.read("optimizer", name) for name in names})
+        else:
+            self._lines.append("The checkpoint has no optimizer state (save_optimizer=False): moments start anew.")
+
+    def _restore_position(self, runner: FlexibleRunner, checkpoint: Checkpoint, choice: Any) -> None:
+        """Put the run where the checkpoint stood, counted at today's batch size."""
+        manifest, progress, today = checkpoint.manifest, runner.progress, runner.scale
+        batch = manifest.meta.get("batch_size")
+        saved = compare.Scale(
+            global_batch=batch * manifest.world_size if batch else None,
+            accumulative_counts=manifest.meta.get("accumulative_counts", 1),
+            iterations_per_epoch=manifest.meta.get("iterations_per_epoch"),
+        )
+        moved = compare.switch_data(compare.rescale(progress, saved, today), choice, today)
+        epoch, offset = runner.train_dataloader.seek(moved.epoch, moved.offset)
+        if (epoch, offset) != (moved.epoch, moved.offset):
+            moved = replace(moved, epoch=epoch, offset=offset, epoch_iteration=0 if offset == 0 else moved.epoch_iteration)
+        progress.load_state_dict(moved.state_dict())
+        runner.iter, runner.epoch = progress.iteration, progress.epoch
+        lr = runner.optim_wrapper.param_groups[0].get("initial_lr")
+        told, self._warnings = compare.scale_lines(saved, today, lr=lr)
+        self._lines += told
+
+    def announce(self, runner: FlexibleRunner) -> None:
+        """Log what was chosen and restored, where the run stands, and what to know about its set-up."""
+        for line in [*self._lines, *runner.remarks]:
+            self._logger.info("%s", line)
+        for line in self._warnings:
+            self._logger.warning("%s", line)
+        progress, total = runner.progress, runner.max_iters
+        if self.checkpoint is not None:
+            of = f" of {total}" if total is not None else ""
+            self._logger.info(
+                "The run stands at iteration %d%s, epoch %d, sample %d of the epoch, update %d.",
+                progress.iteration, of, progress.epoch + 1, progress.offset, progress.update,
+            )  # fmt: skip
+
+
+def _root(work_dir: Path, hooks: HookList) -> Path:
+    """Where checkpoints lie: the work dir, or ``<out_dir>/<name of the work dir>`` where the hook says so."""
+    out_dir = next((hook.out_dir for hook in hooks if getattr(hook, "out_dir", None) and hasattr(hook, "policy")), None)
+    return Path(out_dir) / work_dir.name if out_dir else work_dir

@@ -1,0 +1,213 @@
+"""Saves what was asked for, at a save point, through the store; tells hooks when a checkpoint is complete."""
+
+import logging
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mmtrain import __version__, dist
+from mmtrain.checkpoint import CheckpointStore, Retention
+from mmtrain.errors import CheckpointError, ConfigError, RunError
+from mmtrain.runner.compare import flatten
+from mmtrain.runner.state import capture_generators, capture_small_state, capture_tensors
+
+if TYPE_CHECKING:
+    from mmtrain.runner.flexible_runner import FlexibleRunner
+
+
+@dataclass(frozen=True, slots=True)
+class SaveRequest:
+    """Why a checkpoint was asked for.
+
+    ``temporary`` ones go when a newer one exists; ``best`` names the metric whose best value this is; ``weights_only``
+    asks for the weights under ``weights/`` and no checkpoint; ``blocking`` waits until it is complete.
+    """
+
+    reason: str
+    temporary: bool = False
+    best: str | None = None
+    weights_only: bool = False
+    blocking: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SavePolicy:
+    """How checkpoints are saved: `CheckpointHook`'s arguments that are not about when."""
+
+    max_keep: int = -1
+    keep_every: int | None = None
+    optimizer: bool = True
+    schedules: bool = True
+    frozen: bool = True
+    asynchronous: bool = True
+    on_error: str = "continue"
+    filename_tmpl: str | None = None
+    at_stop: bool = False
+    by_epoch: bool = False
+
+
+class SaveService:
+    """Collects requests and serves all of one step with one checkpoint."""
+
+    def __init__(self, store: CheckpointStore, *, logger: logging.Logger) -> None:
+        self.store = store
+        self.requests: list[SaveRequest] = []
+        self.failure: str | None = None
+        self._logger = logger
+        self._policy = SavePolicy()
+        self._pending: Any = None
+        self._protected: set[str] = set()
+
+    def configure(self, policy: Mapping[str, Any], *, by_epoch: bool) -> None:
+        """Take the policy of the hook that asks for checkpoints."""
+        self._policy = SavePolicy(**policy, by_epoch=by_epoch)
+        template = self._policy.filename_tmpl
+        if template is not None and template.format(1) == template.format(2):
+            raise ConfigError(f"default_hooks.checkpoint.filename_tmpl is {template!r}; it needs a {{}} for the number")
+        self.store.keep = Retention(
+            max_keep_ckpts=self._policy.max_keep,
+            keep_every=self._policy.keep_every or 0,
+            unit="epoch" if by_epoch else "iteration",
+        )
+
+    def protect(self, names: Iterable[str | None]) -> None:
+        """Keep these checkpoints from retention (the best ones)."""
+        self._protected = {name for name in names if name}
+        self.store.protected = self._protected
+
+    def request_at_stop(self) -> None:
+        """A stop is a last step like any other: it is saved where the run's last step would be."""
+        if self._policy.at_stop:
+            self.requests.append(SaveRequest("stop"))
+
+    def save(self, runner: "FlexibleRunner") -> None:
+        """Serve the requests of this save point with one checkpoint and forget them."""
+        requests, self.requests = self.requests, []
+        if any(request.weights_only for request in requests):
+            self._save_weights(runner)
+            requests = [request for request in requests if not request.weights_only]
+        if not requests:
+            return
+        self.finish(runner)  # one save at a time
+        name = self._name(runner, requests)
+        message: dict[str, Any] = {"name": name}
+        runner.hooks.call("before_save_checkpoint", runner, checkpoint=message)
+        try:
+            self._pending = self._start(runner, name, requests, message)
+        except CheckpointError as error:
+            self._failed(name, error)
+            return
+        runner.optim_wrapper.before_step = self._pending.wait_staged
+        if not self._policy.asynchronous or any(request.blocking for request in requests):
+            self.finish(runner)
+
+    def poll(self, runner: "FlexibleRunner") -> None:
+        """Notice that a save in the background is complete, or that it failed; called at the end of steps."""
+        if self._pending is not None and self._pending.done:
+            self.finish(runner)
+
+    def finish(self, runner: "FlexibleRunner") -> None:
+        """Wait until the save in flight is complete and tell the hooks."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        if runner.optim_wrapper is not None:
+            runner.optim_wrapper.before_step = None
+        try:
+            pending.wait()
+        except CheckpointError as error:
+            self._failed(pending.name, error)
+            return
+        self.failure = None
+        runner.scalars.record("save_time", pending.total_seconds)
+        runner.scalars.record("save_stall", pending.stall_seconds)
+        runner.scalars.record("save_bytes", pending.bytes)
+        for remark in pending.remarks:
+            self._logger.warning("checkpoint %s: %s", pending.name, remark)
+        self._logger.info("Saved checkpoint %s (%.1f MB)", self.store.root / pending.name, pending.bytes / 1e6)
+        runner.hooks.call("after_save_checkpoint", runner, entry=pending.name)
+
+    def write_best(self, record: Mapping[str, Any]) -> None:
+        """Write ``best.json``: metric, value, checkpoint."""
+        if dist.is_main():
+            self.store.write_json("best.json", dict(record))
+
+    def close(self) -> None:
+        """Wait for the writer and give back what the store holds."""
+        self.store.close()
+
+    # ---- one save -----------------------------------------------------------------------------------------------
+    def _start(
+        self, runner: "FlexibleRunner", name: str, requests: list[SaveRequest], message: dict[str, Any]
+    ) -> Any:
+        policy = self._policy
+        state = capture_small_state(runner)
+        if not policy.schedules:
+            state.pop("schedules", None)
+        extra = {key: value for key, value in message.items() if key != "name"}
+        if extra:
+            state["extra"] = extra
+        blocking = not policy.asynchronous or any(request.blocking for request in requests)
+        return self.store.save(
+            name,
+            tensors=capture_tensors(runner, optimizer=policy.optimizer, frozen=policy.frozen),
+            state=state,
+            rng=capture_generators(),
+            manifest_fields=manifest_fields(runner, policy, temporary=all(request.temporary for request in requests)),
+            blocking=blocking,
+        )
+
+    def _name(self, runner: "FlexibleRunner", requests: list[SaveRequest]) -> str:
+        progress = runner.progress
+        at_epoch_edge = progress.epoch_iteration == 0 and progress.epoch > 0
+        by_epoch = self._policy.by_epoch and at_epoch_edge and any(r.reason != "time" for r in requests)
+        template = self._policy.filename_tmpl or ("epoch_{}.pth" if by_epoch else "iter_{}.pth")
+        return template.format(progress.epoch if by_epoch else progress.iteration)
+
+    def _save_weights(self, runner: "FlexibleRunner") -> None:
+        name = f"iter_{runner.progress.iteration}.safetensors"
+        try:
+            self.store.save_weights(name, runner.strategy.model_state())
+        except (OSError, CheckpointError) as error:
+            self._failed(f"weights/{name}", error)
+
+    def _failed(self, name: str, error: Exception) -> None:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        self.failure = f"checkpoint {name} could not be written: {reason}; older checkpoints are intact"
+        self._logger.error("%s", self.failure)
+        if self._policy.on_error == "stop":
+            raise RunError(f"{self.failure} (on_save_error='stop')") from error
+
+
+def manifest_fields(runner: "FlexibleRunner", policy: SavePolicy, *, temporary: bool) -> dict[str, Any]:
+    """What a manifest says of the run besides its files."""
+    import numpy
+
+    optim, stream = runner.optim_wrapper, runner.train_dataloader
+    return {
+        "position": runner.progress.state_dict(),
+        "world_size": runner.world_size,
+        "strategy": type(runner.strategy).__name__,
+        "seed": runner.seed,
+        "config": runner.config_text,
+        "data_fingerprint": runner.data_fingerprint,
+        "versions": {"mmtrain": __version__, "torch": torch.__version__, "numpy": numpy.__version__},
+        "temporary": temporary,
+        "meta": {
+            "batch_size": stream.batch_size,
+            "accumulative_counts": optim.accumulative_counts,
+            "samples_per_epoch": stream.samples,
+            "iterations_per_epoch": stream.iterations_per_epoch,
+            "max_iters": runner.max_iters,
+            "max_epochs": runner.max_epochs,
+            "optimizer": runner.optimizer_name,
+            "has_optimizer": policy.optimizer,
+            "has_frozen": policy.frozen,
+            "experiment_name": runner.experiment_name,
+            "timestamp": runner.timestamp,
+            "config_values": flatten(runner.cfg),
+        },
+    }

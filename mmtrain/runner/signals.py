@@ -1,0 +1,62 @@
+"""SIGTERM, SIGUSR1 and Ctrl-C: noted, acted on at the end of a step, with a second one leaving at once."""
+
+import os
+import signal
+from types import FrameType
+from typing import Any
+
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try the same command again
+INTERRUPTED = 130
+
+_WATCHED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Signals:
+    """Watches for the signals that ask a run to leave; use it as a context manager around the run.
+
+    ``received`` is the number of the first signal, else 0. Handlers are restored on leaving. Outside the main thread,
+    where Python allows no handlers, nothing is watched.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._own_pid = os.getpid()
+        self._in_worker = 0
+        self._previous: dict[int, Any] = {}
+
+    @property
+    def exit_status(self) -> int:
+        """The status to exit with: 130 for Ctrl-C, 75 for the others, 0 without a signal."""
+        if not self.received:
+            return 0
+        return INTERRUPTED if self.received == signal.SIGINT else PREEMPTED
+
+    @property
+    def name(self) -> str:
+        return signal.Signals(self.received).name if self.received else ""
+
+    def __enter__(self) -> "Signals":
+        self._own_pid = os.getpid()
+        try:
+            for number in _WATCHED:
+                self._previous[number] = signal.signal(number, self._note)
+        except ValueError:  # not the main thread
+            self._previous.clear()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._own_pid:
+            # A forked data worker inherits this handler. A signal to the whole process group must not kill it: the main
+            # process may still need batches to finish its window. A second SIGTERM is the parent ending a stuck worker.
+            self._in_worker += number == signal.SIGTERM
+            if self._in_worker >= 2:
+                os._exit(1)
+            return
+        if self.received:
+            os._exit(128 + number)  # asked twice: leave now; whatever is half-written has no manifest and does not count
+        self.received = number

@@ -1,0 +1,93 @@
+"""The named table of everything that is saved, in the order in which it is restored."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from mmtrain import randomness
+from mmtrain.errors import CheckpointError
+from mmtrain.types import Stateful
+
+if TYPE_CHECKING:
+    from mmtrain.runner.flexible_runner import FlexibleRunner
+
+
+def small_state_table(runner: "FlexibleRunner") -> dict[str, Stateful]:
+    """Name to object, for everything but the model's and the optimizer's tensors and the generators.
+
+    ``progress`` comes first, because the others may want to know the position when they are restored.
+    """
+    table: dict[str, Stateful] = {"progress": runner.progress}
+    if runner.optim_wrapper is not None:
+        table["scaler"] = runner.optim_wrapper
+    if runner.schedules is not None:
+        table["schedules"] = runner.schedules
+    if runner.train_dataloader is not None:
+        table["data"] = runner.train_dataloader
+    for name, hook in runner.hooks.named.items():
+        if isinstance(hook, Stateful):
+            table[f"hooks.{name}"] = hook
+    return table
+
+
+def capture_small_state(runner: "FlexibleRunner") -> dict[str, Any]:
+    """The state of everything in the table, by name."""
+    return {name: item.state_dict() for name, item in small_state_table(runner).items()}
+
+
+def capture_tensors(
+    runner: "FlexibleRunner", *, optimizer: bool = True, frozen: bool = True
+) -> dict[str, dict[str, Tensor]]:
+    """The model's and the optimizer's tensors by section; they share memory with the run.
+
+    With ``frozen=False`` parameters that do not train are left out.
+    """
+    model = runner.strategy.model_state()
+    if not frozen:
+        kept_out = {name for name, parameter in runner.model.named_parameters() if not parameter.requires_grad}
+        model = {name: value for name, value in model.items() if name not in kept_out}
+    sections = {"model": model}
+    if optimizer:
+        sections["optimizer"] = runner.strategy.optimizer_state()
+    return sections
+
+
+@dataclass
+class Report:
+    """What a resume did: names that were restored, that the checkpoint lacks, and that this run has no place for."""
+
+    restored: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """One line for each kind that has any entry."""
+        kinds = {"restored": self.restored, "not in the checkpoint": self.absent, "not used by this run": self.unused}
+        return [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
+
+
+def restore_small_state(runner: "FlexibleRunner", state: Mapping[str, Any]) -> Report:
+    """Put back what `capture_small_state` gave.
+
+    A hook that is new, or gone, since the checkpoint was written is reported and keeps, or loses, its state.
+    Raises CheckpointError when the position itself is missing.
+    """
+    if "progress" not in state:
+        raise CheckpointError("the checkpoint's state.json has no 'progress': it does not say where its run stood")
+    report = Report()
+    table = small_state_table(runner)
+    for name, item in table.items():
+        if name in state:
+            item.load_state_dict(state[name])
+            report.restored.append(name)
+        else:
+            report.absent.append(name)
+    report.unused = [name for name in state if name not in table and name != "extra"]
+    return report
+
+
+def capture_generators() -> dict[str, Any]:
+    """The states of this rank's generators."""
+    return randomness.capture()

@@ -1,0 +1,69 @@
+"""One process, one device: the readable reference of the strategy contract."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmtrain import dist
+from mmtrain.optim import OptimWrapper
+from mmtrain.registry import STRATEGIES
+from mmtrain.strategies.base import Strategy
+from mmtrain.strategies.state import load_module_state, load_optimizer_tensors, module_state, optimizer_tensors
+from mmtrain.types import StepResult
+
+
+@STRATEGIES.register_module()
+class SingleDeviceStrategy(Strategy):
+    """Trains on one device: the first accelerator where there is one, else the CPU, or the one that is named.
+
+    ``device`` is a torch device string such as ``"cpu"`` or ``"cuda:1"``.
+    """
+
+    def __init__(self, device: str | None = None) -> None:
+        self._device_name = device
+
+    def setup(self) -> None:
+        self.device = torch.device(self._device_name) if self._device_name else dist.default_device()
+
+    def prepare(
+        self,
+        model: nn.Module,
+        make_optim: Callable[[nn.Module], OptimWrapper] | None,
+        compile_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = self.module = model.to(self.device)
+        self.optim = make_optim(model) if make_optim is not None else None
+        if compile_options is not None:
+            # In place: state-dict keys stay as they are, and the step's own code stays outside the graph.
+            self.model.compile(**compile_options)
+
+    def forward_context(self) -> AbstractContextManager[Any]:
+        assert self.optim is not None
+        return self.optim.optim_context(self.model)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        assert self.optim is not None
+        self.optim.backward(loss)
+
+    def step(self) -> StepResult:
+        assert self.optim is not None
+        return self.optim.finish_window()
+
+    def model_state(self) -> dict[str, Tensor]:
+        return module_state(self.model)
+
+    def load_model_state(self, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
+        load_module_state(self.model, state, strict=strict)
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        return {} if self.optim is None else optimizer_tensors(self.model, self.optim)
+
+    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        if self.optim is not None:
+            load_optimizer_tensors(self.model, self.optim, state)
+
+    def teardown(self) -> None:
+        """Nothing was entered."""

@@ -1,0 +1,90 @@
+"""Model and optimizer state by plain parameter name, for strategies whose parameters are the module's own.
+
+An optimizer's state is keyed ``<parameter name>/<slot>`` (``layers.0.weight/exp_avg``). It holds tensors only: the
+hyperparameters of the groups come from today's config, never from a checkpoint.
+"""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mmtrain.errors import CheckpointError
+from mmtrain.optim import OptimWrapper
+
+
+def module_state(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by name, sharing the module's memory. Extra state that is no tensor is left out."""
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+
+
+def load_module_state(module: nn.Module, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
+    """Copy ``state`` into ``module``.
+
+    Raises CheckpointError that names the first missing, unexpected or wrongly shaped entries when ``strict``.
+    """
+    own = module_state(module)
+    problems = [f"missing {name}" for name in own if name not in state]
+    problems += [f"unexpected {name}" for name in state if name not in own]
+    problems += [
+        f"{name} has shape {tuple(state[name].shape)}, the model has {tuple(value.shape)}"
+        for name, value in own.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if strict and problems:
+        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise CheckpointError(f"the checkpoint's weights do not fit the model: {shown}")
+    with torch.no_grad():
+        for name, value in own.items():
+            if name in state and state[name].shape == value.shape:
+                value.copy_(state[name])
+
+
+def optimizer_tensors(model: nn.Module, optim: OptimWrapper) -> dict[str, Tensor]:
+    """The optimizer's state as tensors; numbers become 0-d float64 tensors."""
+    tensors = {}
+    for name, parameter in _optimized(model, optim):
+        for slot, value in optim.optimizer.state.get(parameter, {}).items():
+            if value is not None:
+                tensors[f"{name}/{slot}"] = (
+                    value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+                )
+    return tensors
+
+
+def load_optimizer_tensors(model: nn.Module, optim: OptimWrapper, state: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave, each tensor on its parameter's device where the optimizer keeps it.
+
+    Raises CheckpointError where the state names a parameter that this optimizer does not train, or where a moment has
+    another shape than its parameter.
+    """
+    parameters = dict(_optimized(model, optim))
+    slots: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        name, _, slot = key.rpartition("/")
+        if name not in parameters:
+            raise CheckpointError(
+                f"the checkpoint holds optimizer state for {name!r}, which this run does not train; "
+                "start from its weights alone (resume=False, load_from=...) or train the same parameters"
+            )
+        if value.dim() and value.shape != parameters[name].shape and value.numel() == parameters[name].numel():
+            raise CheckpointError(f"optimizer state {key!r} has shape {tuple(value.shape)}, its parameter has another")
+        slots.setdefault(name, {})[slot] = value
+    for name, own in slots.items():
+        parameter = parameters[name]
+        optim.optimizer.state[parameter] = {slot: _placed(slot, value, parameter, optim) for slot, value in own.items()}
+
+
+def _placed(slot: str, value: Tensor, parameter: Tensor, optim: OptimWrapper) -> Tensor | float:
+    if value.dim() == 0 and value.dtype == torch.float64:
+        return value.item()
+    if slot == "step" and not any(group.get("fused") or group.get("capturable") for group in optim.param_groups):
+        return value.cpu().clone()  # torch keeps step counts on the CPU unless a fused kernel reads them
+    return value.to(parameter.device, copy=True)
+
+
+def _optimized(model: nn.Module, optim: OptimWrapper) -> Iterator[tuple[str, nn.Parameter]]:
+    trained = {id(parameter) for group in optim.param_groups for parameter in group["params"]}
+    for name, parameter in model.named_parameters():
+        if id(parameter) in trained:
+            yield name, parameter

@@ -1,0 +1,79 @@
+import threading
+
+import pytest
+import torch
+
+from mmtrain.checkpoint import staging
+from mmtrain.checkpoint.saving import whole
+from mmtrain.checkpoint.staging import Stager
+from mmtrain.checkpoint.tensors import byte_view, lay_out_one
+
+
+@pytest.fixture
+def stager():
+    stager = Stager()
+    yield stager
+    stager.close()
+
+
+def layouts(**sections):
+    return [
+        lay_out_one(section, section, [whole(name, tensor) for name, tensor in tensors.items()])
+        for section, tensors in sections.items()
+    ]
+
+
+def test_the_copy_mirrors_the_files(stager):
+    torch.manual_seed(0)
+    tensors = {"a": torch.randn(5), "b": torch.randn(3, 4).t(), "c": torch.ones(3, dtype=torch.bool), "d": torch.ones(())}
+    tensors["e"] = torch.randn(2, 2).bfloat16()[:, :1]
+    first, second = layouts(model=tensors, optimizer={"x": torch.randn(7), "none": torch.empty(0)})
+    staged = stager.stage([first, second], overlapped=("optimizer",))
+    staged.wait()
+    for layout, data in zip((first, second), staged.data, strict=True):
+        expected = b"".join(bytes(byte_view(piece.tensor)) for piece in layout.pieces)
+        assert bytes(data) == expected
+
+
+def test_the_buffer_is_reused_and_grows(stager):
+    small = layouts(model={"a": torch.ones(1000)})
+    stager.stage(small).wait()
+    buffer = stager._buffer
+    stager.stage(small).wait()
+    assert stager._buffer is buffer
+    stager.stage(layouts(model={"a": torch.ones(5000)})).wait()
+    assert stager.bytes >= 20_000
+    grown = stager._buffer
+    stager.stage(small).wait()
+    assert stager._buffer is grown
+
+
+def test_only_overlapped_sections_may_still_be_read_after_stage(stager, monkeypatch):
+    gate = threading.Event()
+    original = staging.np.copyto
+
+    def held_back(target, source):
+        if source.nbytes == 40:  # the optimizer's tensor
+            assert gate.wait(20)
+        original(target, source)
+
+    monkeypatch.setattr(staging.np, "copyto", held_back)
+    model, moments = torch.ones(5), torch.ones(10)
+    staged = stager.stage(layouts(model={"w": model}, optimizer={"w/m": moments}), overlapped=("optimizer",))
+    model.zero_()  # a forward changes the running statistics
+    gate.set()
+    staged.wait()
+    moments.zero_()
+    assert [torch.frombuffer(bytearray(d), dtype=torch.float32).sum().item() for d in staged.data] == [5.0, 10.0]
+
+
+def test_an_error_in_copying_reaches_whoever_waits(stager, monkeypatch):
+    def broken(target, source):
+        raise MemoryError("no")
+
+    monkeypatch.setattr(staging.np, "copyto", broken)
+    staged = stager.stage(layouts(optimizer={"x": torch.ones(3)}), overlapped=("optimizer",))
+    with pytest.raises(MemoryError):
+        staged.wait()
+    with pytest.raises(MemoryError):
+        stager.stage(layouts(model={"x": torch.ones(3)}))

@@ -1,0 +1,133 @@
+"""Samplers: MMEngine's names, and a user's own."""
+
+import random
+from itertools import count
+
+import pytest
+import torch
+from _data_sets import Counting, Noisy, global_states, take
+from mmengine.dataset import DefaultSampler as MMEngineDefaultSampler
+from torch.utils.data import WeightedRandomSampler
+
+from mmtrain.data import TrainStream
+from mmtrain.errors import ConfigError
+from mmtrain.registry import DATA_SAMPLERS
+
+
+def stream(sampler=None, dataset=None, batch_size=3, **options):
+    return TrainStream(dataset or Noisy(11), batch_size, sampler=sampler, seed=5, **options)
+
+
+class Backwards:
+    """Yields this rank's indices from the end, turned by the epoch."""
+
+    def __init__(self, dataset, seed=None):
+        self.size = len(dataset)
+        self.epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __len__(self):
+        return self.size
+
+    def __iter__(self):
+        return iter([(index + self.epoch) % self.size for index in reversed(range(self.size))])
+
+
+class Endless:
+    """Draws from the global generators without end."""
+
+    def __init__(self, dataset):
+        self.size = len(dataset)
+
+    def __len__(self):
+        return self.size
+
+    def __iter__(self):
+        for _ in count():
+            yield from random.sample(range(self.size), self.size)
+
+
+@pytest.mark.parametrize(
+    "name", ["DefaultSampler", "InfiniteSampler", "mmengine.DefaultSampler", MMEngineDefaultSampler]
+)
+def test_mmengine_names_mean_the_stream_itself(name):
+    assert take(stream(dict(type=name, shuffle=True)), 9) == take(stream(shuffle=True), 9)
+    assert take(stream(dict(type=name, shuffle=False)), 9) == take(stream(shuffle=False), 9)
+    assert take(stream(), 9) == take(stream(shuffle=True), 9)
+
+
+def test_a_seed_of_the_sampler_rules_the_order_alone():
+    own, other = (take(stream(dict(type="DefaultSampler", shuffle=True, seed=seed)), 4) for seed in (5, 6))
+    assert own == take(stream(), 4)
+    assert [indices for indices, *_ in own] != [indices for indices, *_ in other]
+    noise = {index: value for indices, values, *_ in own for index, value in zip(indices, values[::3], strict=True)}
+    for indices, values, *_ in other:
+        assert [noise[index] for index in indices] == values[::3]
+
+
+def test_a_ready_sampler_of_mmengine_cannot_bring_its_drawn_seed():
+    dataset = Noisy(11)
+    ready = MMEngineDefaultSampler(dataset, shuffle=True)
+    assert take(stream(ready, dataset), 9) == take(stream(), 9)
+
+
+def test_shuffle_beside_a_sampler_is_refused():
+    with pytest.raises(ConfigError, match=r"train_dataloader\.shuffle"):
+        stream(dict(type="DefaultSampler"), shuffle=True)
+
+
+def test_a_registered_sampler_is_served_with_its_epoch():
+    DATA_SAMPLERS.register_module(name="BackwardsForTest", module=Backwards, force=True)
+    indices = [batch[0] for batch in take(stream(dict(type="BackwardsForTest")), 8)]
+    assert indices[:4] == [[10, 9, 8], [7, 6, 5], [4, 3, 2], [1, 0]]
+    assert indices[4:] == [[0, 10, 9], [8, 7, 6], [5, 4, 3], [2, 1]]
+
+
+@pytest.mark.parametrize("kind", ["weighted", "weighted_drop", "backwards", "endless"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_entering_anywhere_goes_on_as_if_never_stopped(kind, num_workers):
+    def make():
+        dataset = Noisy(11)
+        samplers = {
+            "weighted": lambda: WeightedRandomSampler(torch.ones(11), 11),
+            "weighted_drop": lambda: WeightedRandomSampler(torch.ones(11), 11),
+            "backwards": lambda: dict(type=Backwards),
+            "endless": lambda: dict(type=Endless),
+        }
+        return stream(samplers[kind](), dataset, num_workers=num_workers, drop_last=kind == "weighted_drop")
+
+    whole = make()
+    run = take(whole, 12)
+    assert len(whole) == (3 if kind == "weighted_drop" else 4)
+    epoch = offset = 0
+    whole.close()
+    for position, (_, _, samples, epoch_end) in enumerate(run):
+        if position in (0, 2, 5, 9):
+            entered = make()
+            entered.seek(epoch, offset)
+            assert take(entered, 12 - position) == run[position:]
+            entered.close()
+        epoch, offset = (epoch + 1, 0) if epoch_end else (epoch, offset + samples)
+
+
+def test_a_sampler_that_draws_leaves_the_global_generators_alone():
+    sampled = stream(WeightedRandomSampler(torch.ones(11), 11))
+    before = global_states()
+    sampled.seek(0, 6)
+    assert global_states() == before
+
+
+def test_skipping_with_a_sampler_reads_nothing():
+    dataset = Counting(40)
+    entered = stream(dict(type=Backwards), dataset)
+    entered.seek(3, 30)
+    assert dataset.reads.value == 0
+    assert next(entered).data["index"].tolist() == [12, 11, 10]
+    assert dataset.reads.value == 3
+
+
+def test_a_sampler_without_a_length_is_refused():
+    with pytest.raises(ConfigError, match="no length"):
+        stream(iter(range(11)))

@@ -1,0 +1,213 @@
+"""Streams over data that can only be iterated over."""
+
+import itertools
+
+import pytest
+import torch
+from _data_sets import Noisy, PlainWords, Words, take
+from torch.utils.data import DataLoader, DistributedSampler
+
+from mmtrain.data import ForeignStream, IterableStream
+from mmtrain.errors import ConfigError, RunError
+
+
+def stream(dataset=None, batch_size=2, **options):
+    return IterableStream(dataset or Words(), batch_size, **{"seed": 5} | options)
+
+
+def indices(batches):
+    return [batch[0] for batch in batches]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("size", [4, 11, 12])
+def test_a_pass_gives_every_sample_once_and_its_end_is_told(num_workers, drop_last, size):
+    read = stream(Words(size), num_workers=num_workers, drop_last=drop_last)
+    for _ in range(3):
+        seen = []
+        for batch in read:
+            seen += batch.data["index"].tolist()
+            assert batch.samples == len(batch.data["index"])
+            if batch.epoch_end:
+                break
+        workers = max(1, num_workers)
+        shares = [len(range(worker, size, workers)) for worker in range(workers)]
+        assert len(seen) == len(set(seen)) == sum(share - share % 2 * drop_last for share in shares)
+    read.close()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
+@pytest.mark.parametrize("seek_first", [False, True])
+def test_a_stateful_data_set_goes_on_to_the_bit_from_anywhere(num_workers, seek_first):
+    whole = stream(num_workers=num_workers)
+    run, states = [], []
+    epoch = offset = 0
+    for _ in range(16):
+        states.append((epoch, offset, whole.state_dict()))
+        (batch,) = take(whole, 1)
+        run.append(batch)
+        epoch, offset = (epoch + 1, 0) if batch[3] else (epoch, offset + batch[2])
+    assert epoch >= 2
+    whole.close()
+    for position, (epoch, offset, state) in enumerate(states):
+        resumed = stream(num_workers=num_workers)
+        if seek_first:
+            resumed.seek(epoch, offset)
+            resumed.load_state_dict(state)
+        else:
+            resumed.load_state_dict(state)
+            resumed.seek(epoch, offset)
+        assert take(resumed, 16 - position) == run[position:]
+        resumed.close()
+
+
+def test_zero_and_one_worker_are_the_same():
+    one = stream(num_workers=1)
+    run = take(one, 14)
+    state = one.state_dict()
+    one.close()
+    none = stream(num_workers=0)
+    assert take(none, 14) == run
+    assert none.state_dict() == state
+
+
+def test_another_number_of_workers_is_refused():
+    state = stream(num_workers=0).state_dict()
+    with pytest.raises(ConfigError, match=r"num_workers.*1 worker.*found 2"):
+        stream(num_workers=2).load_state_dict(state)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_close_and_go_on(num_workers):
+    whole = stream(num_workers=num_workers)
+    run = take(whole, 9)
+    whole.close()
+    read = stream(num_workers=num_workers)
+    assert take(read, 4) == run[:4]
+    read.close()
+    assert take(read, 5) == run[4:]
+    read.close()
+
+
+def test_seek_to_the_beginning_begins_anew():
+    read = stream()
+    run = take(read, 9)
+    read.seek(0, 0)
+    assert take(read, 9) == run
+
+
+def test_without_a_state_a_pass_begins_anew_and_a_remark_says_so():
+    read = stream(PlainWords())
+    run = take(read, 8)
+    assert read.state_dict() == {}
+    assert "position cannot be kept" in read.remarks[0]
+    resumed = stream(PlainWords())
+    resumed.load_state_dict({})
+    resumed.seek(1, 4)
+    assert indices(take(resumed, 2)) == indices(run[:2])
+    assert stream().remarks == []
+    assert "shard by rank" in stream(world_size=2).remarks[0]
+
+
+def test_lengths():
+    assert stream().iterations_per_epoch is None
+    with pytest.raises(TypeError):
+        len(stream())
+
+    class Sized(PlainWords):
+        def __len__(self):
+            return 11
+
+    assert (len(stream(Sized())), stream(Sized()).samples) == (6, 11)
+    assert (len(stream(Sized(), drop_last=True)), stream(Sized(), drop_last=True).samples) == (5, 10)
+    assert stream(Sized(), num_workers=2).iterations_per_epoch is None
+
+
+def test_a_data_set_without_data_is_an_error():
+    with pytest.raises(RunError, match="no batch in pass 0"):
+        next(stream(Words(0)))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_data_set_that_raises_is_named(num_workers):
+    class Faulty(PlainWords):
+        def __iter__(self):
+            yield {"index": 0}
+            raise ValueError("boom")
+
+    read = stream(Faulty(), num_workers=num_workers)
+    with pytest.raises(RunError, match=r"train_dataloader\.dataset: Faulty failed .* pass 0 with ValueError: boom"):
+        take(read, 9)
+    read.close()
+
+
+# -- objects that the user has built
+
+
+class KeepsPlace:
+    """A loader with state, as torchdata's StatefulDataLoader has it."""
+
+    def __init__(self):
+        self.at = 0
+
+    def __iter__(self):
+        while self.at < 5:
+            self.at += 1
+            yield {"index": torch.tensor([self.at, 0]), "noise": torch.rand(2)}
+        self.at = 0
+
+    def state_dict(self):
+        return {"at": self.at}
+
+    def load_state_dict(self, state):
+        self.at = state["at"]
+
+
+def loader():
+    return DataLoader(Noisy(11), batch_size=3, shuffle=True)
+
+
+@pytest.mark.parametrize("make", [loader, KeepsPlace])
+def test_a_foreign_loader_goes_on_from_anywhere(make):
+    whole = ForeignStream(make(), seed=5)
+    run, positions = [], []
+    epoch = offset = 0
+    for _ in range(11):
+        positions.append((epoch, offset, whole.state_dict()))
+        (batch,) = take(whole, 1)
+        run.append(batch)
+        epoch, offset = (epoch + 1, 0) if batch[3] else (epoch, offset + batch[2])
+    assert epoch == 2
+    for position, (epoch, offset, state) in enumerate(positions):
+        resumed = ForeignStream(make(), seed=5)
+        resumed.load_state_dict(state)
+        resumed.seek(epoch, offset)
+        assert take(resumed, 11 - position) == run[position:]
+    assert bool(whole.remarks) == (make is loader)
+
+
+def test_a_foreign_loader_shuffles_anew_each_pass_and_knows_its_length():
+    read = ForeignStream(loader(), seed=5)
+    first, second = (list(itertools.chain(*indices(take(read, 4)))) for _ in range(2))
+    assert sorted(first) == sorted(second) == list(range(11))
+    assert first != second
+    assert len(read) == 4
+
+
+def test_the_epoch_reaches_a_foreign_loaders_sampler():
+    dataset = Noisy(8)
+    sampler = DistributedSampler(dataset, num_replicas=2, rank=0)
+    read = ForeignStream(DataLoader(dataset, batch_size=4, sampler=sampler), seed=5, world_size=2)
+    assert next(read).samples == 8
+    assert sampler.epoch == 1  # the end of the pass is known, the next one not yet begun
+    sampler.set_epoch(7)
+    next(read)
+    assert sampler.epoch == 1
+
+
+def test_a_one_shot_iterator_is_told_at_its_second_pass():
+    read = ForeignStream(iter([{"index": torch.tensor([1])}]), seed=5)
+    assert next(read).epoch_end
+    with pytest.raises(RunError, match="generator does so once"):
+        next(read)

@@ -1,0 +1,192 @@
+"""The worker processes: how they begin, what they survive, how they end."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+import torch
+from _data_sets import Counting, Noisy, take
+from torch.utils.data import get_worker_info
+
+from mmtrain.data import TrainStream, worker_death
+from mmtrain.errors import RunError
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="pidfd is Linux's")
+
+
+def stream(dataset, **options):
+    return TrainStream(dataset, 2, **{"seed": 1, "num_workers": 2, "shuffle": False} | options)
+
+
+def pids_of(read, batches=4):
+    return {pid for _ in range(batches) for pid in next(read).data["pid"].tolist()}
+
+
+def ended(descriptors, seconds):
+    """Wait until the processes behind pidfds have ended; return whether they did."""
+    waiting = set(descriptors)
+    poller = select.poll()
+    for descriptor in waiting:
+        poller.register(descriptor, select.POLLIN)
+    while waiting:
+        ready = poller.poll(seconds * 1000)
+        if not ready:
+            return False
+        for descriptor, _ in ready:
+            poller.unregister(descriptor)
+            waiting.discard(descriptor)
+    return True
+
+
+class Deadly(Noisy):
+    """Kills its worker at index 0, or lets it leave."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def __getitem__(self, index):
+        if index == 0:
+            self.how()
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), ["SIGKILL", "memory"]),
+        (lambda: os._exit(3), ["status 3"]),
+    ],
+)
+def test_a_dead_worker_is_told_with_its_pid(how, words):
+    read = stream(Deadly(how), num_workers=1)
+    with pytest.raises(RunError) as caught:
+        take(read, 5)
+    read.close()
+    assert "train_dataloader.num_workers" in str(caught.value)
+    assert "pid" in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_a_late_batch_is_told():
+    never = torch.multiprocessing.get_context("fork").Event()
+    read = stream(Deadly(lambda: never.wait(60)), num_workers=1, timeout=0.2)
+    with pytest.raises(RunError, match=r"train_dataloader\.timeout"):
+        take(read, 5)
+    never.set()
+    read.close()
+
+
+def test_other_runtime_errors_are_not_taken_for_a_dead_worker():
+    assert worker_death(RuntimeError("size mismatch")) is None
+    error = RuntimeError("forward failed")
+    error.__cause__ = RuntimeError("DataLoader worker (pid 77) is killed by signal: Bus error. It is possible ...")
+    assert "pid 77 was killed by signal (Bus error)" in str(worker_death(error))
+
+
+def test_a_batch_that_cannot_be_sent_is_an_error_and_no_hang():
+    read = stream(Noisy(), collate_fn=lambda samples: [(sample, lambda: 1) for sample in samples])
+    with pytest.raises(RunError, match="cannot be sent"):
+        next(read)
+    read.close()
+
+
+@linux
+def test_workers_go_on_through_the_signals_that_ask_a_run_to_save_and_end_at_close():
+    read = stream(Counting(100))
+    pids = pids_of(read)
+    descriptors = [os.pidfd_open(pid) for pid in pids]
+    for pid in pids:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+            os.kill(pid, number)
+    assert pids_of(read, 12) == pids
+    read.close()
+    assert ended(descriptors, 5)
+
+
+@linux
+@pytest.mark.parametrize("end", ["kill", "exit"])
+def test_workers_end_with_the_main_process(end):
+    script = textwrap.dedent(
+        """
+        import os, sys, numpy as np
+        from mmtrain.data import TrainStream
+        class Big:
+            def __len__(self): return 1000
+            def __getitem__(self, index): return os.getpid(), np.zeros(100_000)  # more than a pipe holds
+        read = TrainStream(Big(), 2, num_workers=2, seed=1, collate_fn=lambda samples: samples)
+        print(*{pid for _ in range(4) for pid, _ in next(read).data}, flush=True)
+        sys.stdin.readline()
+        """
+    )
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        pids = [int(word) for word in process.stdout.readline().split()]
+        assert len(pids) == 2
+        descriptors = [os.pidfd_open(pid) for pid in pids]
+        if end == "kill":
+            process.kill()
+        else:
+            process.stdin.close()
+        assert ended(descriptors, 5)
+        assert process.wait(5) == (-signal.SIGKILL if end == "kill" else 0)
+
+
+def test_a_stream_that_is_started_from_a_thread_outlives_it():
+    read = stream(Counting(100))
+    seen = []
+    starter = threading.Thread(target=lambda: seen.extend(pids_of(read)))
+    starter.start()
+    starter.join()
+    assert pids_of(read, 12) == set(seen)
+    read.close()
+
+
+class TellsWorker(Noisy):
+    """Tells what the user's code sees of its worker."""
+
+    def __getitem__(self, index):
+        info = get_worker_info()
+        return {
+            "index": index,
+            "started": self.started,
+            "own": info.dataset is self,
+            "threads": torch.get_num_threads(),
+        }
+
+
+def mark(worker_id):
+    get_worker_info().dataset.started = worker_id + 10
+
+
+def test_worker_init_fn_sees_the_users_data_set():
+    read = stream(TellsWorker(), worker_init_fn=mark)
+    batches = [next(read).data for _ in range(2)]
+    read.close()
+    assert [batch["started"].tolist() for batch in batches] == [[10, 10], [11, 11]]
+    assert all(batch["own"].all() and (batch["threads"] == 1).all() for batch in batches)
+
+
+def test_a_failing_worker_init_fn_is_named():
+    def fail(worker_id):
+        raise OSError("no disk")
+
+    read = stream(Noisy(), worker_init_fn=fail)
+    with pytest.raises(RunError, match=r"train_dataloader\.worker_init_fn.*OSError: no disk"):
+        next(read)
+    read.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_other_ways_to_start_workers(method):
+    read = stream(Noisy(), multiprocessing_context=method, shuffle=True)
+    run = take(read, 5)
+    read.close()
+    assert run == take(stream(Noisy(), num_workers=0, shuffle=True), 5)

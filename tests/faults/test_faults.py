@@ -1,0 +1,135 @@
+"""Every call of a save that changes the disk is a fault point: after a fault at any of them a good checkpoint is found."""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmtrain.checkpoint import CheckpointStore
+from mmtrain.errors import CheckpointError
+
+from ..checkpoint.helpers import assert_holds, hidden, save
+from .faulty import Crash, FaultyFiles
+from .scenes import SCENES, play
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    root = tmp_path_factory.mktemp("faults") / "template"
+    store = CheckpointStore(root, fs=FaultyFiles())
+    save(store, 10), save(store, 20)
+    store.close()
+    return root
+
+
+def copies(template: Path, tmp_path: Path, scene: str):
+    """A fresh work directory for every call of the scene, with the call's number."""
+    shutil.copytree(template, tmp_path / "count")
+    counting = FaultyFiles()
+    play(scene, tmp_path / "count", counting)
+    assert set(counting.calls) >= {"mkdir", "open", "write", "fsync", "close", "fsync_path", "rename"}
+    for k in range(1, len(counting.calls) + 1):
+        shutil.copytree(template, tmp_path / "work")
+        yield k, tmp_path / "work"
+        shutil.rmtree(tmp_path / "work")
+
+
+def check_after(root: Path, scene: str, *, saved: bool | None) -> None:
+    """What holds after any fault. ``saved``: whether the save said that it succeeded; None if it died."""
+    iteration, name = SCENES[scene][:2]
+    visible = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
+    assert set(visible) <= {"iter_10.pth", "iter_20.pth", name, "last_checkpoint"}
+    store = CheckpointStore(root)
+    checkpoint, problems = store.newest_good()
+    assert problems == []
+    assert checkpoint is not None
+    found = checkpoint.manifest.iteration
+    assert found == iteration if saved else found in (20, iteration)
+    assert_holds(checkpoint, found)
+    for entry in store.entries(verify="full"):
+        assert_holds(store.open(entry.name), entry.iteration)
+    assert hidden(root) == []
+    save(store, 40)
+    assert_holds(store.newest_good()[0], 40)
+    assert store.pointer() == "iter_40.pth"
+    store.close()
+
+
+@pytest.mark.parametrize("mode", ["crash", "power"])
+@pytest.mark.parametrize("scene", SCENES)
+def test_the_process_ends_in_any_call(template, tmp_path, scene, mode):
+    for k, root in copies(template, tmp_path, scene):
+        with pytest.raises(Crash):
+            play(scene, root, FaultyFiles(mode, k))
+        check_after(root, scene, saved=None)
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+@pytest.mark.parametrize(("mode", "error"), [("once", errno.ENOSPC), ("once", errno.EIO), ("from", errno.ENOSPC)])
+@pytest.mark.parametrize("scene", SCENES)
+def test_any_call_fails(template, tmp_path, scene, mode, error, blocking):
+    for k, root in copies(template, tmp_path, scene):
+        saved = True
+        try:
+            play(scene, root, FaultyFiles(mode, k, error), blocking=blocking)
+        except CheckpointError as failure:
+            saved = False
+            assert os.strerror(error) in str(failure)
+            assert "\n" not in str(failure)
+        if mode == "once" and not saved:
+            assert not [name for name in hidden(root) if ".tmp-" in name], "a failed save removes its own directory"
+        check_after(root, scene, saved=saved)
+
+
+def test_a_fault_in_what_a_finished_save_does_not_depend_on_is_a_remark(template, tmp_path):
+    """The pointer and retention: the checkpoint stands, so the save succeeded."""
+    for k, root in copies(template, tmp_path, "retention"):
+        store = CheckpointStore(root, fs=FaultyFiles("once", k, errno.EIO), threads=1, keep=SCENES["retention"][2]["keep"])
+        try:
+            pending = save(store, 30)
+        except CheckpointError:
+            continue
+        assert len(pending.remarks) == 1
+        assert os.strerror(errno.EIO) in pending.remarks[0]
+        assert_holds(store.open("iter_30.pth"), 30)
+
+
+def test_the_same_store_goes_on_after_any_fault(template, tmp_path):
+    for k, root in copies(template, tmp_path, "new"):
+        store = CheckpointStore(root, fs=FaultyFiles("once", k, errno.ENOSPC), threads=1)
+        try:
+            save(store, 30)
+        except CheckpointError:
+            assert sorted(store.names()) in (["iter_10.pth", "iter_20.pth"], ["iter_10.pth", "iter_20.pth", "iter_30.pth"])
+        save(store, 40)
+        assert_holds(store.newest_good()[0], 40)
+        assert hidden(root) == []
+
+
+def test_sigkill_in_any_call(template, tmp_path):
+    """Real processes, killed in the act; every third call of each scene."""
+    roots = []
+    for scene in SCENES:
+        for k, root in copies(template, tmp_path, scene):
+            if k % 3 == 0:
+                kept = tmp_path / f"{scene}-{k}"
+                shutil.copytree(root, kept)
+                roots.append((scene, k, kept))
+    orders = "\n".join(f"{scene} {k} {root}" for scene, k, root in roots)
+    here = Path(__file__).resolve()
+    command = [sys.executable, "-m", f"{__package__}.killed"]
+    result = subprocess.run(
+        command, input=orders, cwd=_import_root(here), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == ["-9"] * len(roots)
+    for scene, _, root in roots:
+        check_after(root, scene, saved=None)
+
+
+def _import_root(here: Path) -> Path:
+    return here.parents[len((__package__ or "").split("."))]
