@@ -63,9 +63,7 @@ def check_part(path: str, value: Any, part: Part) -> None:
     scope = args.pop("_scope_", None)
     if type_ is None:
         raise config_error(path, "a dict that is to be built needs `type`")
-    if scope and isinstance(type_, str) and "." not in type_:
-        type_ = f"{scope}.{type_}"
-    target = resolve(part.registry, type_, path=f"{path}.type")
+    target = resolve(part.registry, type_, path=f"{path}.type", scope=scope)
     check_arguments(target, args, path=path, reserved=part.reserved, extra=part.extra)
 
 

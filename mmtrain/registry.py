@@ -116,12 +116,13 @@ REGISTRIES = {name: value for name, value in list(globals().items()) if isinstan
 # -- from a type to a class
 
 
-def resolve(registry: Registry, type_: Any, *, path: str) -> Any:
+def resolve(registry: Registry, type_: Any, *, path: str, scope: str | None = None) -> Any:
     """The class or function that ``type_`` means.
 
     A string is a registered name (mmtrain's registry, then MMEngine's), a name with a scope (``mmengine.LoggerHook``),
     or a dotted import path. A class or function is taken as it is, except a class of MMEngine or xtuner for which
-    mmtrain has one of the same name: that one is taken. ``path`` is the dotted path of the ``type``, for errors.
+    mmtrain has one of the same name: that one is taken. ``path`` is the dotted path of the ``type``, for errors;
+    ``scope`` is a dict's ``_scope_``, in which a name is looked up first.
 
     Raises ConfigError that lists near names, where they are defined, and which import is missing.
     """
@@ -134,25 +135,26 @@ def resolve(registry: Registry, type_: Any, *, path: str) -> Any:
             return ours
     if isinstance(type_, LAZY):
         try:
-            return type_.build()
+            type_ = type_.build()
         except Exception as error:
             raise config_error(path, f"{error}") from error
     if isinstance(type_, str):
-        return _of_name(registry, type_, path=path)
+        found = _find_in_scope(registry, scope, type_, path=path) if scope and "." not in type_ else None
+        return _ours_instead(registry, found or _of_name(registry, type_, path=path))
     if not callable(type_):
         raise config_error(path, f"expected a name, a class or a function, found {type_!r}")
     return _ours_instead(registry, type_)
 
 
 def _of_name(registry: Registry, name: str, *, path: str) -> Any:
-    found = _find(registry, name)
+    found = _find(registry, name, path)
     scope = name.partition(".")[0]
     in_scope = name.count(".") == 1 and (scope in (SCOPE, "mmengine") or scope in registry.root.children)
     if found is None and "." in name and not in_scope:
         found = import_dotted(name, path=path)
     if found is None:
         raise config_error(path, not_found(registry, name, REGISTRIES))
-    return _ours_instead(registry, found)
+    return found
 
 
 def _ours_instead(registry: Registry, target: Any) -> Any:
@@ -162,20 +164,20 @@ def _ours_instead(registry: Registry, target: Any) -> Any:
     return target
 
 
-def _find(registry: Registry, name: str) -> Any:
+def _find(registry: Registry, name: str, path: str) -> Any:
     scope, _, short = name.rpartition(".")
     if not scope:
-        return _find_plain(registry, name)
-    return _find_in_scope(registry, scope, short) if "." not in scope else None
+        return _find_plain(registry, name, path)
+    return _find_in_scope(registry, scope, short, path=path) if "." not in scope else None
 
 
-def _find_plain(registry: Registry, name: str) -> Any:
+def _find_plain(registry: Registry, name: str, path: str) -> Any:
     found = registry.own(name)
     if found is None and registry is OPTIMIZERS:
         found = torch_optimizers().get(name)
     current = DefaultScope.get_current_instance()
     if found is None and current is not None and current.scope_name not in (SCOPE, "mmengine"):
-        found = _find_in_scope(registry, current.scope_name, name)
+        found = _find_in_scope(registry, current.scope_name, name, path=path)
     return _find_in_root(registry, name) if found is None else found
 
 
@@ -186,7 +188,7 @@ def _find_in_root(registry: Registry, name: str) -> Any:
     return root.module_dict.get(name)
 
 
-def _find_in_scope(registry: Registry, scope: str, name: str) -> Any:
+def _find_in_scope(registry: Registry, scope: str, name: str, *, path: str) -> Any:
     if scope == SCOPE:
         return registry.own(name)
     if scope == "mmengine":
@@ -195,10 +197,10 @@ def _find_in_scope(registry: Registry, scope: str, name: str) -> Any:
     if scope not in root.children:
         try:
             import_module(f"{scope}.registry")
-        except ModuleNotFoundError as error:
-            # The scope may be the module of a dotted path; a module that fails to import is an error of its own.
+        except ImportError as error:
+            # The scope may be no scope but the module of a dotted path. A module that is there and fails is a fault.
             if error.name not in (scope, f"{scope}.registry"):
-                raise
+                raise config_error(path, f"{scope} cannot be imported: {error}") from error
     child = root.children.get(scope)
     if child is None:
         return None
@@ -225,9 +227,7 @@ def build(registry: Registry, cfg: Any, *, path: str, **defaults: Any) -> Any:
     scope = args.pop("_scope_", None)
     if type_ is None:
         raise config_error(path, "a dict that is to be built needs `type`")
-    if scope and isinstance(type_, str) and "." not in type_ and _find_in_scope(registry, scope, type_) is not None:
-        type_ = f"{scope}.{type_}"
-    target = resolve(registry, type_, path=f"{path}.type")
+    target = resolve(registry, type_, path=f"{path}.type", scope=scope)
     takes = arguments_of(target)
     for name, value in defaults.items():
         if takes.anything or name in takes.names:

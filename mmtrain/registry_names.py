@@ -61,22 +61,26 @@ def not_found(registry: Registry, name: str, registries: Mapping[str, Registry])
     short = name.rpartition(".")[2]
     known = _candidates(registry, with_torch=constant == "OPTIMIZERS")
     parts = [f"no {registry.name} is named {name!r}"]
-    if "." in name and not name.startswith(("mmtrain.", "mmengine.")):
-        parts.append(f"and no module {name.partition('.')[0]!r} can be imported")
+    scope = name.partition(".")[0]
+    if "." in name and scope not in ("mmengine", *registry.root.children):
+        parts.append(f"and no module {scope!r} can be imported")
     near = nearest(short, known, 3)
     if near:
-        parts.append("near names: " + ", ".join(f"{found!r} ({_module(known[found])})" for found in near))
+        parts.append("near names: " + ", ".join(known[found] for found in near))
     parts += _elsewhere(registry, short, registries)
     return "; ".join(parts) + ". " + _missing_import(constant, short)
 
 
-def _candidates(registry: Registry, *, with_torch: bool) -> dict[str, Any]:
-    found: dict[str, Any] = dict(torch_optimizers()) if with_torch else {}
-    found |= registry.root.module_dict
-    for scope, child in registry.root.children.items():
-        if child is not registry:
-            found |= {f"{scope}.{name}": value for name, value in child.module_dict.items()}
-    return found | registry.module_dict
+def _candidates(registry: Registry, *, with_torch: bool) -> dict[str, str]:
+    """Every name that could have been meant, with the text that shows it and the module that defines it."""
+    held: list[tuple[str, Mapping[str, Any]]] = [("", torch_optimizers() if with_torch else {})]
+    held += [
+        (f"{scope}.", child.module_dict) for scope, child in registry.root.children.items() if child is not registry
+    ]
+    held += [("", registry.root.module_dict), ("", registry.module_dict)]
+    return {
+        name: f"{prefix + name!r} ({_module(value)})" for prefix, members in held for name, value in members.items()
+    }
 
 
 def _module(value: Any) -> str:

@@ -1,7 +1,7 @@
 """Streams over data that can only be iterated over: a data set, or a loader that the user has built."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from mmtrain.data.collate import resolve_collate
 from mmtrain.data.iterable import IterableReader, Order, Piece, keeps_state
@@ -155,8 +155,16 @@ class IterableStream(Stream):
         self._pool.start(self._orders(self._turn))
         self._started = True
         self._ahead = self._take()
-        if self._ahead is None:  # what was left of a loaded pass was nothing
-            self._epoch, self._offset, self._turn = self._reading, 0, 0
+        if self._ahead is None:
+            if not self._offset:
+                self._raise_no_batch()
+            self._epoch, self._offset, self._turn = self._reading, 0, 0  # nothing was left of the pass
+
+    def _raise_no_batch(self) -> NoReturn:
+        raise RunError(
+            f"{self._place.path}.dataset: {type(self.dataset).__name__} gave no batch in pass {self._epoch}; it must "
+            "give data each time it is iterated over (a generator does so once only)"
+        )
 
     def __next__(self) -> Batch:
         if not self._started:
@@ -164,10 +172,7 @@ class IterableStream(Stream):
         if self._ahead is None:
             self._ahead = self._take()
         if self._ahead is None:
-            raise RunError(
-                f"{self._place.path}.dataset: {type(self.dataset).__name__} gave no batch in pass {self._epoch}; it "
-                "must give data each time it is iterated over (a generator does so once only)"
-            )
+            self._raise_no_batch()
         worker, piece = self._ahead
         self._states[worker] = piece.state
         self._turn = (worker + 1) % self._readers

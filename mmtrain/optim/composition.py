@@ -137,16 +137,19 @@ class SteppedStretch:
 
 
 def compose(
-    schedules: Sequence[Schedule], horizon: Horizon, values: Sequence[float]
+    schedules: Sequence[Schedule], horizon: Horizon, values: Sequence[float], *, groups: int
 ) -> list[Stretch | ProductStretch | SteppedStretch]:
     """The stretches of the schedules of one group value, in the order of time.
 
-    ``schedules`` are placed and act at some time; ``values`` are the config's, one for each group.
+    ``schedules`` are placed and act at some time; ``values`` are the config's, one for each of the optimizer's
+    ``groups``, and one more where a group without multipliers is kept for the log.
     """
     bases: dict[int, list[float]] = {}
     current = list(values)
     for schedule in schedules:
-        current = schedule.rebase(current)
+        own = schedule.own_bases(groups)
+        if own is not None:
+            current = own + own[-1:] * (len(values) - groups)
         bases[id(schedule)] = current
     stretches: list[Stretch | ProductStretch | SteppedStretch] = []
     for members in overlapping(schedules, horizon):

@@ -72,7 +72,7 @@ class Step(Schedule):
     def settle(self, per_epoch: int) -> None:
         if self.step_size <= 0:
             self.refuse(f"step_size is {self.step_size}, expected more than 0")
-        self._every = self._whole("step_size", self.step_size * per_epoch)
+        self._every = max(1, self._whole("step_size", self.step_size, per_epoch))
 
     def multiple(self, t: int) -> float:
         return self.gamma ** (t // self._every)
@@ -86,7 +86,7 @@ class MultiStep(Schedule):
     gamma: float = 0.1
 
     def settle(self, per_epoch: int) -> None:
-        self._at = [self._whole("a milestone", milestone * per_epoch) for milestone in self.milestones]
+        self._at = [self._whole("a milestone", milestone, per_epoch) for milestone in self.milestones]
         if self._at != sorted(self._at) or (self._at and self._at[0] < 0):
             self.refuse(f"milestones are {list(self.milestones)}, expected rising numbers of 0 or more")
 
@@ -176,7 +176,7 @@ class CosineRestart(CosineFloor):
 
     def settle(self, per_epoch: int) -> None:
         super().settle(per_epoch)
-        self._lengths = [self._whole("a period", period * per_epoch) for period in self.periods]
+        self._lengths = [self._whole("a period", period, per_epoch) for period in self.periods]
         if not self._lengths or min(self._lengths) <= 0:
             self.refuse(f"periods are {list(self.periods)}, expected numbers of more than 0")
         if len(self.restart_weights) != len(self._lengths):
@@ -269,11 +269,11 @@ class OneCycle(Schedule):
     def advance(self, t: int, value: float, base: float) -> float:
         return self.source(t, value, base) * self.multiple(t)
 
-    def rebase(self, bases: list[float]) -> list[float]:
+    def own_bases(self, groups: int) -> list[float]:
         if isinstance(self.eta_max, int | float):
-            return [self.eta_max / self.div_factor] * len(bases)
-        if len(self.eta_max) != len(bases):
-            self.refuse(f"eta_max has {len(self.eta_max)} values, expected one for each of the {len(bases)} groups")
+            return [self.eta_max / self.div_factor] * groups
+        if len(self.eta_max) != groups:
+            self.refuse(f"eta_max has {len(self.eta_max)} values, expected one for each of the {groups} groups")
         return [peak / self.div_factor for peak in self.eta_max]
 
 

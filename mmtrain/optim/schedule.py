@@ -100,9 +100,9 @@ class Schedule:
         before = self.multiple(t - 1)
         return floor + (value - floor) * (self.multiple(t) / before) if before else floor
 
-    def rebase(self, bases: list[float]) -> list[float]:
-        """The base value of every group from here on in the list of schedules (one-cycle schedules set them)."""
-        return bases
+    def own_bases(self, groups: int) -> list[float] | None:
+        """The base value of every group from here on in the list, where the schedule sets it (one-cycle does)."""
+        return None
 
     @property
     def multiplicative(self) -> bool:
@@ -158,8 +158,14 @@ class Schedule:
         if self.convert_to_iter_based and not self.by_epoch:
             self.refuse("convert_to_iter_based=True needs by_epoch=True: begin and end are then in epochs")
 
-    def _whole(self, name: str, value: float) -> int:
-        """A number of iterations or epochs as an integer; products like 0.03 * 1000 are allowed their rounding."""
+    def _whole(self, name: str, value: float, per_epoch: int = 1) -> int:
+        """A length as an integer of the schedule's unit; products like 0.03 * 1000 are allowed their rounding.
+
+        With ``per_epoch`` iterations in an epoch the value was given in epochs, and a part of an iteration is cut off.
+        """
+        value *= per_epoch
+        if per_epoch > 1 and math.isfinite(value):
+            return math.floor(value + 1e-6)
         if not math.isfinite(value) or abs(value - round(value)) >= 1e-6:
             unit = "epochs" if self.epoch_unit else "iterations"
             hint = ": convert_to_iter_based=True allows parts of an epoch" if self.epoch_unit else ""

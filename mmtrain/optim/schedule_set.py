@@ -20,17 +20,22 @@ Group = dict[str, Any]
 class Track:
     """One value, ``lr`` say, in all groups of one optimizer: its schedules and its values in the config."""
 
-    def __init__(self, name: str, groups: Sequence[Group], schedules: Sequence[Schedule], horizon: Horizon) -> None:
+    def __init__(self, name: str, optim: OptimWrapper, schedules: Sequence[Schedule], horizon: Horizon) -> None:
         self.name = name
-        self._groups = list(groups)
+        count = len(optim.param_groups)
+        groups = [*optim.param_groups, *([optim.base_group] if optim.base_group else [])]
+        self._groups: list[Group] = groups
         self._in_betas = name == "momentum" and "momentum" not in groups[0] and "betas" in groups[0]
         self._in_tensor = not self._in_betas and any(isinstance(group.get(name), Tensor) for group in groups)
         self._check(schedules[0])
         self.initial = [self._initial(group) for group in groups]
-        self.plateaus = [
-            (schedule, schedule.bounds(len(groups))) for schedule in schedules if isinstance(schedule, ReduceOnPlateau)
-        ]
-        self.stretches = compose([s for s in schedules if not isinstance(s, ReduceOnPlateau)], horizon, self.initial)
+        self.plateaus: list[tuple[ReduceOnPlateau, list[float]]] = []
+        for plateau in schedules:
+            if isinstance(plateau, ReduceOnPlateau):
+                bounds = plateau.bounds(count)
+                self.plateaus.append((plateau, bounds + bounds[-1:] * (len(groups) - count)))
+        timed = [schedule for schedule in schedules if not isinstance(schedule, ReduceOnPlateau)]
+        self.stretches = compose(timed, horizon, self.initial, groups=count)
         self._latest_first = self.stretches[::-1]
 
     def _check(self, schedule: Schedule) -> None:
@@ -157,7 +162,7 @@ def build_schedules(
     """
     horizon = Horizon(max_iters, max_epochs, iterations_per_epoch)
     if not isinstance(optim, OptimWrapperDict):
-        return ScheduleSet(*_build_for(cfgs, _groups_of(optim), horizon, path))
+        return ScheduleSet(*_build_for(cfgs, optim, horizon, path))
     tracks: list[Track] = []
     remarks: list[str] = []
     by_name = isinstance(cfgs, Mapping) and "type" not in cfgs
@@ -165,17 +170,13 @@ def build_schedules(
         raise config_error(f"{path}.{unknown[0]}", f"no such optimizer, expected {', '.join(optim.keys())}")
     for name, wrapper in optim.items():
         own = cfgs.get(name) if by_name else cfgs
-        new_tracks, new_remarks = _build_for(own, _groups_of(wrapper), horizon, f"{path}.{name}" if by_name else path)
+        new_tracks, new_remarks = _build_for(own, wrapper, horizon, f"{path}.{name}" if by_name else path)
         tracks += new_tracks
         remarks += new_remarks if by_name else [f"{name}: {remark}" for remark in new_remarks]
     return ScheduleSet(tracks, remarks)
 
 
-def _groups_of(optim: OptimWrapper) -> list[Group]:
-    return [*optim.param_groups, *([optim.base_group] if optim.base_group else [])]
-
-
-def _build_for(cfgs: Any, groups: list[Group], horizon: Horizon, path: str) -> tuple[list[Track], list[str]]:
+def _build_for(cfgs: Any, optim: OptimWrapper, horizon: Horizon, path: str) -> tuple[list[Track], list[str]]:
     """The tracks and remarks of one optimizer."""
     remarks: list[str] = []
     by_value: dict[str, list[Schedule]] = {}
@@ -184,7 +185,7 @@ def _build_for(cfgs: Any, groups: list[Group], horizon: Horizon, path: str) -> t
             remarks.append(remark)
         else:
             by_value.setdefault(schedule.param_name, []).append(schedule)
-    tracks = [Track(name, groups, schedules, horizon) for name, schedules in by_value.items()]
+    tracks = [Track(name, optim, schedules, horizon) for name, schedules in by_value.items()]
     for track in tracks:
         remarks += _remarks(track, by_value[track.name], horizon)
     return tracks, remarks

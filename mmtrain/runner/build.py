@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mmtrain import dist
+from mmtrain.checkpoint import WorkDirLock
 from mmtrain.config import check_config, dump_config
 from mmtrain.data import build_eval_loader, build_train_stream
 from mmtrain.errors import ConfigError
@@ -49,6 +50,17 @@ def assemble(cfg: Any, *, task: str = "train") -> Parts:
     check_config(cfg)
     strategy: Strategy = build(STRATEGIES, cfg.get("strategy") or {"type": "SingleDeviceStrategy"}, path="strategy")
     strategy.setup()
+    lock = take_lock(cfg) if task == "train" else None
+    try:
+        return _assemble(cfg, task, strategy, lock)
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        strategy.teardown()
+        raise
+
+
+def _assemble(cfg: Any, task: str, strategy: Strategy, lock: WorkDirLock | None) -> Parts:
     place = make_place(cfg)
     hooks = build_hooks(cfg)
     resume = Resume.choose(cfg, place.work_dir, hooks, logger=place.logger, task=task)
@@ -69,7 +81,7 @@ def assemble(cfg: Any, *, task: str = "train") -> Parts:
         saving=SaveService(resume.store, logger=place.logger), train_dataloader=stream, train_plan=plan,
         schedules=schedules, val_sets=val_sets, test_sets=test_sets, visualizer=visualizer, resume=resume,
         eval_fp16={kind: bool((cfg.get(f"{kind}_cfg") or {}).get("fp16")) for kind in ("val", "test")},
-        remarks=remarks, config_text=place.config_text,
+        remarks=remarks, config_text=place.config_text, lock=lock,
     )  # fmt: skip
 
 
@@ -85,13 +97,41 @@ class Place:
     config_text: str
 
 
+def _name_and_work_dir(cfg: Any) -> tuple[str, Path]:
+    name = Path(cfg.filename).stem if getattr(cfg, "filename", None) else "run"
+    return name, Path(cfg.get("work_dir") or Path("work_dirs") / name)
+
+
+def take_lock(cfg: Any) -> WorkDirLock | None:
+    """The work dir's lock, taken by rank 0 for the length of the run. Raises RunError that names who holds it."""
+    _, work_dir = _name_and_work_dir(cfg)
+
+    def acquire() -> WorkDirLock:
+        try:
+            return WorkDirLock(work_dir).acquire()
+        except OSError as error:
+            raise _unwritable(work_dir, error) from error
+
+    if dist.world_size() == 1:
+        return acquire()
+    held: list[WorkDirLock] = []
+    dist.on_main(lambda: held.append(acquire()))
+    return held[0] if held else None
+
+
+def _unwritable(work_dir: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"work_dir {str(work_dir)!r} cannot be written: {error.strerror or error}; "
+        "choose another with work_dir=... or --work-dir"
+    )
+
+
 def make_place(cfg: Any) -> Place:
     """Create ``<work_dir>/<timestamp>``, the logger in it, and the resolved config beside the log.
 
     Raises ConfigError when the directory cannot be written.
     """
-    name = Path(cfg.filename).stem if getattr(cfg, "filename", None) else "run"
-    work_dir = Path(cfg.get("work_dir") or Path("work_dirs") / name)
+    name, work_dir = _name_and_work_dir(cfg)
     timestamp = dist.broadcast_object(time.strftime("%Y%m%d_%H%M%S"))
     experiment = cfg.get("experiment_name") or f"{name}_{timestamp}"
     log_dir = dist.on_main(lambda: _new_directory(work_dir, timestamp))
@@ -115,10 +155,7 @@ def _new_directory(work_dir: Path, timestamp: str) -> Path:
             (directory / "vis_data").mkdir()
             return directory
     except OSError as error:
-        raise ConfigError(
-            f"work_dir {str(work_dir)!r} cannot be written: {error.strerror or error}; "
-            "choose another with work_dir=... or --work-dir"
-        ) from error
+        raise _unwritable(work_dir, error) from error
     raise ConfigError(f"work_dir {str(work_dir)!r} holds a thousand runs begun in one second")
 
 

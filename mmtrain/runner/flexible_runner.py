@@ -66,6 +66,7 @@ class Parts:
     eval_fp16: Mapping[str, bool] = field(default_factory=dict)
     visualizer: Any = None
     resume: Any = None
+    lock: Any = None
     remarks: list[str] = field(default_factory=list)
 
 
@@ -92,7 +93,7 @@ class FlexibleRunner:
         self.train_dataloader = parts.train_dataloader
         self.config_text = parts.config_text
         self._eval_fp16 = parts.eval_fp16
-        self._resume = parts.resume
+        self._resume, self._lock = parts.resume, parts.lock
         self.data_fingerprint = data_fingerprint(parts.train_dataloader.dataset) if parts.train_dataloader else ""
 
         self.progress = Progress()
@@ -242,6 +243,12 @@ class FlexibleRunner:
         """Run the test sets once and return their metrics."""
         return self._evaluate(self.test_loop, "test")
 
+    def release(self) -> None:
+        """Give back the work dir's lock and whatever the strategy entered."""
+        if self._lock is not None:
+            self._lock.release()
+        self.strategy.teardown()
+
     def _evaluate(self, loop: EvaluationLoop | None, kind: str) -> dict[str, float]:
         if loop is None:
             raise ConfigError(f"{kind}() needs {kind}_dataloader in the config")
@@ -271,7 +278,7 @@ class _Running:
         runner.saving.close()
         for writer in runner.writers:
             writer.close()
-        runner.strategy.teardown()
+        runner.release()
         runner.signals.__exit__()
 
 

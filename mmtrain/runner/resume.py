@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from mmtrain import dist, randomness
 from mmtrain.checkpoint import Checkpoint, CheckpointStore
 from mmtrain.errors import CheckpointError, ConfigError
+from mmtrain.logging import cut_logs
 from mmtrain.runner import compare
 from mmtrain.runner.hook_points import HookList
 from mmtrain.runner.state import restore_small_state
@@ -42,7 +43,8 @@ class Resume:
         cls, cfg: Any, work_dir: Path, hooks: HookList, *, logger: logging.Logger, task: str
     ) -> Resume:
         """Choose by the table in docs/resume.md. Raises ConfigError or CheckpointError that names the fault."""
-        store = CheckpointStore(_root(work_dir, hooks))
+        # A training run holds the work dir's lock, so whatever another process left half-written there is dead.
+        store = CheckpointStore(_root(work_dir, hooks), exclusive=task == "train")
         self = cls(store, logger)
         resume, load_from = cfg.get("resume", False), cfg.get("load_from")
         if task != "train":
@@ -118,8 +120,15 @@ class Resume:
         if generators is not None:
             randomness.restore(generators)
         self._lines += report.lines()
+        self._cut_logs(runner, manifest.iteration)
         for line in compare.differences(manifest.meta.get("config_values", {}), compare.flatten(runner.cfg)):
             self._lines.append(f"changed since the checkpoint: {line}")
+
+    def _cut_logs(self, runner: FlexibleRunner, iteration: int) -> None:
+        """Cut what earlier runs in this work dir logged past the checkpoint: those iterations are done again."""
+        if dist.is_main():
+            log_dirs = [path.parent for path in sorted(Path(runner.work_dir).glob("*/vis_data"))]
+            cut_logs(log_dirs, iteration)
 
     def _restore_tensors(self, runner: FlexibleRunner, checkpoint: Checkpoint) -> None:
         meta, own = checkpoint.manifest.meta, runner.strategy.model_state()

@@ -19,7 +19,7 @@ def small_state_table(runner: "FlexibleRunner") -> dict[str, Stateful]:
 
     ``progress`` comes first, because the others may want to know the position when they are restored.
     """
-    table: dict[str, Stateful] = {"progress": runner.progress}
+    table: dict[str, Stateful] = {"progress": runner.progress, "log": runner.scalars}
     if runner.optim_wrapper is not None:
         table["scaler"] = runner.optim_wrapper
     if runner.schedules is not None:

@@ -37,7 +37,9 @@ def test_a_missing_or_contradicting_part_is_refused():
         merge([part, other])
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b'{"m": 3}', b'{"m": {"w": {}}}', b'{"m":{"w":{"dtype":"F32","shape":3}}}'])
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b'{"m": 3}', b'{"m": {"w": {}}}', b'{"m":{"w":{"dtype":"F32","shape":3}}}']
+)
 def test_malformed(data):
     with pytest.raises(CheckpointError, match="where"):
         decode_index(data, "where")

@@ -1,12 +1,11 @@
 import pytest
 import torch
+from checkpoint_helpers import save, tensors_of
 from safetensors.torch import load_file
 from torch import nn
 
 from mmtrain.checkpoint import CheckpointStore
 from mmtrain.errors import CheckpointError
-
-from .helpers import save, tensors_of
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,12 @@ def layouts(**sections):
 
 def test_the_copy_mirrors_the_files(stager):
     torch.manual_seed(0)
-    tensors = {"a": torch.randn(5), "b": torch.randn(3, 4).t(), "c": torch.ones(3, dtype=torch.bool), "d": torch.ones(())}
+    tensors = {
+        "a": torch.randn(5),
+        "b": torch.randn(3, 4).t(),
+        "c": torch.ones(3, dtype=torch.bool),
+        "d": torch.ones(()),
+    }
     tensors["e"] = torch.randn(2, 2).bfloat16()[:, :1]
     first, second = layouts(model=tensors, optimizer={"x": torch.randn(7), "none": torch.empty(0)})
     staged = stager.stage([first, second], overlapped=("optimizer",))

@@ -2,11 +2,10 @@ import threading
 
 import pytest
 import torch
+from checkpoint_helpers import assert_holds, hidden, save, tensors_of
 
 from mmtrain.checkpoint import CheckpointStore, LocalFiles, Retention, open_checkpoint
 from mmtrain.errors import CheckpointError
-
-from .helpers import assert_holds, hidden, save, tensors_of
 
 
 class Gate(LocalFiles):
@@ -49,7 +48,7 @@ def test_what_was_saved_comes_back(make, blocking):
     assert_holds(store.open("iter_30.pth"), 30)
     assert pending.done
     assert pending.bytes == store.open("iter_30.pth").manifest.bytes == store.entries()[0].bytes
-    assert 0 < pending.stall_seconds
+    assert pending.stall_seconds > 0
     assert pending.remarks == []
     assert store.pointer() == "iter_30.pth"
     assert hidden(store.root) == []
@@ -93,7 +92,9 @@ def test_a_background_error_is_told_once_at_the_next_poll(make):
     files.gate.set()
     pending.join()
     assert "No space left" in str(pending.error)
-    with pytest.raises(CheckpointError, match=r"iter_1\.pth was not saved: .*No space left.*older checkpoints are untouched"):
+    with pytest.raises(
+        CheckpointError, match=r"iter_1\.pth was not saved: .*No space left.*older checkpoints are untouched"
+    ):
         store.poll()
     store.poll()
     save(store, 2, blocking=False).wait()

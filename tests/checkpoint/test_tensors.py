@@ -36,7 +36,7 @@ def every_kind() -> dict[str, torch.Tensor]:
         "negative": torch.tensor([1 + 2j], dtype=torch.complex64).conj().imag,
         "parameter": torch.nn.Parameter(torch.randn(3)),
         "channels_last": torch.randn(1, 2, 3, 3).to(memory_format=torch.channels_last),
-        "ü/名 \"quoted\"": torch.ones(1),
+        'ü/名 "quoted"': torch.ones(1),
     }
     return tensors
 

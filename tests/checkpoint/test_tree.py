@@ -119,7 +119,8 @@ def test_a_value_that_contains_itself():
 
 
 @pytest.mark.parametrize(
-    "document", [{"$new": 1}, {"$tensor": "gone"}, {"$float": "zz"}, {"$array": "gone"}, {"$bytes": "*"}, {"$dict": [1]}]
+    "document",
+    [{"$new": 1}, {"$tensor": "gone"}, {"$float": "zz"}, {"$array": "gone"}, {"$bytes": "*"}, {"$dict": [1]}],
 )
 def test_malformed_documents(document):
     with pytest.raises(CheckpointError, match=next(iter(document)).replace("$", r"\$")):

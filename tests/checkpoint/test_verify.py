@@ -1,11 +1,10 @@
 import shutil
 
 import pytest
+from checkpoint_helpers import save
 
 from mmtrain.checkpoint import CheckpointStore
 from mmtrain.errors import CheckpointError
-
-from .helpers import save
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,12 @@
 """From a config to the objects of the data."""
 
+from typing import ClassVar
+
 import pytest
 import torch
 from _data_sets import Noisy, PlainWords, Words, take
 from mmengine.config import ConfigDict
-from mmengine.dataset import BaseDataset
+from mmengine.dataset import BaseDataset, worker_init_fn
 from torch.utils.data import DataLoader, get_worker_info
 
 from mmtrain.data import (
@@ -52,7 +54,7 @@ def test_kinds():
 
 
 class Lazy(BaseDataset):
-    METAINFO = dict(classes=("a",))
+    METAINFO: ClassVar = dict(classes=("a",))
 
     def load_data_list(self):
         return [dict(value=value) for value in range(5)]
@@ -81,7 +83,7 @@ def test_worker_init_fn_gets_what_mmengine_gives_it():
     read = build_train_stream(cfg, seed=5)
     assert next(read).data.tolist() == [[0, 1, 5, 9]]
     read.close()
-    cfg["worker_init_fn"] = dict(type="worker_init_fn")
+    cfg["worker_init_fn"] = dict(type=worker_init_fn)
     cfg["dataset"] = Noisy(4)
     read = build_train_stream(cfg, seed=5)
     assert take(read, 4) == take(TrainStream(Noisy(4), 1, seed=5), 4)

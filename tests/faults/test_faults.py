@@ -8,13 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from checkpoint_helpers import assert_holds, hidden, save
+from fault_files import Crash, FaultyFiles
+from fault_scenes import SCENES, play
 
 from mmtrain.checkpoint import CheckpointStore
 from mmtrain.errors import CheckpointError
-
-from ..checkpoint.helpers import assert_holds, hidden, save
-from .faulty import Crash, FaultyFiles
-from .scenes import SCENES, play
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +87,9 @@ def test_any_call_fails(template, tmp_path, scene, mode, error, blocking):
 def test_a_fault_in_what_a_finished_save_does_not_depend_on_is_a_remark(template, tmp_path):
     """The pointer and retention: the checkpoint stands, so the save succeeded."""
     for k, root in copies(template, tmp_path, "retention"):
-        store = CheckpointStore(root, fs=FaultyFiles("once", k, errno.EIO), threads=1, keep=SCENES["retention"][2]["keep"])
+        store = CheckpointStore(
+            root, fs=FaultyFiles("once", k, errno.EIO), threads=1, keep=SCENES["retention"][2]["keep"]
+        )
         try:
             pending = save(store, 30)
         except CheckpointError:
@@ -104,7 +105,10 @@ def test_the_same_store_goes_on_after_any_fault(template, tmp_path):
         try:
             save(store, 30)
         except CheckpointError:
-            assert sorted(store.names()) in (["iter_10.pth", "iter_20.pth"], ["iter_10.pth", "iter_20.pth", "iter_30.pth"])
+            assert sorted(store.names()) in (
+                ["iter_10.pth", "iter_20.pth"],
+                ["iter_10.pth", "iter_20.pth", "iter_30.pth"],
+            )
         save(store, 40)
         assert_holds(store.newest_good()[0], 40)
         assert hidden(root) == []
@@ -120,16 +124,18 @@ def test_sigkill_in_any_call(template, tmp_path):
                 shutil.copytree(root, kept)
                 roots.append((scene, k, kept))
     orders = "\n".join(f"{scene} {k} {root}" for scene, k, root in roots)
-    here = Path(__file__).resolve()
-    command = [sys.executable, "-m", f"{__package__}.killed"]
+    here = Path(__file__).resolve().parent
+    paths = os.pathsep.join([str(here), str(here.parent / "checkpoint"), str(here.parents[1])])
     result = subprocess.run(
-        command, input=orders, cwd=_import_root(here), capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, str(here / "fault_killed.py")],
+        input=orders,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.split() == ["-9"] * len(roots)
     for scene, _, root in roots:
         check_after(root, scene, saved=None)
-
-
-def _import_root(here: Path) -> Path:
-    return here.parents[len((__package__ or "").split("."))]

@@ -96,7 +96,7 @@ SINGLE = [
     dict(form="MultiStep", milestones=[200, 600, 900], **ITER),
     dict(form="MultiStep", milestones=[0, 100, 100, 300, 800], gamma=0.5, begin=50, end=700, **ITER),
     dict(form="MultiStep", milestones=[8, 11], **EPOCH),
-    dict(form="MultiStep", milestones=[2, 7.5], gamma=0.3, begin=1, **CONVERT),
+    dict(form="MultiStep", milestones=[2, 7], gamma=0.3, begin=1, **CONVERT),
     dict(form="Poly", power=0.9, **ITER),
     dict(form="Poly", power=2.0, eta_min=1e-4, begin=100, end=800, **ITER),
     dict(form="Poly", eta_min=1e-5, **EPOCH),
@@ -114,11 +114,11 @@ SINGLE = [
     dict(form="CosineRestart", periods=[5, 5, 10], restart_weights=[1, 0.9, 0.5], eta_min=0.0, **EPOCH),
     dict(form="CosineRestart", periods=[2, 4, 6], restart_weights=[0.5, 1, 2], eta_min=1e-5, end=11, **CONVERT),
     dict(form="OneCycle", eta_max=0.3, **ITER),
-    dict(form="OneCycle", eta_max=0.3, total_steps=999, pct_start=0.25, anneal_strategy="linear", **ITER),
+    dict(form="OneCycle", eta_max=0.3, total_steps=999, end=999, pct_start=0.25, anneal_strategy="linear", **ITER),
     dict(form="OneCycle", eta_max=0.3, three_phase=True, div_factor=10.0, final_div_factor=100.0, **ITER),
     dict(form="OneCycle", eta_max=[0.3, 0.1], begin=100, end=700, **ITER),
     dict(form="OneCycle", eta_max=0.1, **EPOCH),
-    dict(form="OneCycle", eta_max=0.1, total_steps=27, pct_start=0.4, **CONVERT),
+    dict(form="OneCycle", eta_max=0.1, total_steps=9, end=9, pct_start=0.4, **CONVERT),
 ]
 
 
@@ -134,9 +134,9 @@ def ident(cfg):
 @pytest.mark.parametrize("cfg", SINGLE, ids=ident)
 @pytest.mark.parametrize("per_epoch", [37, 100])
 def test_the_lr_is_mmengines(cfg, per_epoch):
-    cfgs = [named(cfg, "LR")]
-    theirs = mmengine_values(cfgs, sgd(), "lr", per_epoch=per_epoch)
-    assert_equal(our_values(cfgs, sgd(), "lr", per_epoch=per_epoch), theirs)
+    cfgs, iterations = [named(cfg, "LR")], -(-ITERATIONS // per_epoch) * per_epoch
+    theirs = mmengine_values(cfgs, sgd(), "lr", per_epoch=per_epoch, iterations=iterations)
+    assert_equal(our_values(cfgs, sgd(), "lr", per_epoch=per_epoch, iterations=iterations), theirs)
 
 
 @pytest.mark.parametrize("make", [sgd, adam])
@@ -206,7 +206,9 @@ LISTS = {
         dict(type="MultiStepLR", milestones=[3, 9], gamma=0.5),
     ],
     "overlap: restarts and steps, then linear": [
-        dict(type="CosineRestartLR", periods=[100, 200], restart_weights=[1, 0.5], eta_min=1e-4, end=400, by_epoch=False),
+        dict(
+            type="CosineRestartLR", periods=[100, 200], restart_weights=[1, 0.5], eta_min=1e-4, end=400, by_epoch=False
+        ),
         dict(type="StepLR", step_size=70, gamma=0.8, begin=20, end=300, by_epoch=False),
         dict(type="LinearLR", start_factor=0.5, begin=400, end=600, by_epoch=False),
     ],
@@ -243,9 +245,7 @@ def test_lr_and_momentum_are_scheduled_side_by_side():
         dict(type="CosineAnnealingMomentum", eta_min_ratio=0.9, begin=300, by_epoch=False),
     ]
     for name in ("lr", "momentum"):
-        assert_equal(
-            our_values(cfgs, adam(), name, per_epoch=50), mmengine_values(cfgs, adam(), name, per_epoch=50)
-        )
+        assert_equal(our_values(cfgs, adam(), name, per_epoch=50), mmengine_values(cfgs, adam(), name, per_epoch=50))
     optimizer = adam()
     build_schedules(cfgs, OptimWrapper(optimizer), max_iters=1000).apply(400, 0)
     assert [group["betas"][1] for group in optimizer.param_groups] == [0.999, 0.99]
@@ -262,7 +262,9 @@ def test_the_forms_of_the_seeds():
         for t in range(250, 1000):
             expected = 1e-4 * (1 + math.cos(math.pi * (t - 250) / 750)) / 2
             assert values[t][0] == pytest.approx(expected, rel=1e-12)
-    floor = our_values([dict(type="WarmupCosineLR", warmup_iters=100, eta_min=1e-5)], sgd((1e-4, 1e-3)), "lr", per_epoch=9)
+    floor = our_values(
+        [dict(type="WarmupCosineLR", warmup_iters=100, eta_min=1e-5)], sgd((1e-4, 1e-3)), "lr", per_epoch=9
+    )
     assert floor[50] == [0.5e-4, 0.5e-3]
     assert floor[550] == pytest.approx([(1e-4 + 1e-5) / 2, (1e-3 + 1e-5) / 2])
 
@@ -289,6 +291,23 @@ def test_end_is_the_runs_true_length_in_both_units():
     assert [by_epoch.values(i, e)[0]["lr"] for i, e in ((9, 0), (10, 1), (24, 2))] == [0.1, 0.05, 0]
 
 
+def test_parts_of_an_epoch_are_cut_to_whole_iterations():
+    """MMEngine compares the iteration with 18.75, and such a milestone never comes."""
+    cfg = dict(type="MultiStepLR", milestones=[0.29, 1.25], **CONVERT)
+    schedules = build_schedules(cfg, OptimWrapper(sgd()), max_iters=1000, iterations_per_epoch=15)
+    assert [schedules.values(t, 0)[0]["lr"] for t in (3, 4, 17, 18)] == pytest.approx([0.1, 0.01, 0.01, 0.001])
+    exact = build_schedules(cfg, OptimWrapper(sgd()), max_iters=1000, iterations_per_epoch=100)
+    assert [exact.values(t, 0)[0]["lr"] for t in (28, 29)] == pytest.approx([0.1, 0.01])  # 0.29 * 100 < 29 in floats
+
+
+def test_one_cycle_ends_after_its_total_steps():
+    """MMEngine goes one step past the last phase, below zero when the annealing is linear, and then raises."""
+    cfg = dict(type="OneCycleLR", eta_max=1.0, total_steps=100, anneal_strategy="linear", by_epoch=False)
+    schedules = build_schedules(cfg, OptimWrapper(sgd()), max_iters=1000)
+    assert schedules.values(99, 0) == schedules.values(999, 0)
+    assert schedules.values(999, 0)[0]["lr"] == pytest.approx(1 / 25 / 1e4)
+
+
 def test_epoch_based_values_follow_the_epoch_alone():
     schedules = build_schedules(
         dict(type="StepLR", step_size=1), OptimWrapper(sgd()), max_epochs=4, iterations_per_epoch=10
@@ -308,7 +327,9 @@ def test_values_are_those_that_apply_sets_and_change_nothing():
 
 
 def test_the_base_lr_of_several_groups_is_scheduled_too():
-    wrapper = OptimWrapper(torch.optim.SGD([{"params": [torch.zeros(1)], "lr": 1.0}, {"params": [torch.ones(1)]}], lr=0.5))
+    wrapper = OptimWrapper(
+        torch.optim.SGD([{"params": [torch.zeros(1)], "lr": 1.0}, {"params": [torch.ones(1)]}], lr=0.5)
+    )
     build_schedules(dict(type="StepLR", step_size=10, by_epoch=False), wrapper, max_iters=100).apply(10, 0)
     assert wrapper.get_lr() == {"base_lr": [pytest.approx(0.05)], "lr": [pytest.approx(0.1), pytest.approx(0.05)]}
 
@@ -505,8 +526,6 @@ def test_a_plateau_is_mmengines(cfg, suffix):
     name = "lr" if suffix == "LR" else "momentum"
     theirs, ours = sgd(), sgd()
     reference = (ReduceOnPlateauLR if suffix == "LR" else ReduceOnPlateauMomentum)(theirs, monitor="loss", **cfg)
-    if isinstance(cfg.get("min_value"), list):
-        cfg = {**cfg, "min_value": [*cfg["min_value"], 0.0]}  # ours counts the group without multipliers too
     schedules = build_schedules(
         [dict(type=f"ReduceOnPlateau{suffix}", monitor="loss", **cfg)], OptimWrapper(ours), max_epochs=40
     )
@@ -526,7 +545,10 @@ def test_a_plateau_is_mmengines(cfg, suffix):
 
 def test_a_plateau_acts_on_what_the_other_schedules_give_and_on_todays_lr():
     def make(lr):
-        cfgs = [dict(type="LinearLR", start_factor=0.5, end=10, by_epoch=False), dict(type="ReduceOnPlateauLR", patience=0)]
+        cfgs = [
+            dict(type="LinearLR", start_factor=0.5, end=10, by_epoch=False),
+            dict(type="ReduceOnPlateauLR", patience=0),
+        ]
         return build_schedules(cfgs, OptimWrapper(sgd((lr,))), max_iters=100)
 
     schedules = make(0.1)

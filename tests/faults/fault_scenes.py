@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from mmtrain.checkpoint import CheckpointStore, Retention
+from checkpoint_helpers import save
 
-from ..checkpoint.helpers import save
+from mmtrain.checkpoint import CheckpointStore, Retention
 
 
 def native(directory: Path) -> None:

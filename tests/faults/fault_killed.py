@@ -3,8 +3,8 @@
 import os
 import sys
 
-from .faulty import FaultyFiles
-from .scenes import play
+from fault_files import FaultyFiles
+from fault_scenes import play
 
 
 def main() -> None:

@@ -1,0 +1,7 @@
+"""Makes the helpers here and those of tests/checkpoint importable."""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "checkpoint")]

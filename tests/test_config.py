@@ -1,0 +1,296 @@
+"""Loading a config: both of MMEngine's styles, plain Python inside, overrides, custom imports, and every bad input."""
+
+import math
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.config import config as mmengine_config
+from mmengine.config.lazy import LazyAttr, LazyObject
+
+from mmtrain.config import load_config, parse_overrides
+from mmtrain.errors import ConfigError
+from mmtrain.registry import OPTIMIZERS, resolve
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Writes files into a fresh working directory and gives the path of the last."""
+    monkeypatch.chdir(tmp_path)
+
+    def files(**texts):
+        for name, text in texts.items():
+            (tmp_path / f"{name}.py").write_text(text)
+        return tmp_path / f"{name}.py"
+
+    return files
+
+
+def error(path, overrides=None):
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# -- the two styles
+
+
+def test_a_plain_config_with_a_base_list(write):
+    file = write(
+        base="lr = 0.1\nmodel = dict(type='Net', width=1, depth=2)\n",
+        child="_base_ = ['base.py']\nmodel = dict(width=5)\nother = '{{ fileBasenameNoExtension }}'\n",
+    )
+    cfg = load_config(file)
+    assert isinstance(cfg, Config)
+    assert cfg.model.to_dict() == dict(type="Net", width=5, depth=2)
+    assert (cfg.lr, cfg.other, cfg.filename) == (0.1, "child", str(file))
+    assert "width=5" in cfg.text
+
+
+def test_a_lazy_config_with_read_base_and_classes(write):
+    file = write(
+        base="from torch.optim import AdamW\noptim_wrapper = dict(optimizer=dict(type=AdamW, lr=1.0))\n",
+        child=(
+            "from mmengine.config import read_base\n"
+            "from torch.nn import Linear\n"
+            "with read_base():\n    from .base import *\n"
+            "optim_wrapper.update(dict(optimizer=dict(lr=2.0)))\n"
+            "model = dict(type=Linear, in_features=1, out_features=1)\n"
+        ),
+    )
+    cfg = load_config(file)
+    assert set(cfg) == {"optim_wrapper", "model"}, "what the files import is no key"
+    assert cfg.optim_wrapper.optimizer.lr == 2.0
+    assert cfg.model.type is torch.nn.Linear
+    assert resolve(OPTIMIZERS, cfg.optim_wrapper.optimizer.type, path="x") is torch.optim.AdamW
+
+
+def test_a_class_named_as_a_type_is_not_imported_by_loading(write):
+    file = write(c="from package_that_is_absent import Net\nmodel = dict(type=Net)\n")
+    assert isinstance(dict.__getitem__(load_config(file)._cfg_dict.model, "type"), LazyObject)
+
+
+def test_a_path_may_be_a_string_and_json_and_yaml_work(write, tmp_path):
+    write(c="a = 1\n")
+    assert load_config("c.py").a == 1
+    (tmp_path / "c.json").write_text('{"model": {"type": "Net"}, "max_epochs": 2}')
+    (tmp_path / "c.yaml").write_text("model:\n  type: Net\n")
+    assert load_config("c.json", {"model.width": 3}).model.width == 3
+    assert load_config("c.yaml").model.type == "Net"
+
+
+# -- plain Python inside a config
+
+STANDARD_LIBRARY = """
+import os
+import os.path as osp
+import random, math
+from datetime import timedelta
+from functools import reduce
+env_cfg = dict(dist_cfg=dict(timeout=timedelta(minutes=3)))
+work_dir = os.path.join('a', osp.basename('/x/b'))
+total = reduce(lambda a, b: a + b, [1, 2, 3]) + math.floor(1.5)
+"""
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_the_standard_library_works_in_a_config(write, lazy):
+    text = STANDARD_LIBRARY
+    if lazy:
+        text = "from torch.nn import Linear\n" + text.replace("import random, math", "import math") + "kind = Linear\n"
+    cfg = load_config(write(c=text))
+    assert cfg.env_cfg.dist_cfg.timeout == timedelta(minutes=3)
+    assert (cfg.work_dir, cfg.total) == (str(Path("a") / "b"), 7)
+    assert set(cfg) == {"env_cfg", "work_dir", "total"} | ({"kind"} if lazy else set())
+
+
+def test_numpy_and_torch_can_be_computed_with(write):
+    cfg = load_config(
+        write(
+            c=(
+                "import numpy as np\nimport torch\nimport torch.nn as nn\n"
+                "angle = np.pi * 2\nhalf = 1 / np.float64(2)\nnegative = -np.pi\n"
+                "betas = (float(np.sqrt(0.81)), 0.999)\nbig = np.pi > 3\n"
+                "dtype = torch.bfloat16\ndtypes = [torch.float16, torch.float32]\n"
+                "threads = 1 if torch.cuda.is_available() else 2\n"
+                "steps = [int(s) for s in np.arange(3)]\n"
+                "model = dict(type=nn.Sequential, norm=nn.LayerNorm)\n"
+            )
+        )
+    )
+    assert cfg.angle == 2 * math.pi
+    assert (cfg.half, cfg.negative, cfg.big) == (0.5, -math.pi, True)
+    assert cfg.betas == (0.9, 0.999)
+    assert cfg.dtype is torch.bfloat16
+    assert cfg.dtypes == [torch.float16, torch.float32], "MMEngine leaves placeholders in lists"
+    assert cfg.threads == (1 if torch.cuda.is_available() else 2)
+    assert cfg.steps == [0, 1, 2]
+    assert dict.__getitem__(cfg.model, "norm") is torch.nn.LayerNorm
+
+
+def test_mmengine_is_put_back_as_it_was(write):
+    before = dict(vars(LazyObject)), dict(vars(LazyAttr)), mmengine_config._is_builtin_module
+    load_config(write(c="import numpy as np\nx = np.pi * 2\n"))
+    error(write(c="import numpy as np\nx = np.pi * None\n"))
+    after = dict(vars(LazyObject)), dict(vars(LazyAttr)), mmengine_config._is_builtin_module
+    assert before == after
+    assert not Config.fromfile.__globals__["ConfigDict"].lazy
+
+
+def test_helpers_of_the_file_are_dropped_and_values_stay(write):
+    cfg = load_config(
+        write(
+            c=(
+                "import os\nfrom os import environ\n"
+                "def twice(x):\n    return 2 * x\n"
+                "class Helper:\n    pass\n"
+                "helper = Helper()\nwidth = twice(3)\nfor i in range(2):\n    pass\n"
+            )
+        )
+    )
+    assert set(cfg) == {"width", "i"}
+
+
+# -- overrides
+
+
+def test_overrides_are_merged_by_dotted_path(write):
+    file = write(c="lr = 1\nmodel = dict(type='Net', layers=[dict(w=1), dict(w=2)])\n")
+    cfg = load_config(file, {"model.layers.1.w": 5, "work_dir": "w", "optim_wrapper.optimizer.lr": 0.1})
+    assert [layer.w for layer in cfg.model.layers] == [1, 5]
+    assert (cfg.work_dir, cfg.optim_wrapper.optimizer.lr) == ("w", 0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("lr.x", 1), ("model.layers.7.w", 1), ("model.layers.first.w", 1), ("empty.x", 1)]
+)
+def test_an_override_that_does_not_fit_is_told(write, name, value):
+    message = error(write(c="lr = 1\nempty = None\nmodel = dict(layers=[dict(w=1)])\n"), {name: value})
+    assert message.startswith(f"`{name}` (--cfg-options) does not fit the config: ")
+
+
+def test_parse_overrides_reads_values_as_mmengine_does():
+    given = ["a.b=1", "c=[1,2.5,(x,y)]", "d=True", "e=None", "f=1e-3", "g=a=b", "h=1,2", "name='my run'", "i="]
+    assert parse_overrides(given) == {
+        "a.b": 1, "c": [1, 2.5, ("x", "y")], "d": True, "e": None, "f": 1e-3, "g": "a=b", "h": [1, 2],
+        "name": "my run", "i": "",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("option", ["a.b", "=3", "a..b=3", "a=[1,(2]", "a=[1,2),3]]"])
+def test_a_malformed_override_is_told(option):
+    with pytest.raises(ConfigError) as caught:
+        parse_overrides([option])
+    assert "--cfg-options" in str(caught.value)
+    assert repr(option) in str(caught.value)
+
+
+# -- custom_imports
+
+HOOK = "from mmtrain.registry import TASK_UTILS\n@TASK_UTILS.register_module(force=True)\nclass {}:\n    pass\n"
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_custom_imports_work_in_both_styles_from_the_working_directory_and_beside_the_config(
+    write, tmp_path, monkeypatch, lazy
+):
+    from mmtrain.registry import TASK_UTILS
+
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / f"beside_{lazy}.py").write_text(HOOK.format(f"Beside{lazy}"))
+    (tmp_path / f"from_cwd_{lazy}.py").write_text(HOOK.format(f"FromCwd{lazy}"))
+    lines = [f"custom_imports = dict(imports=['from_cwd_{lazy}', 'beside_{lazy}'])"]
+    (tmp_path / "configs" / "c.py").write_text("\n".join((["from torch.nn import Linear"] if lazy else []) + lines))
+    load_config("configs/c.py")
+    for name in (f"Beside{lazy}", f"FromCwd{lazy}"):
+        assert TASK_UTILS.module_dict.pop(name).__name__ == name
+
+
+def test_a_custom_import_that_fails_is_told(write, monkeypatch):
+    path = list(sys.path)
+    file = write(c="custom_imports = dict(\n    imports=['no_such_module_here'])\n")
+    message = error(file)
+    assert message.startswith("`custom_imports.imports[0]` (c.py, line 2): there is no module 'no_such_module_here'")
+    assert sys.path == path
+    write(raises_at_import="x = 1\nraise ValueError('broken on purpose')\n", needs_other="import no_such_other\n")
+    message = error(write(c="custom_imports = dict(imports='raises_at_import')\n"))
+    assert "failed with ValueError: broken on purpose (raises_at_import.py, line 2)" in message
+    assert "importing needs_other failed" in error(write(c="custom_imports = dict(imports='needs_other')\n"))
+    assert "expected dict(imports=" in error(write(c="custom_imports = dict(imports=3)\n"))
+    assert "expected dict(imports=" in error(write(c="custom_imports = ['x']\n"))
+    with pytest.warns(UserWarning, match="no module 'absent_one'"):
+        load_config(write(c="custom_imports = dict(imports=['absent_one'], allow_failed_imports=True)\n"))
+
+
+# -- bad files
+
+
+def test_a_missing_file_is_told_with_the_near_one(write, tmp_path):
+    write(gpt_small="a = 1\n")
+    assert error("gpt_smal.py") == "config gpt_smal.py does not exist; did you mean gpt_small.py?"
+    assert "does not exist (from " in error("elsewhere/x.py")
+    assert "is a directory" in error(tmp_path)
+    (tmp_path / "notes.txt").write_text("a = 1")
+    assert "must end in one of .py" in error("notes.txt")
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_a_syntax_error_names_file_and_line_also_in_a_base(write, lazy):
+    message = error(write(c="a = 1\nmodel = dict(type='Net'\nb = 2\n"))
+    assert message.startswith("config c.py, line 2: ")
+    base = "a = 1\nb = = 2\n"
+    child = "from mmengine.config import read_base\nwith read_base():\n    from .base import *\n"
+    message = error(write(base=base, c=child if lazy else "_base_ = 'base.py'\n"))
+    assert message == "config base.py, line 2: invalid syntax: `b = = 2`"
+
+
+def test_a_missing_base_and_a_base_that_includes_itself_are_told(write):
+    child = "from mmengine.config import read_base\nwith read_base():\n    from .absent import *\n"
+    assert error(write(c=child)) == "config c.py, line 3: the base absent.py does not exist"
+    assert error(write(c="_base_ = ['absent.py']\n")) == "config c.py, line 1: the base absent.py does not exist"
+    message = error(write(b="_base_ = 'c.py'\n", c="a = 1\n_base_ = 'b.py'\n"))
+    assert message == "config b.py, line 1: the base c.py includes this file again; remove one of the two"
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_an_exception_inside_a_config_names_file_and_line(write, lazy):
+    head = "from torch.nn import Linear\n" if lazy else "import math\n"
+    assert error(write(c=head + "a = 1 / 0\n")) == "config c.py, line 2: ZeroDivisionError: division by zero"
+    assert "config c.py, line 3: NameError" in error(write(c=head + "\nmodel = dict(width=widht)\n"))
+    message = error(write(c=head + "import no_such_lib\n\nx = no_such_lib.call(3)\n"))
+    assert message.startswith(f"config c.py, line {4 if lazy else 4}: ModuleNotFoundError")
+
+
+def test_what_mmengine_refuses_is_told_in_a_sentence(write):
+    assert "Cannot import *" in error(write(c="from math import *\nfrom torch.nn import Linear\n"))
+    assert "multiple modules in one line" in error(write(c="from torch.nn import Linear\nimport os, sys\n"))
+    assert "Duplicate key" in error(write(a="x = 1\n", b="x = 2\n", c="_base_ = ['a.py', 'b.py']\n"))
+    assert "model" in error(write(a="model = 3\n", c="_base_ = 'a.py'\nmodel = dict(x=1)\n"))
+
+
+def test_an_import_that_a_value_needs_is_told_with_its_place(write):
+    message = error(write(c="from no_such_lib import thing\nmodel = dict(type='Net', act=thing)\n"))
+    assert message.startswith("`model.act` (c.py, line 2): Failed to import no_such_lib")
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("model = dict(act=lambda x: x)", "a lambda"),
+        ("from functools import partial\nmodel = dict(act=partial(int, base=2))", "a functools.partial"),
+        ("import threading\nmodel = dict(act=threading.Lock())", "an instance of "),
+        ("def f():\n    pass\nmodel = dict(act=[f])", "f, which no module gives"),
+        ("class Net:\n    pass\nmodel = dict(act=1, type=Net)", "Net, which no module gives"),
+    ],
+)
+def test_a_value_that_no_source_gives_back_is_told_at_load(write, text, what):
+    message = error(write(c=text + "\n"))
+    assert message.startswith("`model.")
+    assert "(c.py, line " in message
+    assert what in message
+    assert "register" in message
