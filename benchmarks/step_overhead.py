@@ -1,8 +1,10 @@
 """What a training iteration costs: a bare PyTorch loop, mmtrain and MMEngine's Runner, interleaved in one process.
 
 Every contender trains the same small network on the same data in batches of 32 with the same AdamW, logging every 50
-iterations, cosine schedule. Rounds alternate, so drift of the machine meets all of them alike; figures are medians over
-rounds of the mean time of one iteration in a round. Usage: python benchmarks/step_overhead.py [--rounds 7] [--iters 2000]
+iterations, cosine schedule. Rounds alternate, so drift of the machine meets all of them alike; figures are medians
+over rounds of the mean time of one iteration in a round.
+
+Usage: python benchmarks/step_overhead.py [--rounds 7] [--iters 2000]
 """
 
 import argparse
@@ -105,7 +107,10 @@ def mmtrain_runner(iters, *, fused, per_sample):
                     "train_cfg": {"by_epoch": False, "max_iters": iters},
                     "optim_wrapper": {"optimizer": {"type": "AdamW", "lr": 1e-3, "fused": fused}},
                     "param_scheduler": {"type": "CosineAnnealingLR", "by_epoch": False},
-                    "default_hooks": {"logger": {"type": "LoggerHook", "interval": 50}, "checkpoint": {"save_last": False}},
+                    "default_hooks": {
+                        "logger": {"type": "LoggerHook", "interval": 50},
+                        "checkpoint": {"save_last": False},
+                    },
                     "custom_hooks": [Ticks()],
                     "randomness": {"seed": 0, "per_sample": per_sample},
                 }
@@ -178,7 +183,10 @@ def main():
             with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 times[name].append(run(arguments.iters))
             logging.shutdown()
-        print(f"round {number + 1}: " + ", ".join(f"{name} {values[-1]:.0f}" for name, values in times.items()), flush=True)
+        print(
+            f"round {number + 1}: " + ", ".join(f"{name} {values[-1]:.0f}" for name, values in times.items()),
+            flush=True,
+        )
     medians = {name: statistics.median(values) for name, values in times.items()}
     base = medians["bare, fused"]
     # Paired differences within a round: drift of the machine between rounds cancels.

@@ -108,10 +108,21 @@ def _read(file: Path, source: Source) -> Config:
     except ConfigError:
         raise
     except Exception as error:
+        _close_temporary_file(error)
         line = _line_in(error, source)
         at = line or f"config {short_name(str(file))}"
         text = f"{type(error).__name__}: {error}" if line or not str(error) else str(error)
         raise ConfigError(f"{at}: {text}") from error
+
+
+def _close_temporary_file(error: BaseException) -> None:
+    """MMEngine leaves its temporary copy of the config open when the config raises."""
+    trace = error.__traceback__
+    while trace is not None:
+        file = trace.tb_frame.f_locals.get("temp_config_file")
+        if file is not None:
+            file.close()
+        trace = trace.tb_next
 
 
 def _line_in(error: BaseException, source: Source) -> str:

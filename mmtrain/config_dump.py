@@ -10,7 +10,7 @@ import functools
 import keyword
 import math
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import timedelta
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -103,14 +103,14 @@ class Writer:
 
     def tree(self, value: Any, path: str) -> "_Group | str":
         """The source of ``value``. Raises ConfigError, with ``path``, when there is none."""
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             return self._dict(value, path)
         if isinstance(value, (list, set, frozenset)) or type(value) is tuple:
             return self._sequence(value, path)
         return self._leaf(value, path)
 
-    def _dict(self, value: Mapping[Any, Any], path: str) -> _Group:
-        members = list(dict.items(value) if isinstance(value, dict) else value.items())
+    def _dict(self, value: dict[Any, Any], path: str) -> _Group:
+        members = list(dict.items(value))
         if self.ordered:
             members.sort(key=lambda member: repr(member[0]))
         plain = all(isinstance(k, str) and k.isidentifier() and not keyword.iskeyword(k) for k, _ in members)

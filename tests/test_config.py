@@ -263,7 +263,7 @@ def test_an_exception_inside_a_config_names_file_and_line(write, lazy):
     assert error(write(c=head + "a = 1 / 0\n")) == "config c.py, line 2: ZeroDivisionError: division by zero"
     assert "config c.py, line 3: NameError" in error(write(c=head + "\nmodel = dict(width=widht)\n"))
     message = error(write(c=head + "import no_such_lib\n\nx = no_such_lib.call(3)\n"))
-    assert message.startswith(f"config c.py, line {4 if lazy else 4}: ModuleNotFoundError")
+    assert message.startswith("config c.py, line 4: ModuleNotFoundError")
 
 
 def test_what_mmengine_refuses_is_told_in_a_sentence(write):
@@ -283,7 +283,7 @@ def test_an_import_that_a_value_needs_is_told_with_its_place(write):
     [
         ("model = dict(act=lambda x: x)", "a lambda"),
         ("from functools import partial\nmodel = dict(act=partial(int, base=2))", "a functools.partial"),
-        ("import threading\nmodel = dict(act=threading.Lock())", "an instance of "),
+        ("from decimal import Decimal\nmodel = dict(act=Decimal(1))", "an instance of "),
         ("def f():\n    pass\nmodel = dict(act=[f])", "f, which no module gives"),
         ("class Net:\n    pass\nmodel = dict(act=1, type=Net)", "Net, which no module gives"),
     ],

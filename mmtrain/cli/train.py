@@ -23,7 +23,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--deterministic", action="store_true", help="randomness.deterministic=True")
     parser.add_argument("--amp", action="store_true", help="train with AmpOptimWrapper")
     parser.add_argument("--auto-scale-lr", action="store_true", help="auto_scale_lr.enable=True")
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], help="how the processes were started")
+    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], help="what started the processes")
     parser.add_argument("--local-rank", "--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument(
         "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE",

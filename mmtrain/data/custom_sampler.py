@@ -60,6 +60,10 @@ class CustomSampler:
         left = len(self._indices(epoch)) - offset // self._place.world_size
         return (epoch + 1, 0) if left < needed else (epoch, offset)
 
+    def iterations_left(self, epoch: int, offset: int) -> int:
+        left = len(self._indices(epoch)) - offset // self._place.world_size
+        return iterations_per_epoch(left, self._batch_size, drop_last=self._drop_last)
+
     def draws(self, epoch: int, offset: int) -> Iterator[Draw]:
         """Give the draws from this position on, pass after pass, without end."""
         world_size = self._place.world_size

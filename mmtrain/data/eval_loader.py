@@ -11,7 +11,7 @@ from mmtrain.data.options import split_options
 from mmtrain.data.reading import SeededReader
 from mmtrain.data.sampler import Draw, check_sizes
 from mmtrain.data.stream import check_map_style
-from mmtrain.data.workers import WorkerPool
+from mmtrain.data.workers import WorkerPool, crowding
 from mmtrain.errors import ConfigError
 
 
@@ -21,7 +21,7 @@ class EvalLoader:
     Sample i goes to rank ``i % world_size``, as in MMEngine, whose collection of results expects that order; nothing is
     padded or repeated. Every rank makes the same number of iterations; a rank that has no sample left in the last one
     gets None. Randomness inside ``dataset[i]`` depends on (seed, i) alone, so each validation sees the same data.
-    Workers stay between passes unless ``persistent_workers=False``; a new pass may begin before the last one ended.
+    Workers stay between passes unless ``persistent_workers=False``. Beginning a pass ends the one before.
 
     Args: see `stream.TrainStream`. ``shuffle``, ``drop_last`` and a sampler that shuffles are refused; a sampler of
         the user's that shards by rank itself is served.
@@ -49,7 +49,9 @@ class EvalLoader:
         self.batch_size = batch_size
         collate = resolve_collate(collate_fn, path=f"{place.path}.collate_fn")
         reader = SeededReader(dataset, collate, place=place, refuse_none=is_built_in(collate), validation=True)
+        self.remarks = crowding(workers, place.path)
         self._place = place
+        self._pass = 0
         self._keep_workers = workers.persistent_workers is not False
         self._sampler = _own_sampler(sampler, dataset, seed=place.seed, path=f"{place.path}.sampler")
         self._pool = WorkerPool(reader, workers, path=place.path)
@@ -61,8 +63,11 @@ class EvalLoader:
         return math.ceil(len(self.dataset) / (self.batch_size * self._place.world_size))
 
     def __iter__(self) -> Iterator[Any]:
+        self._pass = mine = self._pass + 1
         self._pool.start(self._draws())
         for _ in range(len(self)):
+            if self._pass != mine:
+                raise RuntimeError("a new pass over this loader has begun, which ended this one")
             yield self._pool.take()[1]
         if not self._keep_workers:
             self._pool.close()
@@ -92,6 +97,7 @@ class IterableEvalLoader:
         refuse_cuts(shuffle=options.pop("shuffle", None), drop_last=options.pop("drop_last", False), path=path)
         self._keep_workers = options.get("persistent_workers") is not False
         self._stream = IterableStream(dataset, batch_size, **{"path": path} | options, validation=True)
+        self.remarks = self._stream.remarks
         self.dataset = dataset
         self.batch_size = batch_size
 

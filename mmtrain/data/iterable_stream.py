@@ -8,7 +8,7 @@ from mmtrain.data.iterable import IterableReader, Order, Piece, keeps_state
 from mmtrain.data.options import Place, WorkerOptions, split_options
 from mmtrain.data.sampler import check_sizes
 from mmtrain.data.stream import Stream
-from mmtrain.data.workers import WorkerPool
+from mmtrain.data.workers import WorkerPool, crowding
 from mmtrain.errors import ConfigError, RunError
 from mmtrain.types import Batch, StateDict
 
@@ -41,16 +41,16 @@ class IterableStream(Stream):
         self._drop_last = drop_last
         collate = resolve_collate(collate_fn, path=f"{place.path}.collate_fn")
         reader = IterableReader(dataset, batch_size, collate, drop_last=drop_last, place=place, validation=validation)
-        self._set_up(reader, place, workers)
+        self._set_up(reader, place, workers, one_pass=validation)
 
-    def _set_up(self, reader: IterableReader, place: Place, workers: WorkerOptions) -> None:
+    def _set_up(self, reader: IterableReader, place: Place, workers: WorkerOptions, *, one_pass: bool) -> None:
         self.dataset = reader.dataset
-        self.remarks = []
+        self.remarks = crowding(workers, place.path)
         self._place = place
         self._readers = max(1, workers.num_workers)
         self._pool = WorkerPool(reader, workers, path=place.path)
         self._stateful = keeps_state(self.dataset)
-        if not self._stateful:
+        if not self._stateful and not one_pass:
             self.remarks.append(self._position_remark())
         if place.world_size > 1:
             self.remarks.append(
@@ -204,7 +204,12 @@ class ForeignStream(IterableStream):
         place, _ = split_options(options, path="train_dataloader")
         self.batch_size = getattr(loader, "batch_size", None)
         reader = IterableReader(loader, None, None, drop_last=False, place=place)
-        self._set_up(reader, place, WorkerOptions())
+        self._set_up(reader, place, WorkerOptions(), one_pass=False)
+        if self._stateful and getattr(loader, "num_workers", 0):
+            self.remarks.append(
+                f"{place.path}: {type(loader).__name__} keeps the order of its samples but not the random generators of "
+                "its workers, so random augmentation differs after a resume; a dict with the data set keeps both"
+            )
 
     def _position_remark(self) -> str:
         return (

@@ -38,6 +38,9 @@ class IndexSource(Protocol):
         """Return where the next draw really stands: the next pass's beginning when nothing is left of this one."""
         ...
 
+    def iterations_left(self, epoch: int, offset: int) -> int:
+        """Iterations from an offset to the end of its pass."""
+
     def draws(self, epoch: int, offset: int) -> Iterator[Draw]: ...
 
 
@@ -108,6 +111,9 @@ class PositionSampler:
     def normalise(self, epoch: int, offset: int) -> tuple[int, int]:
         needed = self.global_batch if self.drop_last else 1
         return (epoch + 1, 0) if self.size - offset < needed else (epoch, offset)
+
+    def iterations_left(self, epoch: int, offset: int) -> int:
+        return iterations_per_epoch(self.size - offset, self.global_batch, drop_last=self.drop_last)
 
     def draws(self, epoch: int, offset: int) -> Iterator[Draw]:
         """Give the draws from this position on, pass after pass, without end."""

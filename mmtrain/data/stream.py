@@ -11,7 +11,7 @@ from mmtrain.data.custom_sampler import choose_source
 from mmtrain.data.options import split_options
 from mmtrain.data.reading import SeededReader, reads_whole_batches
 from mmtrain.data.sampler import Draw
-from mmtrain.data.workers import WorkerPool
+from mmtrain.data.workers import WorkerPool, crowding
 from mmtrain.errors import ConfigError
 from mmtrain.types import Batch, StateDict
 
@@ -38,6 +38,10 @@ class Stream(ABC):
     @abstractmethod
     def samples(self) -> int | None:
         """Samples that all ranks together consume in one full pass, None when unknown."""
+
+    def iterations_left(self, epoch: int, offset: int) -> int | None:
+        """Iterations from a position to the end of its pass, None when unknown."""
+        return None
 
     @abstractmethod
     def seek(self, epoch: int, offset: int) -> tuple[int, int]:
@@ -119,7 +123,7 @@ class TrainStream(Stream):
         self.sampler = choose_source(sampler, dataset, batch_size, shuffle=shuffle, drop_last=drop_last, place=place)
         collate = resolve_collate(collate_fn, path=f"{place.path}.collate_fn")
         reader = SeededReader(dataset, collate, place=place, refuse_none=is_built_in(collate))
-        self.remarks = []
+        self.remarks = crowding(workers, place.path)
         if place.per_sample and reads_whole_batches(dataset):
             self.remarks.append(
                 f"{place.path}.dataset: {type(dataset).__name__} reads whole batches (__getitems__), so its randomness "
@@ -137,6 +141,9 @@ class TrainStream(Stream):
     @property
     def samples(self) -> int:
         return self.sampler.samples
+
+    def iterations_left(self, epoch: int, offset: int) -> int:
+        return self.sampler.iterations_left(epoch, offset)
 
     def seek(self, epoch: int, offset: int) -> tuple[int, int]:
         self._from, self._last, self._started = self.sampler.normalise(epoch, offset), None, False

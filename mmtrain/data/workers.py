@@ -214,6 +214,7 @@ class _WorkerStart:
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), _go_on)
         signal.signal(signal.SIGTERM, self._terminate)
+        signal.set_wakeup_fd(-1)  # it may be the main process's
 
     def _terminate(self, signum: int, frame: Any) -> None:
         if self._closing.is_set():
@@ -246,6 +247,14 @@ def _quiet() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
         yield
+
+
+def crowding(options: WorkerOptions, path: str) -> list[str]:
+    """Return the remark to report at start when there are more workers than processors."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if options.num_workers <= cores:
+        return []
+    return [f"{path}.num_workers: {options.num_workers} workers on {cores} processor(s); fewer may be faster"]
 
 
 def _close_at_exit(pool: "weakref.ref[WorkerPool]") -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmtrain import dist
 from mmtrain.errors import ConfigError, RunError
-from mmtrain.registry import EVALUATOR, METRICS, build
+from mmtrain.registry import EVALUATOR, METRICS, build, resolve
 
 _NOTHING = object()
 
@@ -75,9 +75,8 @@ def build_evaluator(cfg: Any, *, path: str = "val_evaluator") -> Any:
     if cfg is None or (not isinstance(cfg, (Mapping, Sequence)) and hasattr(cfg, "metrics")):
         return cfg
     if isinstance(cfg, Mapping) and "metrics" in cfg:
-        options = dict(cfg)
-        kind = options.setdefault("type", "Evaluator")
-        if kind == "Evaluator" or kind is Evaluator:
+        options = {"type": "Evaluator", **cfg}
+        if resolve(EVALUATOR, options["type"], path=f"{path}.type") is Evaluator:
             return Evaluator(options["metrics"], path=f"{path}.metrics")
         return build(EVALUATOR, options, path=path)
     return Evaluator(cfg, path=path)

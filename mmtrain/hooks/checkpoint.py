@@ -64,6 +64,7 @@ class CheckpointHook(Hook):
         self.save_last = save_last
         self.out_dir = out_dir
         self.every_seconds = every_seconds
+        self.keep_every = keep_every
         self.weights_interval = weights_interval
         self.published_keys = [published_keys] if isinstance(published_keys, str) else list(published_keys or [])
         self.policy = {
@@ -90,13 +91,10 @@ class CheckpointHook(Hook):
             raise ConfigError(f"{where}.rule has {len(self._rules)} entries for {len(self._best_metrics)} metrics")
         if any(rule not in ("greater", "less") for rule in self._rules):
             raise ConfigError(f"{where}.rule is {self._rules}; expected 'greater' or 'less'")
-        for name in ("every_seconds", "weights_interval"):
+        for name in ("every_seconds", "weights_interval", "keep_every"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{where}.{name} is {value}; expected a positive number")
-        keep_every = self.policy["keep_every"]
-        if keep_every is not None and keep_every <= 0:
-            raise ConfigError(f"{where}.keep_every is {keep_every}; expected a positive number")
 
     # ---- when ---------------------------------------------------------------------------------------------------
     def before_run(self, runner: Any) -> None:

@@ -109,7 +109,7 @@ class LoggerHook(Hook):
             return
         epoch = epoch_of(progress)
         scalars = {"epoch": epoch, "iter": done, **(rates or learning_rates(runner.optim_wrapper)), **means}
-        scalars["memory"] = int(means["memory"])
+        scalars.update({name: int(means[name]) for name in ("memory", "save_bytes") if name in means})
         place = Place("train", by_epoch=False, done=done, total=runner.max_iters)
         if self.by_epoch:
             place = Place("train", True, batches_done, runner.iterations_per_epoch, epoch, runner.max_epochs)

@@ -218,12 +218,13 @@ def build_sets(cfg: Any, kind: str, randomness: Randomness) -> dict[str, tuple[A
         own = evaluators
         if name and isinstance(evaluators, Mapping) and "type" not in evaluators:
             own = evaluators.get(name)
-        sets[name] = (
-            build_eval_loader(
-                loader, seed=randomness.seed, rank=dist.rank(), world_size=dist.world_size(), path=path
-            ),
-            build_evaluator(own, path=f"{kind}_evaluator.{name}" if name else f"{kind}_evaluator"),
+        built = build_eval_loader(
+            loader, seed=randomness.seed, rank=dist.rank(), world_size=dist.world_size(), path=path
         )
+        evaluator = build_evaluator(own, path=f"{kind}_evaluator.{name}" if name else f"{kind}_evaluator")
+        if evaluator is not None and hasattr(built.dataset, "metainfo"):
+            evaluator.dataset_meta = built.dataset.metainfo
+        sets[name] = (built, evaluator)
     return sets
 
 
@@ -260,8 +261,9 @@ def prepare_model(
     model = build(MODELS, cfg["model"], path="model")
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
-    if callable(getattr(model, "init_weights", None)):
-        model.init_weights()
+    init_weights = getattr(model, "init_weights", None)
+    if callable(init_weights):
+        init_weights()
     strategy.prepare(model, make_optim, _compile_options(cfg.get("compile")))
 
 
@@ -281,13 +283,15 @@ def _optim_factory(cfg: Any, stream: Any, remarks: list[str]) -> Callable[[nn.Mo
         scaling = cfg.get("auto_scale_lr") or {}
         if scaling.get("enable"):
             effective = stream.batch_size * dist.world_size() * optim.accumulative_counts
-            remarks.append(scale_lr(scaling, optim, effective_batch=effective))
+            remark = scale_lr(scaling, optim, effective_batch=effective)
+            remarks.extend([remark] if remark else [])
         return optim
 
     return make
 
 
 def _schedules(cfg: Any, strategy: Strategy, plan: TrainPlan, stream: Any, remarks: list[str]) -> Any:
+    assert strategy.optim is not None
     per_epoch = stream.iterations_per_epoch
     max_iters = plan.max_iters
     if plan.max_epochs is not None and per_epoch is not None:

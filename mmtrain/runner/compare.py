@@ -130,7 +130,7 @@ def scale_lines(old: Scale, new: Scale, *, lr: float | None) -> tuple[list[str],
     if old.effective_batch == new.effective_batch:
         if old.global_batch == new.global_batch:
             return [], []
-        return [f"{told}: the effective batch is still {new.effective_batch}, so the two are equivalent (rescaled)."], []
+        return [f"{told}: the effective batch stays {new.effective_batch}, so the two are equivalent (rescaled)."], []
     ratio = new.effective_batch / old.effective_batch
     advice = ""
     if lr is not None:
@@ -157,8 +157,8 @@ def refuse_other_data(saved: str, own: str) -> None:
     """Raise CheckpointError when the data differ from the checkpoint's."""
     if saved and saved != own:
         raise CheckpointError(
-            f"the training data differ from the checkpoint's (fingerprint {saved} -> {own}), so a position in them means "
-            "nothing here (refused). Give the same data, or say what to do: resume_data='restart' begins the new data "
+            f"the training data differ from the checkpoint's (fingerprint {saved} -> {own}): its position says nothing "
+            "of them (refused). Give the same data, or say what to do: resume_data='restart' begins the new data "
             "from the start, resume_data=dict(skip_iters=k) skips k iterations of them"
         )
 

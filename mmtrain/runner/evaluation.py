@@ -50,6 +50,13 @@ class EvaluationLoop:
         runner.hooks.call(f"after_{kind}", runner)
         return metrics
 
+    def close(self) -> None:
+        """End the workers of every set's loader."""
+        for loader, _ in self.sets.values():
+            close = getattr(loader, "close", None)
+            if callable(close):
+                close()
+
     def measure(self, *, max_batches: int | None = None, quiet: bool = False) -> dict[str, float]:
         """Evaluate every set; ``quiet`` calls no hook (a trial of the metrics' names at the start)."""
         runner = self.runner
@@ -62,9 +69,7 @@ class EvaluationLoop:
                 metrics.update({f"{name}/{key}" if name else key: value for key, value in found.items()})
         return metrics
 
-    def _measure_set(
-        self, loader: Any, evaluator: Any, max_batches: int | None, quiet: bool
-    ) -> dict[str, float]:
+    def _measure_set(self, loader: Any, evaluator: Any, max_batches: int | None, quiet: bool) -> dict[str, float]:
         runner, points = self.runner, self.runner.hooks.points
         before, after = points[f"before_{self.kind}_iter"], points[f"after_{self.kind}_iter"]
         losses = _LossMean()
@@ -72,6 +77,8 @@ class EvaluationLoop:
         for index, batch in enumerate(loader):
             if max_batches is not None and index >= max_batches:
                 break
+            if batch is None:  # the last batch of the set has no sample for this rank
+                continue
             if not quiet:
                 for hook in before:
                     hook(runner, batch_idx=index, data_batch=batch)
@@ -92,8 +99,7 @@ class EvaluationLoop:
         call, runner = self._call, self.runner
         with runner.evaluation_context(self.kind):
             if evaluator is not None and call.has_mode:
-                step = runner.model.val_step if self.kind == "val" else runner.model.test_step
-                outputs = step(batch)
+                outputs = getattr(runner.model, f"{self.kind}_step")(batch)
             else:
                 prepared = call.prepare(batch, training=False)
                 outputs = call(prepared)

@@ -76,7 +76,7 @@ class FlexibleRunner:
 
     ``FlexibleRunner.from_cfg(cfg)`` builds the parts of a config; ``train()``, ``val()`` and ``test()`` run them.
     ``iter`` and ``epoch`` are the 0-based index of the iteration and epoch in progress, as in MMEngine; ``progress`` is
-    the position. Hooks act on a run in two ways only: `request_save` and `request_stop`, both read at the end of a step.
+    the position. Hooks act on a run in two ways only, `request_save` and `request_stop`, read at the end of a step.
     """
 
     def __init__(self, parts: Parts) -> None:
@@ -106,7 +106,7 @@ class FlexibleRunner:
         self.val_loop = EvaluationLoop(self, "val", parts.val_sets) if parts.val_sets else None
         self.test_loop = EvaluationLoop(self, "test", parts.test_sets) if parts.test_sets else None
         self.train_loop: TrainLoop | None = None
-        if parts.train_plan is not None:
+        if parts.train_plan is not None and self.optim_wrapper is not None:
             self.train_loop = TrainLoop(
                 self, parts.train_plan, accumulative_counts=self.optim_wrapper.accumulative_counts
             )
@@ -194,7 +194,7 @@ class FlexibleRunner:
         return self.test_loop.dataloader if self.test_loop else None
 
     def evaluation_context(self, kind: str) -> AbstractContextManager[Any]:
-        """The precision of evaluation: that of training, or float16 where ``val_cfg.fp16`` / ``test_cfg.fp16`` says so."""
+        """The precision of evaluation: that of training, or float16 where ``val_cfg.fp16`` says so."""
         if self._eval_fp16.get(kind):
             return torch.autocast(self.device.type, dtype=torch.float16)
         return self.strategy.forward_context() if self.optim_wrapper is not None else nullcontext()
@@ -275,6 +275,9 @@ class _Running:
             _tell(runner, error)
         if runner.train_dataloader is not None:
             runner.train_dataloader.close()
+        for loop in (runner.val_loop, runner.test_loop):
+            if loop is not None:
+                loop.close()
         runner.saving.close()
         for writer in runner.writers:
             writer.close()

@@ -80,7 +80,7 @@ def priority_of(hook: Any) -> int:
     if isinstance(value, str):
         if value.upper() not in PRIORITIES:
             raise ConfigError(
-                f"{type(hook).__name__}.priority is {value!r}; expected one of {', '.join(PRIORITIES)} or a number 0-100"
+                f"{type(hook).__name__}.priority is {value!r}; expected a number or one of {', '.join(PRIORITIES)}"
             )
         return PRIORITIES[value.upper()]
     return int(value)

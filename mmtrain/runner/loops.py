@@ -157,7 +157,7 @@ class TrainLoop:
             iteration = runner.progress.iteration + 1
             optim.want_grad_norm = self.log_interval > 0 and iteration >= self._norm_due
         if call.has_own_train_step:
-            parts = runner.model.train_step(batch.data, optim)
+            parts = call.train_step(batch.data, optim)
             loss = parts.get("loss") if isinstance(parts, dict) else None
         else:
             with runner.strategy.forward_context():

@@ -27,6 +27,7 @@ class ModelCall:
         self.preprocessor = getattr(model, "data_preprocessor", None)
         self.has_mode = "mode" in inspect.signature(model.forward).parameters
         self.has_own_train_step = has_own_train_step(model)
+        self.train_step: Any = getattr(model, "train_step", None)
         self._is_cpu = device.type == "cpu"
 
     def prepare(self, batch: Any, *, training: bool) -> Any:

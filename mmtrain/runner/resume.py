@@ -39,9 +39,7 @@ class Resume:
         return self.checkpoint.manifest.seed if self.checkpoint is not None else None
 
     @classmethod
-    def choose(
-        cls, cfg: Any, work_dir: Path, hooks: HookList, *, logger: logging.Logger, task: str
-    ) -> Resume:
+    def choose(cls, cfg: Any, work_dir: Path, hooks: HookList, *, logger: logging.Logger, task: str) -> Resume:
         """Choose by the table in docs/resume.md. Raises ConfigError or CheckpointError that names the fault."""
         # A training run holds the work dir's lock, so whatever another process left half-written there is dead.
         store = CheckpointStore(_root(work_dir, hooks), exclusive=task == "train")
@@ -154,7 +152,8 @@ class Resume:
         moved = compare.switch_data(compare.rescale(progress, saved, today), choice, today)
         epoch, offset = runner.train_dataloader.seek(moved.epoch, moved.offset)
         if (epoch, offset) != (moved.epoch, moved.offset):
-            moved = replace(moved, epoch=epoch, offset=offset, epoch_iteration=0 if offset == 0 else moved.epoch_iteration)
+            in_epoch = moved.epoch_iteration if offset else 0
+            moved = replace(moved, epoch=epoch, offset=offset, epoch_iteration=in_epoch)
         progress.load_state_dict(moved.state_dict())
         runner.iter, runner.epoch = progress.iteration, progress.epoch
         lr = runner.optim_wrapper.param_groups[0].get("initial_lr")

@@ -1,7 +1,6 @@
 """Saves what was asked for, at a save point, through the store; tells hooks when a checkpoint is complete."""
 
 import logging
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ import torch
 
 from mmtrain import __version__, dist
 from mmtrain.checkpoint import CheckpointStore, Retention
+from mmtrain.checkpoint.plain_files import write_json, write_weights
 from mmtrain.errors import CheckpointError, ConfigError, RunError
 from mmtrain.runner.compare import flatten
 from mmtrain.runner.state import capture_generators, capture_small_state, capture_tensors
@@ -133,16 +133,14 @@ class SaveService:
     def write_best(self, record: Mapping[str, Any]) -> None:
         """Write ``best.json``: metric, value, checkpoint."""
         if dist.is_main():
-            self.store.write_json("best.json", dict(record))
+            write_json(self.store.root / "best.json", dict(record))
 
     def close(self) -> None:
         """Wait for the writer and give back what the store holds."""
         self.store.close()
 
     # ---- one save -----------------------------------------------------------------------------------------------
-    def _start(
-        self, runner: "FlexibleRunner", name: str, requests: list[SaveRequest], message: dict[str, Any]
-    ) -> Any:
+    def _start(self, runner: "FlexibleRunner", name: str, requests: list[SaveRequest], message: dict[str, Any]) -> Any:
         policy = self._policy
         state = capture_small_state(runner)
         if not policy.schedules:
@@ -168,15 +166,15 @@ class SaveService:
         return template.format(progress.epoch if by_epoch else progress.iteration)
 
     def _save_weights(self, runner: "FlexibleRunner") -> None:
-        name = f"iter_{runner.progress.iteration}.safetensors"
+        path = self.store.root / "weights" / f"iter_{runner.progress.iteration}.safetensors"
+        state = runner.strategy.model_state()
         try:
-            self.store.save_weights(name, runner.strategy.model_state())
-        except (OSError, CheckpointError) as error:
-            self._failed(f"weights/{name}", error)
+            dist.on_main(lambda: write_weights(path, state))
+        except CheckpointError as error:
+            self._failed(f"weights/{path.name}", error)
 
     def _failed(self, name: str, error: Exception) -> None:
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-        self.failure = f"checkpoint {name} could not be written: {reason}; older checkpoints are intact"
+        self.failure = f"checkpoint {name} could not be written: {error}; older checkpoints are intact"
         self._logger.error("%s", self.failure)
         if self._policy.on_error == "stop":
             raise RunError(f"{self.failure} (on_save_error='stop')") from error

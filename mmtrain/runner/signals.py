@@ -58,5 +58,5 @@ class Signals:
                 os._exit(1)
             return
         if self.received:
-            os._exit(128 + number)  # asked twice: leave now; whatever is half-written has no manifest and does not count
+            os._exit(128 + number)  # asked twice: leave now; what is half-written has no manifest and does not count
         self.received = number

@@ -48,7 +48,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add the gradients of ``loss`` (already divided by the window's length); synchronise ranks only if ``last``."""
+        """Add the gradients of ``loss`` (divided by the window's length already); synchronise ranks if ``last``."""
 
     @abstractmethod
     def step(self) -> StepResult:

@@ -14,7 +14,7 @@ from mmtrain.optim import OptimWrapper
 
 
 def module_state(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name, sharing the module's memory. Extra state that is no tensor is left out."""
+    """Parameters and persistent buffers by name, sharing the module's memory; other extra state is left out."""
     return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
 
 

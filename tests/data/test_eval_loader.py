@@ -39,6 +39,8 @@ def test_every_pass_is_the_same_to_the_bit(num_workers):
     begun = iter(read)
     next(begun)
     assert one_pass(read) == reference
+    with pytest.raises(RuntimeError, match="new pass"):
+        next(begun)
     assert global_states() == before
     read.close()
     assert one_pass(read) == reference

@@ -13,7 +13,7 @@ import torch
 from _data_sets import Counting, Noisy, take
 from torch.utils.data import get_worker_info
 
-from mmtrain.data import TrainStream, worker_death
+from mmtrain.data import TrainStream, worker_death, workers
 from mmtrain.errors import RunError
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="pidfd is Linux's")
@@ -95,6 +95,19 @@ def test_a_batch_that_cannot_be_sent_is_an_error_and_no_hang():
     with pytest.raises(RunError, match="cannot be sent"):
         next(read)
     read.close()
+
+
+@pytest.mark.parametrize(("wanted", "pinned"), [(None, False), (True, True), (False, False)])
+def test_memory_is_pinned_as_wanted_where_there_is_an_accelerator(monkeypatch, wanted, pinned):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(workers, "pin", lambda data: ("pinned", data))
+    data = next(stream(Noisy(), num_workers=0, pin_memory=wanted)).data
+    assert isinstance(data, tuple) == pinned
+
+
+def test_more_workers_than_processors_is_remarked():
+    assert "4096 workers" in stream(Noisy(), num_workers=4096).remarks[0]
 
 
 @linux

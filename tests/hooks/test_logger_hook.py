@@ -1,6 +1,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -134,8 +135,6 @@ def test_other_ranks_take_part_and_write_nothing(make_runner):
 
 
 def test_a_failed_save_is_told_again_at_every_line(make_runner):
-    from types import SimpleNamespace
-
     runner = make_runner()
     runner.saving = SimpleNamespace(failure="the last checkpoint could not be written: disk full")
     train(start(LoggerHook(interval=5), runner), runner, 10)
@@ -200,15 +199,11 @@ def test_epoch_of():
 
 
 def test_learning_rates_of_groups():
-    class Optim:
-        param_groups = [
-            {"lr": torch.tensor(0.5), "initial_lr": 1.0}, {"lr": 0.5, "initial_lr": 1.0},
-            {"lr": 0.05, "initial_lr": 0.1}, {"lr": 0.05, "initial_lr": 0.1},
-        ]  # fmt: skip
-
-    assert learning_rates(Optim) == {"lr": 0.5, "lr/group_0": 0.5, "lr/group_2": 0.05}
-    Optim.param_groups = Optim.param_groups[:2]
-    assert learning_rates(Optim) == {"lr": 0.5}
+    fast, slow = {"lr": torch.tensor(0.5), "initial_lr": 1.0}, {"lr": 0.05, "initial_lr": 0.1}
+    optim = SimpleNamespace(param_groups=[fast, {**fast, "lr": 0.5}, slow, dict(slow)])
+    assert learning_rates(optim) == {"lr": 0.5, "lr/group_0": 0.5, "lr/group_2": 0.05}
+    optim.param_groups = optim.param_groups[:2]
+    assert learning_rates(optim) == {"lr": 0.5}
     assert learning_rates(None) == {}
 
 

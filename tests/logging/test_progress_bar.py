@@ -97,10 +97,10 @@ def test_an_unknown_length_has_no_percent_and_no_bar():
 
 @pytest.mark.parametrize(
     ("rate", "text"),
-    [(0.5, "0.5 "), (99.94, "99.9 "), (1234, "1234 "), (56789, "56.8k "), (5e6, "5.0M "), (2e9, "2.0G ")],
+    [(0.5, "0.5"), (99.94, "99.9"), (1234, "1234"), (56789, "56.8k"), (5e6, "5.0M"), (2e9, "2.0G")],
 )
 def test_rates_are_short(rate, text):
-    assert f" {text}smp/s" in render(Shown(done=1, rate=rate), 79)
+    assert f" {text} smp/s" in render(Shown(done=1, rate=rate), 79)
 
 
 def test_log_lines_and_bar_do_not_garble_one_another(terminal, monkeypatch):

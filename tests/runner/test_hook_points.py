@@ -75,6 +75,6 @@ def test_two_hooks_of_one_name_have_two_names():
 def test_a_method_set_on_the_instance_counts():
     hook = Hook()
     seen = []
-    hook.before_run = lambda runner: seen.append(runner)
+    hook.before_run = seen.append
     HookList([("hook", hook)]).call("before_run", "runner")
     assert seen == ["runner"]

@@ -11,9 +11,7 @@ import pytest
 from mmtrain.runner.signals import Signals
 
 
-@pytest.mark.parametrize(
-    ("number", "status"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
-)
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
 def test_a_signal_is_noted_and_gives_its_status(number, status):
     before = signal.getsignal(number)
     with Signals() as signals:

@@ -1,0 +1,128 @@
+"""What is collective, run by two real processes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+WORKER = """
+import json, sys
+from types import SimpleNamespace
+import torch
+from mmengine.evaluator import BaseMetric
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from mmtrain import dist
+from mmtrain.evaluation import Evaluator
+from mmtrain.hooks import EMAHook
+from mmtrain.hooks.memory import average_buffers
+from mmtrain.logging import Scalars
+from mmtrain.progress import Progress
+from mmtrain.types import StepResult
+
+dist.init("gloo")
+rank, found = dist.rank(), {}
+
+scalars = Scalars()
+scalars.record("loss", torch.tensor(1.0 + rank))
+scalars.record("memory", 100 * (rank + 1))
+if rank == 1:
+    scalars.record("only", 7.0)
+state = scalars.state_dict()
+found["unreduced"] = Scalars().read(reduce=False)
+found["means"] = scalars.read()
+restored = Scalars()
+restored.load_state_dict(json.loads(json.dumps(state)))
+found["restored"] = restored.read()
+
+
+class Right(BaseMetric):
+    default_prefix = "m"
+
+    def process(self, data_batch, data_samples):
+        self.results += data_samples
+
+    def compute_metrics(self, results):
+        return {"order": results}
+
+
+evaluator = Evaluator(Right())
+evaluator.process(data_samples=[0, 2, 4] if rank == 0 else [1, 3])
+found["metrics"] = evaluator.evaluate(5)
+
+norm = torch.nn.BatchNorm1d(2)
+norm.running_mean.fill_(rank)
+average_buffers(norm)
+found["buffers"] = [norm.running_mean.tolist(), norm.running_var.tolist(), norm.num_batches_tracked.item()]
+
+mesh = init_device_mesh("cpu", (2,))
+model = torch.nn.Linear(2, 4, bias=False)
+model.weight = torch.nn.Parameter(distribute_tensor(torch.zeros(4, 2), mesh, [Shard(0)]))
+hook = EMAHook(momentum=0.25)
+hook.load_state_dict({"steps": 3, "averages": {"weight": torch.arange(8.0).view(4, 2)}})
+runner = SimpleNamespace(model=model, max_iters=9, max_epochs=1, update_result=StepResult(None), iter=0, epoch=0)
+hook.before_train(runner)
+hook.after_train_iter(runner, batch_idx=0)
+found["ema"] = hook.averages["weight"].full_tensor().tolist()
+hook.before_val_epoch(runner)
+found["val"] = model.weight.full_tensor().tolist()
+hook.after_val_epoch(runner, metrics={})
+found["after"] = model.weight.full_tensor().abs().sum().item()
+
+dist.barrier()
+dist.shutdown()
+open(sys.argv[1], "w").write(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    workers = []
+    for rank in range(2):
+        environment = {
+            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT),
+        }  # fmt: skip
+        command = [sys.executable, "-c", WORKER, str(folder / f"{rank}.json")]
+        workers.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    for worker in workers:
+        _, errors = worker.communicate(timeout=120)
+        assert worker.returncode == 0, errors
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_everyone_has_the_same(found):
+    assert found[0] == found[1]
+
+
+def test_scalars_are_means_over_ranks_and_maxima_maxima(found):
+    assert found[0]["means"] == {"loss": 1.5, "memory": 200.0, "only": 7.0}
+    assert found[0]["unreduced"] == {}
+
+
+def test_scalars_of_every_rank_survive_a_restart(found):
+    assert found[0]["restored"] == found[0]["means"]
+
+
+def test_a_metric_sees_every_sample_of_uneven_ranks_once(found):
+    assert found[0]["metrics"] == {"m/order": [0, 1, 2, 3, 4]}
+
+
+def test_buffers_are_averaged(found):
+    assert found[0]["buffers"] == [[0.5, 0.5], [1.0, 1.0], 0]
+
+
+def test_sharded_weights_are_averaged_and_swapped(found):
+    assert found[0]["ema"] == [[0.0, 0.75], [1.5, 2.25], [3.0, 3.75], [4.5, 5.25]]
+    assert found[0]["val"] == found[0]["ema"]
+    assert found[0]["after"] == 0.0
