@@ -9,6 +9,7 @@ import enum
 import functools
 import keyword
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -23,6 +24,8 @@ from mmtrain.config_source import OWN_VARIABLE, config_error
 from mmtrain.errors import ConfigError
 
 _WIDTH = 100
+# What MMEngine would substitute in a config's text: {{ fileBasename }}, {{ _base_.name }}, {{ $VARIABLE:default }}.
+_SUBSTITUTED = re.compile(r"\{\{(?=\W*(?:\$|_base_|file))")
 _HEADER = "# The resolved config of a run, written by mmtrain. Loading this file gives the same run.\n"
 
 
@@ -170,8 +173,7 @@ class Writer:
 
 
 def _text(_: Writer, value: str) -> str:
-    # MMEngine substitutes {{ fileBasename }} and the like in a config's text.
-    return repr(str(value)).replace("{{", "{\\x7b")
+    return _SUBSTITUTED.sub(r"{\\x7b", repr(str(value)))
 
 
 def _float(_: Writer, value: float) -> str:

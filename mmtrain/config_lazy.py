@@ -8,6 +8,7 @@ config really computes with is imported at that moment; the others stay placehol
 nothing else.
 """
 
+import ast
 import contextlib
 import operator
 import sys
@@ -25,6 +26,7 @@ _BINARY = ("add", "sub", "mul", "matmul", "truediv", "floordiv", "mod", "pow", "
 _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 _UNARY = ("neg", "pos", "abs", "invert")
 _MISSING: Any = object()
+_one_import = mmengine_utils.ImportTransformer.visit_Import
 
 
 def is_standard_library(module: str) -> bool:
@@ -53,6 +55,7 @@ def plain_python() -> Iterator[None]:
     changes: list[tuple[Any, str, Any]] = [
         (module, "_is_builtin_module", is_standard_library) for module in (mmengine_config, mmengine_utils)
     ]
+    changes.append((mmengine_utils.ImportTransformer, "visit_Import", _visit_import))
     changes += [(cls, name, method) for cls in LAZY for name, method in _methods().items()]
     # vars() and not getattr(): an inherited method must be inherited again afterwards.
     before = [(owner, name, vars(owner).get(name, _MISSING)) for owner, name, _ in changes]
@@ -63,6 +66,11 @@ def plain_python() -> Iterator[None]:
     finally:
         for owner, name, value in before:
             _put_back(owner, name, value)
+
+
+def _visit_import(self: Any, node: ast.Import) -> list[Any]:
+    """MMEngine's own, which takes one name, for each name of ``import a, b``."""
+    return [_one_import(self, ast.copy_location(ast.Import([alias]), node)) for alias in node.names]
 
 
 def _put_back(owner: type | ModuleType, name: str, value: Any) -> None:

@@ -25,7 +25,7 @@ LAYERS = {
 # Packages that are optional or slow to import, and the folders that may import them at the top of a file ("top") or
 # inside a function ("inside").
 GUARDED = {
-    "mmengine": {"top": {"registry", "config", "hooks"}, "inside": {"registry", "config", "logging", "evaluation", "data"}},
+    "mmengine": {"top": {"registry", "config"}, "inside": {"registry", "config", "logging", "evaluation", "data"}},
     "deepspeed": {"top": set(), "inside": {"strategies"}},
     "tensorboard": {"top": set(), "inside": set()},
     "transformers": {"top": set(), "inside": {"checkpoint"}},

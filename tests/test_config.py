@@ -101,7 +101,7 @@ total = reduce(lambda a, b: a + b, [1, 2, 3]) + math.floor(1.5)
 def test_the_standard_library_works_in_a_config(write, lazy):
     text = STANDARD_LIBRARY
     if lazy:
-        text = "from torch.nn import Linear\n" + text.replace("import random, math", "import math") + "kind = Linear\n"
+        text = "from torch.nn import Linear\n" + text + "kind = Linear\n"
     cfg = load_config(write(c=text))
     assert cfg.env_cfg.dist_cfg.timeout == timedelta(minutes=3)
     assert (cfg.work_dir, cfg.total) == (str(Path("a") / "b"), 7)
@@ -268,7 +268,6 @@ def test_an_exception_inside_a_config_names_file_and_line(write, lazy):
 
 def test_what_mmengine_refuses_is_told_in_a_sentence(write):
     assert "Cannot import *" in error(write(c="from math import *\nfrom torch.nn import Linear\n"))
-    assert "multiple modules in one line" in error(write(c="from torch.nn import Linear\nimport os, sys\n"))
     assert "Duplicate key" in error(write(a="x = 1\n", b="x = 2\n", c="_base_ = ['a.py', 'b.py']\n"))
     assert "model" in error(write(a="model = 3\n", c="_base_ = 'a.py'\nmodel = dict(x=1)\n"))
 

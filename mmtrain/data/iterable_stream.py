@@ -205,10 +205,10 @@ class ForeignStream(IterableStream):
         self.batch_size = getattr(loader, "batch_size", None)
         reader = IterableReader(loader, None, None, drop_last=False, place=place)
         self._set_up(reader, place, WorkerOptions(), one_pass=False)
-        if self._stateful and getattr(loader, "num_workers", 0):
+        if self._stateful and getattr(loader, "num_workers", None):
             self.remarks.append(
-                f"{place.path}: {type(loader).__name__} keeps the order of its samples but not the random generators of "
-                "its workers, so random augmentation differs after a resume; a dict with the data set keeps both"
+                f"{place.path}: {type(loader).__name__} keeps the order of its samples but not its workers' random "
+                "generators, so random augmentation differs after a resume; a dict with the data set keeps both"
             )
 
     def _position_remark(self) -> str:

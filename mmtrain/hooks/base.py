@@ -1,22 +1,130 @@
-"""The base class of hooks: MMEngine's, with two points more. Nothing else in mmtrain imports ``mmengine.hooks``."""
+"""The base class of hooks: the points and helpers of MMEngine's, with two points more.
 
+A hook written for MMEngine's own base class registers unmodified: what counts is the methods. This class stands here,
+and is not imported from ``mmengine.hooks``, because that import brings in MMEngine's models, optimizers and torch's RPC:
+a quarter of a second at every start, for nothing that a run uses.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmengine.hooks import Hook as MMEngineHook
 
-
-class Hook(MMEngineHook):
+class Hook:
     """Something that happens at fixed points of a run; override the methods of the points you want.
 
-    The points and their arguments are MMEngine's (drawn in ``mmtrain/runner/hook_points.py``). ``priority`` orders the
-    hooks of one point. A hook that has ``state_dict`` and ``load_state_dict`` is saved with every checkpoint and
-    restored at a resume, without doing anything else for it.
+    ``runner.iter`` and ``runner.epoch`` are the 0-based index of the iteration and epoch in progress at every point.
+    ``priority`` orders the hooks of one point: a number from 0 (first) to 100, or one of MMEngine's names. A hook that
+    has ``state_dict`` and ``load_state_dict`` is saved with every checkpoint and restored at a resume, without doing
+    anything else for it. The order of the points is drawn in ``mmtrain/runner/hook_points.py``.
     """
 
-    stages = (*MMEngineHook.stages, "after_save_checkpoint", "on_exception")
+    priority: str | int = "NORMAL"
 
-    def after_save_checkpoint(self, runner: Any, entry: Any) -> None:
-        """Called when the checkpoint ``entry`` is complete on disk."""
+    # ---- the run ------------------------------------------------------------------------------------------------
+    def before_run(self, runner: Any) -> None:
+        """Before training, validation or test begins."""
+
+    def after_run(self, runner: Any) -> None:
+        """After it ended as it should."""
 
     def on_exception(self, runner: Any, error: BaseException) -> None:
-        """Called instead of everything that is left when ``error`` ends the run, Ctrl-C included."""
+        """Instead of everything that is left when ``error`` ends the run, Ctrl-C included."""
+
+    # ---- training -----------------------------------------------------------------------------------------------
+    def before_train(self, runner: Any) -> None:
+        """After a resume has been restored, before the first iteration."""
+
+    def after_train(self, runner: Any) -> None:
+        """After the last iteration."""
+
+    def before_train_epoch(self, runner: Any) -> None:
+        """Before the first iteration of a pass over the data, and of what is left of one after a resume."""
+
+    def after_train_epoch(self, runner: Any) -> None:
+        """After the last iteration of a pass."""
+
+    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Before the forward pass; ``batch_idx`` is the 0-based index in the epoch."""
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """After the backward pass and, at a window's end, the optimizer's step; ``outputs`` holds the detached losses."""
+
+    # ---- validation and test ------------------------------------------------------------------------------------
+    def before_val(self, runner: Any) -> None:
+        """Before a validation."""
+
+    def after_val(self, runner: Any) -> None:
+        """After a validation."""
+
+    def before_val_epoch(self, runner: Any) -> None:
+        """Before the pass over the validation sets."""
+
+    def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
+        """After the pass, with its metrics."""
+
+    def before_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Before one validation batch."""
+
+    def after_val_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | Any = None
+    ) -> None:
+        """After one validation batch, with the model's outputs."""
+
+    def before_test(self, runner: Any) -> None:
+        """Before a test."""
+
+    def after_test(self, runner: Any) -> None:
+        """After a test."""
+
+    def before_test_epoch(self, runner: Any) -> None:
+        """Before the pass over the test sets."""
+
+    def after_test_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
+        """After the pass, with its metrics."""
+
+    def before_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+        """Before one test batch."""
+
+    def after_test_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | Any = None
+    ) -> None:
+        """After one test batch, with the model's outputs."""
+
+    # ---- checkpoints --------------------------------------------------------------------------------------------
+    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """Before a checkpoint's state is collected; plain values put into ``checkpoint`` are saved with it."""
+
+    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+        """After a resume has restored a checkpoint, with what `before_save_checkpoint` had put into it."""
+
+    def after_save_checkpoint(self, runner: Any, entry: str) -> None:
+        """When the checkpoint named ``entry`` is complete on disk."""
+
+    # ---- helpers, as in MMEngine --------------------------------------------------------------------------------
+    def every_n_epochs(self, runner: Any, n: int, start: int = 0) -> bool:
+        """Whether the epoch in progress is the n-th, 2n-th, ... after ``start``."""
+        return _every(runner.epoch + 1 - start, n)
+
+    def every_n_train_iters(self, runner: Any, n: int, start: int = 0) -> bool:
+        """Whether the iteration in progress is the n-th, 2n-th, ... of the run after ``start``."""
+        return _every(runner.iter + 1 - start, n)
+
+    def every_n_inner_iters(self, batch_idx: int, n: int) -> bool:
+        """Whether the batch is the n-th, 2n-th, ... of its epoch."""
+        return _every(batch_idx + 1, n)
+
+    def end_of_epoch(self, dataloader: Any, batch_idx: int) -> bool:
+        """Whether the batch is the last one of its epoch."""
+        return batch_idx + 1 == len(dataloader)
+
+    def is_last_train_epoch(self, runner: Any) -> bool:
+        """Whether the epoch in progress is the run's last."""
+        return runner.epoch + 1 == runner.max_epochs
+
+    def is_last_train_iter(self, runner: Any) -> bool:
+        """Whether the iteration in progress is the run's last."""
+        return runner.iter + 1 == runner.max_iters
+
+
+def _every(done: int, n: int) -> bool:
+    return n > 0 and done >= 0 and done % n == 0

@@ -108,8 +108,7 @@ class LoggerHook(Hook):
         if runner.rank != 0:
             return
         epoch = epoch_of(progress)
-        scalars = {"epoch": epoch, "iter": done, **(rates or learning_rates(runner.optim_wrapper)), **means}
-        scalars.update({name: int(means[name]) for name in ("memory", "save_bytes") if name in means})
+        scalars = {"epoch": epoch, "iter": done, **(rates or learning_rates(runner.optim_wrapper)), **_whole(means)}
         place = Place("train", by_epoch=False, done=done, total=runner.max_iters)
         if self.by_epoch:
             place = Place("train", True, batches_done, runner.iterations_per_epoch, epoch, runner.max_epochs)
@@ -151,7 +150,7 @@ class LoggerHook(Hook):
     def after_run(self, runner: Any) -> None:
         """Write what the last save cost, which no train line comes after, and copy the logs to ``out_dir``."""
         if runner.train_loop is not None:
-            means = runner.scalars.read()
+            means = _whole(runner.scalars.read())
             costs = {name: value for name, value in means.items() if name.startswith("save_")}
             if costs and runner.rank == 0:
                 self._write(runner, {"iter": runner.progress.iteration, **costs}, "save", None)
@@ -206,3 +205,8 @@ def memory_megabytes(device: torch.device) -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // 2**20 if sys.platform == "darwin" else peak // 2**10
+
+
+def _whole(means: Mapping[str, float]) -> dict[str, float | int]:
+    """Sizes as whole numbers."""
+    return {name: int(value) if name in ("memory", "save_bytes") else value for name, value in means.items()}

@@ -37,10 +37,9 @@ def render(shown: Shown, columns: int, *, unicode: bool = True) -> str:
     eta = "-" if shown.eta is None else format_seconds(shown.eta)
     unit = "samples/s" if columns >= 90 else "smp/s"
     tail = f" {count} loss {loss} lr {lr} {_short(shown.rate)} {unit} data {wait} eta {eta}"
-    if shown.note:
-        tail += f" {shown.note}"
     room = min(columns - len(percent) - len(tail) - 2, WIDEST_BAR)
-    bar = f"[{_bar(shown.done / shown.total, room, unicode)}]" if shown.total and room >= 4 else ""
+    share = shown.done / shown.total if shown.total else 0.0
+    bar = f"[{_bar(share, room, unicode, shown.note)}]" if (shown.total or shown.note) and room >= 4 else ""
     return (percent + bar + (tail if percent or bar else tail.lstrip()))[:columns]
 
 
@@ -82,7 +81,7 @@ class ProgressBar:
         self._draw(shown)
 
     def note(self, text: str) -> None:
-        """Draw the last numbers once more with a remark behind them, while something else than training goes on."""
+        """Draw the last numbers once more with a remark in the bar, while something else than training goes on."""
         if self.live and self._last is not None:
             self._last.note = text
             self._seen_at = self._clock()  # this time is no training time
@@ -118,9 +117,12 @@ class ProgressBar:
         self._seen_at, self._seen_samples = now, samples
 
 
-def _bar(share: float, width: int, unicode: bool) -> str:
-    full = min(int(share * width), width)
-    return ("█" if unicode else "#") * full + ("·" if unicode else ".") * (width - full)
+def _bar(share: float, width: int, unicode: bool, note: str) -> str:
+    full, empty = ("█", "·") if unicode else ("#", ".")
+    if note:
+        return note[:width].ljust(width, empty)
+    done = min(int(share * width), width)
+    return full * done + empty * (width - done)
 
 
 def _short(value: float | None) -> str:

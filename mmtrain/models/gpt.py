@@ -118,8 +118,8 @@ class GPT(nn.Module):
     ) -> str:
         """Continue ``prompt`` and return prompt and continuation.
 
-        ``generator`` is a CPU generator; without one the draws start from seed 0. The default generators, on which
-        training depends, are never touched. ``temperature`` 0 takes the likeliest token every time. The model sees the
+        Without a ``generator`` the draws start from seed 0; the default generators, on which training depends, are
+        never touched. ``temperature`` 0 takes the likeliest token every time. The model sees the
         last ``context`` tokens. Raises ConfigError for a model without tokenizer.
         """
         if self.tokenizer is None:

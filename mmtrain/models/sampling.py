@@ -19,21 +19,23 @@ def sample_tokens(
 ) -> list[int]:
     """Return ``count`` tokens that follow ``start``, drawn from ``model(input_ids=...)["logits"]``.
 
-    The model is called in evaluation mode and left in the mode it was in. The draw happens on the CPU with
-    ``generator`` (seed 0 when None), so it is the same for every device and touches no default generator.
+    The model is called in evaluation mode; afterwards every module is back in the mode it had. The draws are those of
+    ``generator``, on its device, and without one those of a CPU generator with seed 0; no default generator is touched.
     """
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     device = next(model.parameters()).device
     tokens = list(start)
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         for _ in range(count):
             window = torch.tensor([tokens[-context:]], device=device)
             logits = model(input_ids=window)["logits"][0, -1]
-            tokens.append(draw(logits.float().cpu(), temperature=temperature, top_k=top_k, generator=generator))
+            logits = logits.float().to(generator.device)
+            tokens.append(draw(logits, temperature=temperature, top_k=top_k, generator=generator))
     finally:
-        model.train(was_training)
+        for module, training in modes:
+            module.training = training
     return tokens[len(start) :]
 
 

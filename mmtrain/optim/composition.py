@@ -22,13 +22,12 @@ class Stretch:
     """One schedule alone. ``entry`` is each group's value where it begins, ``bases`` the values in the config."""
 
     def __init__(self, schedule: Schedule, entry: Sequence[float], bases: Sequence[float]) -> None:
-        self._schedule = schedule
         self._start = schedule.start
         self._last = schedule.length - 1
         self._by_epoch = schedule.epoch_unit
-        self._moves_source = type(schedule).source is not Schedule.source
-        self._bases = list(bases)
-        self._parts = [(schedule.floor(base), value) for base, value in zip(bases, entry, strict=True)]
+        self._multiple = schedule.multiple
+        self._source = None if schedule.keeps_source else schedule.source
+        self._parts = [(schedule.floor(base), value, base) for base, value in zip(bases, entry, strict=True)]
         self.exit = self._at(self._last)
 
     def begun(self, iteration: int, epoch: int) -> bool:
@@ -40,14 +39,10 @@ class Stretch:
         return self._at(t) if t < self._last else self.exit
 
     def _at(self, t: int) -> list[float]:
-        multiple = self._schedule.multiple(t)
-        if not self._moves_source:
-            return [floor + (entry - floor) * multiple for floor, entry in self._parts]
-        source = self._schedule.source
-        return [
-            floor + (source(t, entry, base) - floor) * multiple
-            for (floor, entry), base in zip(self._parts, self._bases, strict=True)
-        ]
+        multiple, source = self._multiple(t), self._source
+        if source is None:
+            return [floor + (entry - floor) * multiple for floor, entry, _ in self._parts]
+        return [floor + (source(t, entry, base) - floor) * multiple for floor, entry, base in self._parts]
 
 
 class ProductStretch:

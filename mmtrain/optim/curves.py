@@ -149,10 +149,14 @@ class CosineAnnealing(CosineFloor):
         self._period = self.length if self.T_max is None else self.T_max * per_epoch
 
     def multiple(self, t: int) -> float:
-        return half_cosine(t, self._period)
+        return (1 + math.cos(math.pi * t / self._period)) / 2
 
     def source(self, t: int, entry: float, base: float) -> float:
         return base if t > self._period and self._period == int(self._period) else entry
+
+    @property
+    def keeps_source(self) -> bool:
+        return self.length - 1 <= self._period
 
     def advance(self, t: int, value: float, base: float) -> float:
         if t and (t - 1 - self._period) % (2 * self._period) == 0:
@@ -161,7 +165,7 @@ class CosineAnnealing(CosineFloor):
 
     @property
     def multiplicative(self) -> bool:
-        return super().multiplicative and self.length - 1 <= self._period
+        return super().multiplicative and self.keeps_source
 
 
 @dataclass(kw_only=True, eq=False)

@@ -105,9 +105,14 @@ class Schedule:
         return None
 
     @property
+    def keeps_source(self) -> bool:
+        """Whether `source` is always ``entry``, so that it need not be asked."""
+        return type(self).source is Schedule.source
+
+    @property
     def multiplicative(self) -> bool:
         """Whether every value is a plain multiple of the value at ``begin``, so that overlaps are products."""
-        return type(self).floor is Schedule.floor and type(self).source is Schedule.source
+        return type(self).floor is Schedule.floor and self.keeps_source
 
     def settle(self, per_epoch: int) -> None:
         """Check the own arguments and compute what `multiple` needs; ``start`` and ``length`` are known.

@@ -37,6 +37,9 @@ class Track:
         timed = [schedule for schedule in schedules if not isinstance(schedule, ReduceOnPlateau)]
         self.stretches = compose(timed, horizon, self.initial, groups=count)
         self._latest_first = self.stretches[::-1]
+        if len(self.stretches) == 1 and not self.plateaus and self.stretches[0].begun(0, 0):
+            # The common case without its questions; this runs in every iteration.
+            self.values = self.stretches[0].values  # type: ignore[method-assign]
 
     def _check(self, schedule: Schedule) -> None:
         for group in self._groups:
@@ -75,7 +78,7 @@ class Track:
                 else:
                     group[name] = value
         else:
-            for group, value in zip(self._groups, self.values(iteration, epoch), strict=True):
+            for group, value in zip(self._groups, self.values(iteration, epoch), strict=False):
                 group[name] = value
 
 

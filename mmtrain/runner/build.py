@@ -137,9 +137,19 @@ def make_place(cfg: Any) -> Place:
     log_dir = dist.on_main(lambda: _new_directory(work_dir, timestamp))
     logger = make_logger(f"mmtrain.{experiment}", level=cfg.get("log_level") or "INFO", file=log_dir / "run.log")
     if dist.is_main():
-        dump_config(cfg, log_dir / "config.py")
+        _write_record(cfg, log_dir / "config.py")
     text = dist.on_main(lambda: (log_dir / "config.py").read_text(encoding="utf-8"))
     return Place(work_dir, log_dir, log_dir.name, experiment, logger, text)
+
+
+def _write_record(cfg: Any, path: Path) -> None:
+    """Write the resolved config. One that was made in Python may hold objects, which no file can."""
+    try:
+        dump_config(cfg, path)
+    except ConfigError as error:
+        if getattr(cfg, "filename", None):
+            raise
+        path.write_text(f"# This run was set up in Python and cannot be repeated from a file.\n# {error}\n", "utf-8")
 
 
 def _new_directory(work_dir: Path, timestamp: str) -> Path:

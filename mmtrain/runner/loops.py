@@ -67,6 +67,7 @@ class TrainLoop:
         self.plan = plan
         self.accumulative_counts = accumulative_counts
         self.log_interval = 0  # set by the hook that logs; gradient norms are measured for the iterations it shows
+        runner.optim_wrapper.skip_nonfinite = plan.nonfinite == "skip"
         self._guard = NonfiniteGuard(plan.nonfinite, runner.device)
         self._call = ModelCall(runner.model, runner.strategy.module, runner.device)
         self._rank = dist.rank() if runner.randomness.diff_rank_seed else 0

@@ -112,11 +112,13 @@ class Resume:
         if choice in (None, "continue"):
             compare.refuse_other_data(manifest.data_fingerprint, runner.data_fingerprint)
         self._restore_tensors(runner, checkpoint)
-        report = restore_small_state(runner, checkpoint.state())
+        state = checkpoint.state()
+        report = restore_small_state(runner, state)
         self._restore_position(runner, checkpoint, choice)
         generators = checkpoint.rng(dist.rank())
         if generators is not None:
             randomness.restore(generators)
+        runner.hooks.call("after_load_checkpoint", runner, checkpoint=dict(state.get("extra", {})))
         self._lines += report.lines()
         self._cut_logs(runner, manifest.iteration)
         for line in compare.differences(manifest.meta.get("config_values", {}), compare.flatten(runner.cfg)):

@@ -12,9 +12,10 @@ class Crash(BaseException):
 
 
 class FaultyFiles(LocalFiles):
-    """``mode``: ``count`` (nothing fails), ``once`` (call ``at`` raises), ``from`` (it and all later ones do), ``crash``
-    (nothing happens from call ``at`` on), ``power`` (the same, and files that were never fsynced lose their second half),
-    ``kill`` (SIGKILL).
+    """What happens at call ``at`` is said by ``mode``.
+
+    ``count``: nothing ever fails; ``once``: it raises; ``from``: it and all later ones raise; ``crash``: nothing has any
+    effect from then on; ``power``: the same, and files that were never fsynced lose their second half; ``kill``: SIGKILL.
 
     A write that fails has written half of its bytes. Nothing is really fsynced, to be quick.
     """
@@ -70,8 +71,8 @@ class FaultyFiles(LocalFiles):
         self._unsynced.discard(self._dirty[handle])
 
     def close(self, handle):
+        path = self._dirty.pop(handle)  # first: another thread may be given the same number as soon as it is free
         super().close(handle)
-        path = self._dirty.pop(handle)
         if self._fails("close"):
             self._fail(path)
 

@@ -14,10 +14,8 @@ def native(directory: Path) -> None:
 
 # name -> (iteration saved, name saved under, options of the store, of the save)
 SCENES = {
-    "new": (30, "iter_30.pth", {}, {}),
-    "retention": (30, "iter_30.pth", {"keep": Retention(max_keep_ckpts=1)}, {}),
+    "new": (30, "iter_30.pth", {"keep": Retention(max_keep_ckpts=1)}, {"extra_writers": [native]}),
     "replace": (21, "iter_20.pth", {}, {}),
-    "native": (30, "iter_30.pth", {}, {"extra_writers": [native]}),
 }
 
 

@@ -145,9 +145,9 @@ def test_the_cost_of_the_last_save_is_written_at_the_end(make_runner):
     runner = make_runner()
     hook = start(LoggerHook(interval=10), runner)
     train(hook, runner, 20)
-    runner.scalars.record("save_time", 1.5)
+    runner.scalars.record_all({"save_time": 1.5, "save_bytes": 34000})
     hook.after_run(runner)
-    assert runner.recorder.lines[-1] == ("save", 20, {"iter": 20, "save_time": 1.5}, None)
+    assert runner.recorder.lines[-1] == ("save", 20, {"iter": 20, "save_time": 1.5, "save_bytes": 34000}, None)
 
 
 def test_lines_are_out_before_a_checkpoint_is_written(make_runner):

@@ -35,3 +35,13 @@ def test_the_window_never_exceeds_the_context():
     model = Counter()
     assert sample_tokens(model, [3, 4], count=7, context=4) == [5, 6, 7, 8, 9, 0, 1]
     assert model.lengths == [2, 3, 4, 4, 4, 4, 4]
+
+
+def test_every_module_is_left_in_its_mode():
+    model = Counter()
+    model.frozen = torch.nn.Dropout().eval()
+    sample_tokens(model.train(), [1], count=1, context=4)
+    assert model.training
+    model.frozen.eval()
+    sample_tokens(model, [1], count=1, context=4)
+    assert (model.training, model.frozen.training) == (True, False)

@@ -1,0 +1,3 @@
+"""Registers the small parts."""
+
+import parts  # noqa: F401
