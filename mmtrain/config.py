@@ -13,6 +13,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config.config import RESERVED_KEYS
 
 from mmtrain.arguments import nearest
 from mmtrain.config_check import check_config
@@ -47,14 +48,15 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
     Raises ConfigError for a missing file, a syntax error, an exception inside the config, an override that does not
     fit, a module that cannot be imported, and a value that could not be written into the run's record.
     """
-    file = _existing(Path(path).expanduser())
+    given = Path(path).expanduser()
+    file = _existing(given)
     source = read_source(file)
     cfg = _read(file, source)
     _merge(cfg, overrides or {}, source)
     with positions(source):
         members = {name: value for name, value in top_level(cfg).items() if not _is_import(name, value, cfg, source)}
         members = {name: _settled(value, name) for name, value in members.items()}
-        cfg = Config(_writable(members), cfg_text=cfg.text, filename=str(path), env_variables=cfg.env_variables)
+        cfg = Config(_writable(members), cfg_text=cfg.text, filename=str(given), env_variables=cfg.env_variables)
         object.__setattr__(cfg, "_mmtrain_source", source)
         import_custom_modules(cfg)
     return cfg
@@ -110,9 +112,16 @@ def _read(file: Path, source: Source) -> Config:
     except Exception as error:
         _close_temporary_file(error)
         line = _line_in(error, source)
-        at = line or f"config {short_name(str(file))}"
-        text = f"{type(error).__name__}: {error}" if line or not str(error) else str(error)
-        raise ConfigError(f"{at}: {text}") from error
+        text = _text(error)
+        if line or not text:
+            text = f"{type(error).__name__}: {text}"
+        raise ConfigError(f"{line or 'config ' + short_name(str(file))}: {text}") from error
+
+
+def _text(error: BaseException) -> str:
+    """An error's message on one line, without the quotes that KeyError puts around it."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(text).split())
 
 
 def _close_temporary_file(error: BaseException) -> None:
@@ -138,11 +147,12 @@ def _line_in(error: BaseException, source: Source) -> str:
 
 def _merge(cfg: Config, overrides: dict[str, Any], source: Source) -> None:
     for name, value in overrides.items():
+        if name.partition(".")[0] in RESERVED_KEYS:
+            raise ConfigError(f"`{name}` ({OPTIONS}): MMEngine keeps this name for itself; choose another")
         try:
             cfg.merge_from_dict({name: value})
         except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
-            text = error.args[0] if error.args else error
-            raise ConfigError(f"`{name}` ({OPTIONS}) does not fit the config: {text}") from error
+            raise ConfigError(f"`{name}` ({OPTIONS}) does not fit the config: {_text(error)}") from error
         source.override(name, value)
 
 
@@ -167,7 +177,7 @@ def _settled(value: Any, path: str) -> Any:
     try:
         return built(value)
     except Exception as error:
-        raise config_error(path, str(error)) from error
+        raise config_error(path, _text(error)) from error
 
 
 def _writable(members: dict[str, Any]) -> dict[str, Any]:

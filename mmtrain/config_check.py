@@ -5,7 +5,7 @@ from typing import Any
 
 from mmtrain.arguments import arguments_of, did_you_mean
 from mmtrain.config_dump import top_level
-from mmtrain.config_keys import DEFAULT_HOOKS, KEYS, SECTIONS, Kind, misspelt, named_sets
+from mmtrain.config_keys import DEFAULT_HOOKS, KEYS, LOOP_NAMES, SECTIONS, Kind, misspelt, named_sets
 from mmtrain.config_lazy import LAZY, lazy_name
 from mmtrain.config_parts import (
     BACKEND,
@@ -171,6 +171,7 @@ def _loop(path: str, value: Any) -> None:
     more: tuple[str, ...] = ()
     if type_ is not None:
         _check_kind(f"{path}.type", type_, SECTIONS[path]["type"])
+    if type_ is not None and _short_name(type_) not in LOOP_NAMES:
         takes = arguments_of(resolve(LOOPS, type_, path=f"{path}.type"))
         more = takes.names + (tuple(items(value)) if takes.anything else ())
     _section(path, value, more=more)
@@ -198,14 +199,18 @@ def _must_be_evaluator(path: str, value: Any) -> None:
 
 
 def _is_evaluator(members: Mapping[str, Any]) -> bool:
-    type_ = members["type"]
-    name = lazy_name(type_) if isinstance(type_, LAZY) else getattr(type_, "__name__", str(type_))
-    short = name.rpartition(".")[2]
+    short = _short_name(members["type"])
     return (
         "metrics" in members
         or short == "Evaluator"
         or (METRICS.own(short) is None and EVALUATOR.own(short) is not None)
     )
+
+
+def _short_name(type_: Any) -> str:
+    """The last part of a type's name, whatever it is given as; nothing is imported."""
+    name = lazy_name(type_) if isinstance(type_, LAZY) else getattr(type_, "__name__", str(type_))
+    return name.rpartition(".")[2]
 
 
 def _optim_wrapper(path: str, value: Any) -> None:

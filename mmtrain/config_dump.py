@@ -22,6 +22,7 @@ from mmtrain.config_keys import misspelt
 from mmtrain.config_lazy import LAZY, lazy_name
 from mmtrain.config_source import OWN_VARIABLE, config_error
 from mmtrain.errors import ConfigError
+from mmtrain.registry import REGISTRIES
 
 _WIDTH = 100
 # What MMEngine would substitute in a config's text: {{ fileBasename }}, {{ _base_.name }}, {{ $VARIABLE:default }}.
@@ -224,8 +225,6 @@ def _home(value: Any) -> tuple[str, str] | None:
 
 def _registered_name(value: Any, path: str) -> str:
     """The name under which a class that cannot be imported (it lives in a script) is registered."""
-    from mmtrain.registry import REGISTRIES
-
     for registry in REGISTRIES.values():
         for name, held in registry.module_dict.items():
             if held is value:

@@ -151,6 +151,9 @@ SECTIONS: dict[str, dict[str, Kind]] = {
     "optim_wrapper": {"type": _NAME, "optimizer": _PART, "constructor": _NAME, "paramwise_cfg": _SECTION},
 }
 
+# Names of the one loop there is for each task; a `type` of another name is a loop of the user's own.
+LOOP_NAMES = ("EpochBasedTrainLoop", "IterBasedTrainLoop", "TrainLoop", "ValLoop", "TestLoop")
+
 # The hooks of every run, by their name in `default_hooks`: an entry without `type` changes the arguments of these.
 DEFAULT_HOOKS = {
     "runtime_info": "RuntimeInfoHook",

@@ -171,6 +171,7 @@ def test_overrides_are_merged_by_dotted_path(write):
 def test_an_override_that_does_not_fit_is_told(write, name, value):
     message = error(write(c="lr = 1\nempty = None\nmodel = dict(layers=[dict(w=1)])\n"), {name: value})
     assert message.startswith(f"`{name}` (--cfg-options) does not fit the config: ")
+    assert "keeps this name for itself" in error(write(c="a = 1\n"), {"text": "x"})
 
 
 def test_parse_overrides_reads_values_as_mmengine_does():
@@ -267,6 +268,7 @@ def test_an_exception_inside_a_config_names_file_and_line(write, lazy):
 
 
 def test_what_mmengine_refuses_is_told_in_a_sentence(write):
+    assert error(write(c="text = 1\n")) == "config c.py: text is reserved for config file"
     assert "Cannot import *" in error(write(c="from math import *\nfrom torch.nn import Linear\n"))
     assert "Duplicate key" in error(write(a="x = 1\n", b="x = 2\n", c="_base_ = ['a.py', 'b.py']\n"))
     assert "model" in error(write(a="model = 3\n", c="_base_ = 'a.py'\nmodel = dict(x=1)\n"))

@@ -51,7 +51,7 @@ def parts():
         (OPTIM_WRAPPER_CONSTRUCTORS, made("TestConstructor", "optim_wrapper_cfg")),
         (PARAM_SCHEDULERS, made("TestLR", "optimizer, T_max=None, by_epoch=True")),
         (STRATEGIES, made("TestStrategy", "where='cpu'")),
-        (LOOPS, made("TestLoop", "runner, dataloader, max_iters=1, own_option=2")),
+        (LOOPS, made("LoopOfAUser", "runner, dataloader, max_iters=1, own_option=2")),
         (VISUALIZERS, made("TestVisualizer", "vis_backends=None")),
         (VISBACKENDS, made("TestBackend", "save_dir, fast=False")),
     ]
@@ -75,7 +75,7 @@ def good():
         val_dataloader=dict(first=dict(loader), second=dict(loader, batch_size=1)),
         test_dataloader=None,
         train_cfg=dict(by_epoch=False, max_iters=10, val_interval=5, nonfinite="stop"),
-        val_cfg=dict(type="TestLoop", fp16=True),
+        val_cfg=dict(type="LoopOfAUser", fp16=True),
         test_cfg=dict(),
         val_evaluator=dict(first=dict(type="TestMetric", topk=1), second=[dict(type="TestMetric")]),
         test_evaluator=dict(type="TestEvaluator", metrics=[dict(type="TestMetric")]),
@@ -288,3 +288,12 @@ def test_one_wrapper_for_each_part_of_a_model_is_left_to_its_constructor():
     own = dict(constructor="TestConstructor", generator=dict(type="TestWrapper"), critic=dict(type="TestWrapper"))
     check_config({"optim_wrapper": own})
     assert "is named 'TestConstructr'" in error({"optim_wrapper": dict(own, constructor="TestConstructr")})
+
+
+def test_the_names_of_the_one_loop_need_not_be_installed():
+    from mmengine.config.lazy import LazyObject
+
+    theirs = LazyObject("xtuner.engine.runner", "TrainLoop")
+    for type_ in ("EpochBasedTrainLoop", "mmengine.runner.IterBasedTrainLoop", theirs):
+        check_config(changed("train_cfg.type", type_))
+    assert "no loop is named 'EpochTrainLop'" in error(changed("train_cfg.type", "EpochTrainLop"))

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from multiprocessing.connection import wait
 from typing import Any, NoReturn
 
 import torch
@@ -62,7 +63,7 @@ class WorkerPool:
                     self._loader = self._make_loader()
                 # Iterating over a loader with persistent workers again empties its queues and keeps the processes.
                 self._batches = iter(self._loader)
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:
             self._raise_told(error)
 
     def take(self) -> tuple[Any, Any]:
@@ -80,7 +81,7 @@ class WorkerPool:
             return draw, (pin(data) if self._pin else data)
         try:
             data = next(self._batches)
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:
             self._raise_told(error)
         if isinstance(data, Failure):
             data.raise_it()
@@ -127,8 +128,13 @@ class WorkerPool:
             persistent_workers=True,
         )
 
-    def _raise_told(self, error: RuntimeError) -> NoReturn:
-        told = worker_death(error, path=self._path, workers=getattr(self._batches, "_workers", ()))
+    def _raise_told(self, error: Exception) -> NoReturn:
+        workers = getattr(self._batches, "_workers", ())
+        told = worker_death(error, path=self._path, workers=workers)
+        if told is None and not isinstance(error, RuntimeError):
+            # A tensor was being fetched from a worker that is gone: the connection breaks before torch notices.
+            wait([worker.sentinel for worker in workers], timeout=1)
+            told = _dead_worker(self._path, workers)
         if told is None:
             raise error
         raise told from error
@@ -281,20 +287,32 @@ def worker_death(error: BaseException, *, path: str = "dataloader", workers: Ite
             return RunError(f"{path}.timeout: {message}; a sample takes longer than that, or the storage hangs")
         found = _KILLED.search(message)
         if found:
-            return RunError(_death_sentence(found, path, workers))
+            return _dead_worker(path, workers) or _death_told(found, path)
         cause = cause.__cause__ or cause.__context__
     return None
 
 
-def _death_sentence(found: "re.Match[str]", path: str, workers: Iterable[Any]) -> str:
-    ended = [(worker.pid, worker.exitcode) for worker in workers if worker.exitcode not in (None, 0)]
-    if ended:
-        pid, code = ended[0]
-        how = f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"left with status {code}"
-    else:
-        pid = found[1].strip()
-        how = f"was killed by signal ({found[2].strip()})" if found[2] else "left without a word"
-    return (
+def _death_told(found: "re.Match[str]", path: str) -> RunError:
+    pid = found[1].strip()
+    return _death_error(path, pid, f"was killed by signal ({found[2].strip()})" if found[2] else "left without a word")
+
+
+def _dead_worker(path: str, workers: Iterable[Any]) -> RunError | None:
+    """Return the error for the first worker that has ended otherwise than it should, or None."""
+    for worker in workers:
+        code = worker.exitcode
+        if code:
+            name = (
+                f"was killed by signal {-code} ({signal.Signals(-code).name})"
+                if code < 0
+                else f"left with status {code}"
+            )
+            return _death_error(path, worker.pid, name)
+    return None
+
+
+def _death_error(path: str, pid: Any, how: str) -> RunError:
+    return RunError(
         f"{path}.num_workers: the data worker with pid {pid} {how}; the system may be out of memory or of shared "
         "memory (/dev/shm): use fewer workers or a smaller prefetch_factor, or num_workers=0 to see a data set's error"
     )

@@ -22,9 +22,8 @@ class Track:
 
     def __init__(self, name: str, optim: OptimWrapper, schedules: Sequence[Schedule], horizon: Horizon) -> None:
         self.name = name
-        count = len(optim.param_groups)
-        groups = [*optim.param_groups, *([optim.base_group] if optim.base_group else [])]
-        self._groups: list[Group] = groups
+        self._optimizer, self._base_group = optim.optimizer, optim.base_group
+        groups, count = self.groups(), len(optim.param_groups)
         self._in_betas = name == "momentum" and "momentum" not in groups[0] and "betas" in groups[0]
         self._in_tensor = not self._in_betas and any(isinstance(group.get(name), Tensor) for group in groups)
         self._check(schedules[0])
@@ -41,8 +40,12 @@ class Track:
             # The common case without its questions; this runs in every iteration.
             self.values = self.stretches[0].values  # type: ignore[method-assign]
 
+    def groups(self) -> list[Group]:
+        """The groups to which `values` belong; asked each time, because loading a state makes new ones."""
+        return [*self._optimizer.param_groups, *([self._base_group] if self._base_group else [])]
+
     def _check(self, schedule: Schedule) -> None:
-        for group in self._groups:
+        for group in self.groups():
             if self.name not in group and not self._in_betas:
                 keys = sorted(key for key in group if key != "params" and isinstance(group[key], int | float | Tensor))
                 hint = did_you_mean(self.name, keys)
@@ -66,20 +69,25 @@ class Track:
         return values
 
     def apply(self, iteration: int, epoch: int) -> None:
+        values = self.values(iteration, epoch)
+        if self._in_betas or self._in_tensor:
+            for group, value in zip(self.groups(), values, strict=False):
+                self._put(group, value)
+            return
         name = self.name
+        for group, value in zip(self._optimizer.param_groups, values, strict=False):
+            group[name] = value
+        if self._base_group is not None:
+            self._base_group[name] = values[-1]
+
+    def _put(self, group: Group, value: float) -> None:
         if self._in_betas:
-            for group, value in zip(self._groups, self.values(iteration, epoch), strict=True):
-                group["betas"] = (value, *group["betas"][1:])
-        elif self._in_tensor:
-            for group, value in zip(self._groups, self.values(iteration, epoch), strict=True):
-                # A tensor is filled, not replaced: a compiled or captured step holds on to it.
-                if isinstance(group[name], Tensor):
-                    group[name].fill_(value)
-                else:
-                    group[name] = value
+            group["betas"] = (value, *group["betas"][1:])
+        elif isinstance(group[self.name], Tensor):
+            # Filled, not replaced: a compiled or captured step holds on to it.
+            group[self.name].fill_(value)
         else:
-            for group, value in zip(self._groups, self.values(iteration, epoch), strict=False):
-                group[name] = value
+            group[self.name] = value
 
 
 class ScheduleSet:
@@ -109,7 +117,7 @@ class ScheduleSet:
         """What `apply` would set there, one dict for each group; for plots and plans. Nothing is changed."""
         rows: dict[int, dict[str, float]] = {}
         for track in self.tracks:
-            for group, value in zip(track._groups, track.values(scheduled_iteration, epoch), strict=True):
+            for group, value in zip(track.groups(), track.values(scheduled_iteration, epoch), strict=False):
                 rows.setdefault(id(group), {})[track.name] = value
         return list(rows.values())
 

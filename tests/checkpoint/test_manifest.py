@@ -29,7 +29,7 @@ def test_every_flipped_byte_is_noticed():
         for bit in (0, 5):  # bit 5 turns a into A
             damaged = bytearray(data)
             damaged[place] ^= 1 << bit
-            with pytest.raises(CheckpointError, match="here.json"):
+            with pytest.raises(CheckpointError, match=r"here\.json"):
                 decode(bytes(damaged), "here.json")
 
 

@@ -1,3 +1,4 @@
+import contextlib
 import threading
 
 import pytest
@@ -34,10 +35,8 @@ def make(tmp_path):
 
     yield make_store
     for store in stores:
-        try:
+        with contextlib.suppress(CheckpointError):
             store.close()
-        except CheckpointError:
-            pass
 
 
 @pytest.mark.parametrize("blocking", [True, False])

@@ -74,6 +74,17 @@ def test_a_dead_worker_is_told_with_its_pid(how, words):
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize("kills", range(5))
+def test_a_worker_that_is_killed_between_batches_is_told(kills):
+    read = stream(Counting(100_000), num_workers=2)
+    os.kill(next(read).data["pid"][0].item(), signal.SIGKILL)
+    with pytest.raises((RunError, RuntimeError)) as caught:  # torch's own when the signal comes between two batches
+        take(read, 1000)
+    read.close()
+    told = caught.value if isinstance(caught.value, RunError) else worker_death(caught.value)
+    assert "SIGKILL" in str(told) or "Killed" in str(told)
+
+
 def test_a_late_batch_is_told():
     never = torch.multiprocessing.get_context("fork").Event()
     read = stream(Deadly(lambda: never.wait(60)), num_workers=1, timeout=0.2)

@@ -14,8 +14,9 @@ class Crash(BaseException):
 class FaultyFiles(LocalFiles):
     """What happens at call ``at`` is said by ``mode``.
 
-    ``count``: nothing ever fails; ``once``: it raises; ``from``: it and all later ones raise; ``crash``: nothing has any
-    effect from then on; ``power``: the same, and files that were never fsynced lose their second half; ``kill``: SIGKILL.
+    ``count``: nothing ever fails; ``once``: it raises; ``from``: it and all later ones raise; ``crash``: nothing has
+    any effect from then on; ``power``: the same, and files that were never fsynced lose their second half; ``kill``:
+    SIGKILL.
 
     A write that fails has written half of its bytes. Nothing is really fsynced, to be quick.
     """

@@ -344,6 +344,14 @@ def test_a_tensor_lr_is_filled_in_place():
     assert lr.item() == pytest.approx(0.05)
 
 
+def test_the_groups_may_be_replaced_by_loading_an_optimizers_state():
+    wrapper = OptimWrapper(sgd())
+    schedules = build_schedules(dict(type="StepLR", step_size=1, by_epoch=False), wrapper, max_iters=10)
+    wrapper.optimizer.load_state_dict(sgd((7.0, 8.0)).state_dict())
+    schedules.apply(1, 0)
+    assert read(wrapper.optimizer, "lr") == pytest.approx([0.01, 0.002])
+
+
 def test_resuming_far_into_a_run_costs_what_the_start_costs():
     calls = []
 

@@ -1,0 +1,126 @@
+"""Runs a config undisturbed and with a crash, and compares everything that both leave behind, bit for bit."""
+
+import itertools
+from pathlib import Path
+
+import torch
+from parts import Counter, logged, make_runner
+
+from mmtrain.checkpoint import CheckpointStore
+
+VALUES = ("loss", "lr", "grad_norm", "accuracy", "smooth")
+
+
+class Crash(BaseException):
+    """Ends a run as a kill would, as far as one process can show it: no handler in between mends anything."""
+
+
+class CrashAt:
+    """Raises `Crash` once, in the iteration, validation or save that ``where`` names."""
+
+    priority = "LOWEST"
+
+    def __init__(self, where, iteration):
+        self.where, self.iteration = where, iteration
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if self.where == "iteration" and runner.iter + 1 == self.iteration:
+            raise Crash
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if self.where == "validation" and runner.progress.iteration >= self.iteration and batch_idx == 1:
+            raise Crash
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        if self.where == "save" and runner.progress.iteration >= self.iteration:
+            raise Crash
+
+
+def run(work_dir, *, crash=None, resume=True, **changes):
+    """Train; with ``crash`` until it comes. Returns the runner."""
+    hooks = [Counter(0.9), Counter(0.5), *changes.pop("custom_hooks", [])]
+    if crash is not None:
+        hooks.append(CrashAt(*crash))
+    runner = make_runner(work_dir, custom_hooks=hooks, resume=resume, **changes)
+    try:
+        runner.train()
+    except Crash:
+        assert crash is not None
+    else:
+        assert crash is None, "the crash never came"
+    return runner
+
+
+def left_behind(work_dir):
+    """Everything a finished run leaves: logged values, validation metrics, and the last checkpoint's contents."""
+    store = CheckpointStore(work_dir)
+    checkpoint, problems = store.newest_good()
+    assert not problems
+    tensors = {
+        f"{section}/{name}": checkpoint.read(section, name)
+        for section in ("model", "optimizer")
+        for name in checkpoint.tensor_names(section)
+    }
+    state = checkpoint.state()
+    state.pop("log")  # times of iterations are among them
+    store.close()
+    return {
+        "name": checkpoint.name,
+        "train": logged(work_dir, *VALUES),
+        "val": logged(work_dir, "loss", "accuracy", mode="val"),
+        "state": state,
+        "tensors": tensors,
+        "position": checkpoint.manifest.position,
+    }
+
+
+def assert_same(a, b, path="run"):
+    """Bit equality of nested values, with the path of the first difference."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), f"{path}: {sorted(map(str, a.keys() ^ b.keys()))}"
+        for key in a:
+            assert_same(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), path
+        for index, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{path}[{index}]")
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype, path
+        assert torch.equal(a, b), path
+    else:
+        assert a == b or (a != a and b != b), f"{path}: {a!r} != {b!r}"
+
+
+def assert_exact(folder, *, crashes, first=None, later=None, **changes):
+    """One undisturbed run against one that crashes at each of ``crashes``; ``later`` changes what comes after the first."""
+    whole, broken = Path(folder) / "whole", Path(folder) / "broken"
+    run(whole, **changes)
+    merged = {**changes, **(first or {})}
+    for crash in crashes:
+        run(broken, crash=crash, **merged)
+        merged = {**changes, **(later or {})}
+    run(broken, **merged)
+    assert_same(left_behind(whole), left_behind(broken))
+
+
+def pairwise(factors):
+    """Cases in which every pair of values of two factors stands at least once (greedy; the same list every time)."""
+    names = list(factors)
+    missing = {
+        (a, x, b, y) for a, b in itertools.combinations(names, 2) for x in factors[a] for y in factors[b]
+    }  # fmt: skip
+    cases = []
+    while missing:
+        a, x, b, y = min(missing, key=repr)
+        case = {a: x, b: y}
+        for name in names:
+            if name not in case:
+                case[name] = max(factors[name], key=lambda value: _gain(case, name, value, missing))  # noqa: B023
+        missing -= {(p, case[p], q, case[q]) for p, q in itertools.combinations(names, 2)}
+        cases.append(case)
+    return cases
+
+
+def _gain(case, name, value, missing):
+    pairs = [(other, case[other], name, value) for other in case] + [(name, value, other, case[other]) for other in case]
+    return sum(pair in missing for pair in pairs)

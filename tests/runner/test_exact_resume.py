@@ -1,0 +1,108 @@
+"""A run that crashed and was resumed leaves, bit for bit, what an undisturbed one leaves.
+
+The cases are chosen so that every pair of values of two factors stands in at least one of them. The full product runs
+with ``pytest -m slow tests/runner/test_exact_resume.py``.
+"""
+
+import itertools
+
+import pytest
+from exactness import assert_exact, pairwise
+
+SCHEDULES = {
+    "cosine": [{"type": "CosineAnnealingLR", "by_epoch": False}],
+    "warmup+cosine": [
+        {"type": "LinearLR", "start_factor": 0.1, "by_epoch": False, "end": 5},
+        {"type": "CosineAnnealingLR", "by_epoch": False, "begin": 5, "eta_min_ratio": 0.1},
+    ],
+    "converted epochs": [{"type": "PolyLR", "by_epoch": True, "convert_to_iter_based": True, "power": 2.0}],
+    "step": [{"type": "MultiStepLR", "by_epoch": False, "milestones": [4, 9, 15]}],
+    "momentum": [{"type": "OneCycleLR", "by_epoch": False, "eta_max": 0.02, "total_steps": 24},
+                 {"type": "LinearMomentum", "by_epoch": False, "start_factor": 0.9}],
+    "restarts": [{"type": "CosineRestartLR", "by_epoch": False, "periods": [8, 16], "restart_weights": [1, 0.5],
+                  "eta_min": 1e-4}],
+    "exponential": [{"type": "ExponentialLR", "by_epoch": False, "gamma": 0.9}],
+    "constant": [{"type": "ConstantLR", "by_epoch": True, "factor": 0.5, "end": 2}],
+    "plateau": [{"type": "ReduceOnPlateauLR", "monitor": "loss", "by_epoch": True, "patience": 0, "factor": 0.5,
+                 "threshold": 10.0}],
+}  # fmt: skip
+
+FACTORS = {
+    "stop": ["mid-epoch", "epoch edge", "in a window", "in a validation", "in a save", "twice"],
+    "workers": [(0, 0), (2, 2), (0, 2), (4, 0)],
+    "accumulation": [1, 2, 3],
+    "precision": ["float32", "bfloat16", "float16"],
+    "ema": [False, True],
+    "schedule": list(SCHEDULES),
+    "by_epoch": [False, True],
+    "seed": [5, None],
+}
+
+STOPS = {
+    "mid-epoch": [("iteration", 16)],
+    "epoch edge": [("iteration", 12)],
+    "in a window": [("iteration", 17)],
+    "in a validation": [("validation", 12)],
+    "in a save": [("save", 14)],
+    "twice": [("iteration", 9), ("iteration", 20)],
+}
+
+SLOW_FACTORS = {**FACTORS, "schedule": ["cosine"]}
+
+
+def changes_of(case):
+    optim = {"optimizer": {"type": "AdamW", "lr": 0.01}, "accumulative_counts": case["accumulation"]}
+    if case["precision"] != "float32":
+        optim.update(type="AmpOptimWrapper", dtype=case["precision"])
+        if case["precision"] == "float16":
+            optim["loss_scale"] = {"init_scale": 2.0**20, "growth_interval": 5}  # overflows at first, grows later
+    ends = {"max_iters": 24, "val_interval": 6}
+    if case["by_epoch"]:
+        ends = {"by_epoch": True, "max_iters": None, "max_epochs": 4, "val_interval": 1}
+    hooks = {"checkpoint": {"type": "CheckpointHook", "interval": 4, "by_epoch": False, "max_keep_ckpts": 2}}
+    if case["ema"]:
+        hooks["ema"] = {"type": "EMAHook", "momentum": 0.1}
+    return {
+        "optim_wrapper": optim,
+        "train_cfg": ends,
+        "param_scheduler": SCHEDULES[case["schedule"]],
+        "default_hooks": hooks,
+        "randomness": {"seed": case["seed"]},
+    }
+
+
+def check(case, folder, monkeypatch):
+    # A seed that is not given is drawn; both runs draw the same one here, so that they can be compared. The resumed
+    # process draws another: what counts is that it takes the checkpoint's.
+    drawn = iter([77, 77, 1234, 4321])
+    monkeypatch.setattr("mmtrain.runner.build.draw_seed", lambda: next(drawn))
+    before, after = case["workers"]
+    assert_exact(
+        folder,
+        crashes=STOPS[case["stop"]],
+        first={"train_dataloader": {"num_workers": before}},
+        later={"train_dataloader": {"num_workers": after}},
+        **changes_of(case),
+    )
+
+
+CASES = pairwise(FACTORS)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: ", ".join(f"{key}={value}" for key, value in case.items()))
+def test_exact(case, tmp_path, monkeypatch):
+    check(case, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(list(itertools.product(*SLOW_FACTORS.values())))))
+def test_exact_in_full(number, tmp_path, monkeypatch):
+    values = list(itertools.product(*SLOW_FACTORS.values()))[number]
+    case = dict(zip(SLOW_FACTORS, values, strict=True))
+    case["schedule"] = list(SCHEDULES)[number % len(SCHEDULES)]
+    check(case, tmp_path, monkeypatch)
+
+
+def test_the_cases_cover_every_pair():
+    for a, b in itertools.combinations(FACTORS, 2):
+        assert {(case[a], case[b]) for case in CASES} == set(itertools.product(FACTORS[a], FACTORS[b]))
