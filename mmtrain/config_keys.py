@@ -73,7 +73,13 @@ KEYS: dict[str, Kind] = {
     "log_processor": _SECTION,
     "visualizer": _PART,
     "load_from": _PATH,
-    "resume": _is("True, False or a path", bool, str),
+    "resume": _is("True, False, 'auto' or a checkpoint's name", bool, str),
+    "resume_data": Kind(
+        "'continue', 'restart' or dict(skip_iters=k)",
+        lambda value: (
+            set(value) == {"skip_iters"} if isinstance(value, dict) else value in (None, "continue", "restart")
+        ),
+    ),
     "work_dir": _PATH,
     "experiment_name": _TEXT,
     "default_scope": _TEXT,
@@ -128,6 +134,7 @@ SECTIONS: dict[str, dict[str, Kind]] = {
         "deterministic": _BOOL,
         "diff_rank_seed": _BOOL,
         "per_sample": _BOOL,
+        "positional": _BOOL,
     },
     "env_cfg": {
         "cudnn_benchmark": _BOOL,

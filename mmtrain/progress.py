@@ -15,7 +15,7 @@ class Progress:
     * ``iteration``: micro-batches done (the number in ``iter_1500.pth``; what ``interval`` and ``max_iters`` count);
     * ``epoch_iteration``: micro-batches done in the current pass;
     * ``update``: optimizer steps that were applied;
-    * ``skipped``: iterations whose update was not applied (a loss scaler or a non-finite loss); schedules leave them out.
+    * ``skipped``: iterations whose update was not applied (loss scaler, non-finite loss); schedules leave them out.
     """
 
     epoch: int = 0

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import torch
 from torch.multiprocessing import get_context
 from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data._utils import signal_handling
 from torch.utils.data._utils.pin_memory import pin_memory as pin
 
 from mmtrain.data.options import WorkerOptions
@@ -47,6 +48,8 @@ class WorkerPool:
         self._pending: deque[Any] = deque()  # draws that the workers hold, oldest first
         self._loader: DataLoader[Any] | None = None
         self._batches: Any = None
+        self._pids: tuple[int, ...] = ()
+        self._watched = False
         self._closing: Any = None
         self._at_exit: Callable[[], None] | None = None
         self._owner = os.getpid()
@@ -57,14 +60,14 @@ class WorkerPool:
         if self._options.num_workers == 0:
             return
         self._pending.clear()
-        try:
-            with _quiet():
-                if self._loader is None:
-                    self._loader = self._make_loader()
+        with _quiet():
+            if self._loader is None:
+                self._loader = self._make_loader()
+                self._batches = self._guarded(iter, self._loader)
+                self._take_over_watch()
+            else:
                 # Iterating over a loader with persistent workers again empties its queues and keeps the processes.
-                self._batches = iter(self._loader)
-        except (RuntimeError, OSError, EOFError) as error:
-            self._raise_told(error)
+                self._guarded(iter, self._loader)
 
     def take(self) -> tuple[Any, Any]:
         """Return the next draw and what was read for it.
@@ -79,10 +82,7 @@ class WorkerPool:
             if isinstance(data, Failure):
                 data.raise_it()
             return draw, (pin(data) if self._pin else data)
-        try:
-            data = next(self._batches)
-        except (RuntimeError, OSError, EOFError) as error:
-            self._raise_told(error)
+        data = self._guarded(next, self._batches)
         if isinstance(data, Failure):
             data.raise_it()
         return self._pending.popleft(), data
@@ -91,6 +91,7 @@ class WorkerPool:
         """End the workers. They leave after the sample they are at, after 5 seconds at the latest."""
         batches, self._batches, self._loader = self._batches, None, None
         self._pending.clear()
+        self._pids = ()
         if self._at_exit is not None:
             atexit.unregister(self._at_exit)
             self._at_exit = None
@@ -128,12 +129,40 @@ class WorkerPool:
             persistent_workers=True,
         )
 
+    def _take_over_watch(self) -> None:
+        """Stop torch from raising about a dead worker wherever the main process happens to be, a save for example.
+
+        Its SIGCHLD handler raises for the workers in a table; ours are in it only while a batch is waited for.
+        """
+        self._pids = tuple(worker.pid for worker in self._batches._workers)
+        signal_handling._remove_worker_pids(id(self._batches))
+        self._batches._worker_pids_set = False
+
+    def _guarded(self, function: Callable[[Any], Any], argument: Any) -> Any:
+        """Call into torch's loader while the workers are watched, and tell their end as a RunError."""
+        try:
+            try:
+                if self._pids:
+                    signal_handling._set_worker_pids(id(self), self._pids)
+                    self._watched = True
+                    signal_handling._error_if_any_worker_fails()  # since the last time
+                return function(argument)
+            finally:
+                if self._watched:
+                    self._watched = False
+                    signal_handling._remove_worker_pids(id(self))
+        except (RuntimeError, OSError, EOFError) as error:
+            self._raise_told(error)
+
     def _raise_told(self, error: Exception) -> NoReturn:
         workers = getattr(self._batches, "_workers", ())
         told = worker_death(error, path=self._path, workers=workers)
         if told is None and not isinstance(error, RuntimeError):
             # A tensor was being fetched from a worker that is gone: the connection breaks before torch notices.
-            wait([worker.sentinel for worker in workers], timeout=1)
+            ended = wait([worker.sentinel for worker in workers], timeout=1)
+            for worker in workers:
+                if worker.sentinel in ended:
+                    worker.join(1)  # its exit status comes a moment after its sentinel
             told = _dead_worker(self._path, workers)
         if told is None:
             raise error
@@ -277,8 +306,8 @@ _KILLED = re.compile(
 def worker_death(error: BaseException, *, path: str = "dataloader", workers: Iterable[Any] = ()) -> RunError | None:
     """Return the RunError for an exception of torch that means a data worker died or is late, or None.
 
-    torch raises it from a signal handler, so it can surface anywhere in the main process, not only where a batch is
-    taken; whoever catches an unknown RuntimeError can ask here.
+    For a loader that the user has built torch raises it from a signal handler, so it can surface anywhere in the main
+    process; whoever catches an unknown RuntimeError can ask here. Our own workers are told where a batch is taken.
     """
     cause: BaseException | None = error
     while cause is not None:
@@ -302,12 +331,8 @@ def _dead_worker(path: str, workers: Iterable[Any]) -> RunError | None:
     for worker in workers:
         code = worker.exitcode
         if code:
-            name = (
-                f"was killed by signal {-code} ({signal.Signals(-code).name})"
-                if code < 0
-                else f"left with status {code}"
-            )
-            return _death_error(path, worker.pid, name)
+            killed = f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else ""
+            return _death_error(path, worker.pid, killed or f"left with status {code}")
     return None
 
 

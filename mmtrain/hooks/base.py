@@ -1,8 +1,8 @@
 """The base class of hooks: the points and helpers of MMEngine's, with two points more.
 
 A hook written for MMEngine's own base class registers unmodified: what counts is the methods. This class stands here,
-and is not imported from ``mmengine.hooks``, because that import brings in MMEngine's models, optimizers and torch's RPC:
-a quarter of a second at every start, for nothing that a run uses.
+and is not imported from ``mmengine.hooks``, because that import brings in MMEngine's models, its optimizers and torch's
+RPC: a quarter of a second at every start, for nothing that a run uses.
 """
 
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ class Hook:
         """Before the forward pass; ``batch_idx`` is the 0-based index in the epoch."""
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        """After the backward pass and, at a window's end, the optimizer's step; ``outputs`` holds the detached losses."""
+        """After the backward pass and, at a window's end, the step; ``outputs`` holds the detached losses."""
 
     # ---- validation and test ------------------------------------------------------------------------------------
     def before_val(self, runner: Any) -> None:

@@ -18,16 +18,18 @@ class EmptyCacheHook(Hook):
     def __init__(self, before_epoch: bool = False, after_epoch: bool = True, *, after_iter: bool = False) -> None:
         self._wanted = {"before_epoch": before_epoch, "after_epoch": after_epoch, "after_iter": after_iter}
 
-    def _before_epoch(self, runner: Any, mode: str = "train") -> None:
+    def before_train_epoch(self, runner: Any) -> None:
         self._empty("before_epoch")
 
-    def _after_epoch(self, runner: Any, mode: str = "train") -> None:
+    def after_train_epoch(self, runner: Any, metrics: Any = None) -> None:
         self._empty("after_epoch")
 
-    def _after_iter(
-        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None, mode: str = "train"
-    ) -> None:
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         self._empty("after_iter")
+
+    before_val_epoch = before_test_epoch = before_train_epoch
+    after_val_epoch = after_test_epoch = after_train_epoch
+    after_val_iter = after_test_iter = after_train_iter
 
     def _empty(self, point: str) -> None:
         if self._wanted[point] and torch.cuda.is_available():

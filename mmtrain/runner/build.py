@@ -15,37 +15,31 @@ from torch import nn
 
 from mmtrain import dist
 from mmtrain.checkpoint import WorkDirLock
-from mmtrain.config import check_config, dump_config
+from mmtrain.config import check_config, dump_config, import_custom_modules
+from mmtrain.config_keys import DEFAULT_HOOKS, LOOP_NAMES, named_sets
+from mmtrain.config_source import positions
 from mmtrain.data import build_eval_loader, build_train_stream
 from mmtrain.errors import ConfigError
 from mmtrain.evaluation import build_evaluator
 from mmtrain.logging import ConsoleWriter, JsonLinesWriter, Scalars, VisualizerWriter, build_visualizer, make_logger
 from mmtrain.optim import OptimWrapper, build_optim_wrapper, build_schedules, scale_lr
 from mmtrain.randomness import STREAM_BUILD, draw_seed, mix, seed_generators, set_deterministic
-from mmtrain.registry import HOOKS, MODELS, STRATEGIES, build
+from mmtrain.registry import HOOKS, LOOPS, MODELS, STRATEGIES, build, resolve
 from mmtrain.runner.flexible_runner import Parts, Randomness
 from mmtrain.runner.hook_points import HookList
-from mmtrain.runner.loops import TrainPlan
+from mmtrain.runner.loops import TrainLoop, TrainPlan
 from mmtrain.runner.resume import Resume
 from mmtrain.runner.saving import SaveService
 from mmtrain.strategies import Strategy
 
-# The hooks that every run has; `default_hooks` changes their arguments, or removes one with None.
-DEFAULT_HOOKS: dict[str, dict[str, Any]] = {
-    "runtime_info": {"type": "RuntimeInfoHook"},
-    "timer": {"type": "IterTimerHook"},
-    "sampler_seed": {"type": "DistSamplerSeedHook"},
-    "logger": {"type": "LoggerHook"},
-    "progress": {"type": "ProgressBarHook"},
-    "param_scheduler": {"type": "ParamSchedulerHook"},
-    "checkpoint": {"type": "CheckpointHook"},
-}
-
 
 def assemble(cfg: Any, *, task: str = "train") -> Parts:
     """Build every part of a run. Raises ConfigError for whatever in the config cannot be right."""
-    from mmtrain.runner.custom_imports import import_custom_modules
+    with positions(cfg):  # errors in building name file and line
+        return _assemble_checked(cfg, task)
 
+
+def _assemble_checked(cfg: Any, task: str) -> Parts:
     import_custom_modules(cfg)
     check_config(cfg)
     strategy: Strategy = build(STRATEGIES, cfg.get("strategy") or {"type": "SingleDeviceStrategy"}, path="strategy")
@@ -79,6 +73,7 @@ def _assemble(cfg: Any, task: str, strategy: Strategy, lock: WorkDirLock | None)
         experiment_name=place.experiment_name, logger=place.logger, randomness=randomness, strategy=strategy,
         hooks=hooks, scalars=Scalars(), writers=build_writers(place, visualizer),
         saving=SaveService(resume.store, logger=place.logger), train_dataloader=stream, train_plan=plan,
+        train_loop_class=loop_class(cfg.get("train_cfg")) if plan is not None else TrainLoop,
         schedules=schedules, val_sets=val_sets, test_sets=test_sets, visualizer=visualizer, resume=resume,
         eval_fp16={kind: bool((cfg.get(f"{kind}_cfg") or {}).get("fp16")) for kind in ("val", "test")},
         remarks=remarks, config_text=place.config_text, lock=lock,
@@ -171,7 +166,7 @@ def _new_directory(work_dir: Path, timestamp: str) -> Path:
 
 def build_hooks(cfg: Any) -> HookList:
     """The default hooks as ``default_hooks`` changes them, then ``custom_hooks``."""
-    wanted: dict[str, Any] = {name: dict(hook) for name, hook in DEFAULT_HOOKS.items()}
+    wanted: dict[str, Any] = {name: {"type": kind} for name, kind in DEFAULT_HOOKS.items()}
     for name, hook in (cfg.get("default_hooks") or {}).items():
         if hook is None:
             wanted.pop(name, None)
@@ -179,11 +174,22 @@ def build_hooks(cfg: Any) -> HookList:
             wanted[name] = {**wanted[name], **hook}
         else:
             wanted[name] = hook
-    named = [(name, build(HOOKS, hook, path=f"default_hooks.{name}")) for name, hook in wanted.items()]
+    named = [(name, _build_hook(hook, f"default_hooks.{name}")) for name, hook in wanted.items()]
     for index, hook in enumerate(cfg.get("custom_hooks") or []):
-        built = build(HOOKS, hook, path=f"custom_hooks[{index}]")
+        built = _build_hook(hook, f"custom_hooks[{index}]")
         named.append((type(built).__name__, built))
     return HookList(named)
+
+
+def _build_hook(hook: Any, path: str) -> Any:
+    """Build one hook; ``priority`` beside its arguments overrides its class's, as in MMEngine."""
+    if not isinstance(hook, Mapping) or "priority" not in hook:
+        return build(HOOKS, hook, path=path)
+    options = dict(hook)
+    priority = options.pop("priority")
+    built = build(HOOKS, options, path=path)
+    built.priority = priority
+    return built
 
 
 def build_randomness(cfg: Any, resumed_seed: int | None) -> Randomness:
@@ -220,7 +226,7 @@ def build_sets(cfg: Any, kind: str, randomness: Randomness) -> dict[str, tuple[A
             raise ConfigError(f"{kind}_evaluator is given without {kind}_dataloader: give both or none")
         return {}
     named = {"": loaders}
-    if isinstance(loaders, Mapping) and "dataset" not in loaders:
+    if named_sets(loaders):
         named = dict(loaders)
     sets = {}
     for name, loader in named.items():
@@ -259,6 +265,21 @@ def build_plan(train_cfg: Any, stream: Any) -> TrainPlan:
             "use train_cfg=dict(by_epoch=False, max_iters=...)"
         )
     return plan
+
+
+def loop_class(train_cfg: Any) -> type[TrainLoop]:
+    """The class of the train loop: MMEngine's names are names of the one there is; a user's own derives from it."""
+    type_ = (train_cfg or {}).get("type")
+    name = type_ if isinstance(type_, str) else getattr(type_, "__name__", "TrainLoop")
+    if type_ is None or name.rsplit(".", maxsplit=1)[-1] in LOOP_NAMES:
+        return TrainLoop
+    found = resolve(LOOPS, type_, path="train_cfg.type")
+    if not (isinstance(found, type) and issubclass(found, TrainLoop)):
+        raise ConfigError(
+            f"train_cfg.type: {found.__name__} is no loop of mmtrain; derive it from mmtrain.runner.TrainLoop, whose "
+            "position makes a run resumable"
+        )
+    return found
 
 
 def prepare_model(

@@ -59,6 +59,7 @@ class Parts:
     saving: SaveService
     train_dataloader: Any = None
     train_plan: TrainPlan | None = None
+    train_loop_class: type[TrainLoop] = TrainLoop
     schedules: Any = None
     val_sets: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     test_sets: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
@@ -107,7 +108,7 @@ class FlexibleRunner:
         self.test_loop = EvaluationLoop(self, "test", parts.test_sets) if parts.test_sets else None
         self.train_loop: TrainLoop | None = None
         if parts.train_plan is not None and self.optim_wrapper is not None:
-            self.train_loop = TrainLoop(
+            self.train_loop = parts.train_loop_class(
                 self, parts.train_plan, accumulative_counts=self.optim_wrapper.accumulative_counts
             )
 

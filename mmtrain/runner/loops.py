@@ -199,8 +199,11 @@ class TrainLoop:
         else:
             due = plan.validates_after(progress.iteration, is_end=self.finished)
         if due and runner.val_loop is not None:
-            runner.val_loop.run()
+            metrics = runner.val_loop.run()
             runner.strategy.module.train()
+            if runner.schedules is not None:
+                runner.schedules.observe(metrics, epoch=progress.epoch)
+                runner.set_schedule()
         if runner.signals.received:
             runner.leave_on_signal()
         runner.iter, runner.epoch = progress.iteration, progress.epoch

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmtrain import __version__, dist
+import mmtrain
+from mmtrain import dist
 from mmtrain.checkpoint import CheckpointStore, Retention
 from mmtrain.checkpoint.plain_files import write_json, write_weights
 from mmtrain.errors import CheckpointError, ConfigError, RunError
@@ -192,7 +193,7 @@ def manifest_fields(runner: "FlexibleRunner", policy: SavePolicy, *, temporary: 
         "seed": runner.seed,
         "config": runner.config_text,
         "data_fingerprint": runner.data_fingerprint,
-        "versions": {"mmtrain": __version__, "torch": torch.__version__, "numpy": numpy.__version__},
+        "versions": {"mmtrain": mmtrain.__version__, "torch": torch.__version__, "numpy": numpy.__version__},
         "temporary": temporary,
         "meta": {
             "batch_size": stream.batch_size,

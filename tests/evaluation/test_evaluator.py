@@ -7,8 +7,6 @@ from mmtrain.errors import ConfigError, RunError
 from mmtrain.evaluation import Evaluator, build_evaluator
 from mmtrain.registry import METRICS
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
-
 
 class Accuracy(BaseMetric):
     default_prefix = "acc"

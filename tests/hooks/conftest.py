@@ -8,11 +8,6 @@ from mmtrain.progress import Progress
 from mmtrain.types import StepResult
 
 
-def pytest_configure(config):
-    # MMEngine 0.10.7 imports torch.distributed.optim, which torch 2.13 warns about.
-    config.addinivalue_line("filterwarnings", "ignore:`torch.jit:DeprecationWarning")
-
-
 class Recorder:
     """A logger and a writer that remember."""
 
@@ -50,6 +45,9 @@ class FakeRunner(SimpleNamespace):
         )  # fmt: skip
         self.train_loop = SimpleNamespace(by_epoch=by_epoch, log_interval=0)
 
+    def set_schedule(self):
+        """Nothing is scheduled, unless a test puts a function here."""
+
     def request_stop(self, reason):
         self.stops.append(reason)
 
@@ -62,6 +60,7 @@ class FakeRunner(SimpleNamespace):
             hook.before_train_iter(self, batch_idx=index, data_batch=None)
         epoch_end = index + 1 == self.iterations_per_epoch
         progress.advance(samples, epoch_end=epoch_end)
+        self.set_schedule()
         self.update_result = StepResult(None, applied) if last else None
         for hook in hooks:
             hook.after_train_iter(self, batch_idx=index, data_batch=None, outputs=outputs)

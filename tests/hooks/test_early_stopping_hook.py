@@ -22,7 +22,7 @@ def validate(hook, runner, values, name="loss"):
     return None
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(60))
 def test_it_stops_where_mmengine_stops(make_runner, seed):
     source = random.Random(seed)
     name = source.choice(["loss", "acc"])
@@ -44,6 +44,12 @@ def test_it_stops_where_mmengine_stops(make_runner, seed):
             expected = number
             break
     assert validate(EarlyStoppingHook(**options), make_runner(), values, name) == expected
+
+
+@pytest.mark.parametrize(("rule", "values"), [("less", [1.0, 0.5, 0.0]), ("greater", [0.0, 0.5, 1.0])])
+def test_exactly_min_delta_is_an_improvement(make_runner, rule, values):
+    hook = EarlyStoppingHook("loss", rule, min_delta=0.5, patience=1)
+    assert validate(hook, make_runner(), values) is None
 
 
 def test_patience_survives_a_restart(make_runner):

@@ -20,14 +20,16 @@ def start(hook, runner):
 
 
 def train(hook, runner, count):
+    """Iteration n has loss n and lr n / 10; as in the loop, the next one's lr is set when the hooks run."""
+    group = runner.optim_wrapper.param_groups[0]
+    group["lr"] = (runner.progress.iteration + 1) / 10
+    runner.set_schedule = lambda: group.update(lr=(runner.progress.iteration + 1) / 10)
     for _ in range(count):
         done = runner.progress.iteration + 1
         runner.scalars.record("loss", torch.tensor(float(done)))
         runner.scalars.record("time", 0.2)
         runner.scalars.record("data_time", 0.05)
-        runner.optim_wrapper.param_groups[0]["lr"] = done / 10
         runner.step(hook)
-        runner.optim_wrapper.param_groups[0]["lr"] = (done + 1) / 10  # as the loop does for the next update
 
 
 def test_a_line_every_interval_and_at_the_end(make_runner):

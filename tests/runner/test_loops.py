@@ -282,7 +282,11 @@ def test_a_model_with_a_train_step_of_its_own(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({}, "exactly one"), ({"max_epochs": 1, "max_iters": 1}, "exactly one"), ({"max_iters": 1, "nonfinite": "no"}, "'no'")],
+    [
+        ({}, "exactly one"),
+        ({"max_epochs": 1, "max_iters": 1}, "exactly one"),
+        ({"max_iters": 1, "nonfinite": "no"}, "'no'"),
+    ],
 )
 def test_a_plan_that_cannot_be_is_refused(options, message):
     with pytest.raises(ConfigError, match=message):

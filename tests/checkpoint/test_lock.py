@@ -1,0 +1,109 @@
+import errno
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from mmtrain.checkpoint import WorkDirLock, lock
+from mmtrain.errors import RunError
+
+HOLDER = """
+    import os, sys
+    from mmtrain.checkpoint.lock import WorkDirLock
+    WorkDirLock(sys.argv[1]).acquire()
+    if len(sys.argv) > 2:  # a data worker, forked after the lock was taken
+        ready, tell = os.pipe()
+        if os.fork() == 0:
+            os.write(tell, b"x")
+            sys.stdin.buffer.raw.read(1)
+            os._exit(0)
+        os.read(ready, 1)
+    print(os.getpid(), flush=True)
+    sys.stdin.buffer.raw.read(1)
+"""
+
+
+def hold(work_dir, *options):
+    """Start a process that holds the lock until a byte comes in."""
+    command = [sys.executable, "-c", textwrap.dedent(HOLDER), str(work_dir), *options]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert int(process.stdout.readline()) == process.pid
+    return process
+
+
+def end(process):
+    process.stdin.close()
+    process.stdout.close()
+    process.wait()
+
+
+def test_a_second_run_is_refused_and_told_who_holds_it(tmp_path):
+    holder = hold(tmp_path)
+    told = rf"is being written by process {holder.pid} on {re.escape(socket.gethostname())}, since .*another work_dir"
+    with pytest.raises(RunError, match=told):
+        WorkDirLock(tmp_path).acquire(wait_seconds=0.1)
+    end(holder)
+    with WorkDirLock(tmp_path) as held:
+        assert held.held
+
+
+def test_a_killed_run_leaves_no_lock_although_its_worker_lives_on(tmp_path):
+    holder = hold(tmp_path, "with a worker")
+    with pytest.raises(RunError):
+        WorkDirLock(tmp_path).acquire(wait_seconds=0)
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    assert not holder.stdout.read(0)  # the worker still has the pipes, and so lives
+    mine = WorkDirLock(tmp_path).acquire(wait_seconds=0)
+    mine.release()
+    end(holder)
+
+
+def test_a_run_that_is_just_being_torn_down_is_waited_for(tmp_path):
+    holder = hold(tmp_path)
+    holder.send_signal(signal.SIGKILL)  # and not waited for: as when the same command is started again at once
+    WorkDirLock(tmp_path).acquire(wait_seconds=20).release()
+    end(holder)
+
+
+def test_twice_in_one_process(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    first = WorkDirLock(tmp_path).acquire()
+    with pytest.raises(RunError, match=f"in this process \\(pid {os.getpid()}\\)"):
+        WorkDirLock(tmp_path / "link").acquire()
+    first.release()
+    first.release()
+    with WorkDirLock(tmp_path):
+        pass
+
+
+def test_the_file_says_who(tmp_path):
+    with WorkDirLock(tmp_path):
+        said = json.loads((tmp_path / ".lock").read_text())  # reading it here drops the lock: only the test may
+        assert (said["pid"], said["host"]) == (os.getpid(), socket.gethostname())
+    assert (tmp_path / ".lock").read_text() == ""
+
+
+def test_without_locks_in_the_file_system_the_holders_life_decides(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(lock.fcntl, "lockf", refuse)
+    holder = hold(tmp_path)
+    with pytest.raises(RunError, match=f"process {holder.pid} on"):
+        WorkDirLock(tmp_path).acquire(wait_seconds=0)
+    holder.send_signal(signal.SIGKILL)
+    end(holder)
+    WorkDirLock(tmp_path).acquire(wait_seconds=0).release()
+
+
+def test_a_read_only_directory_is_an_os_error(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OSError, match="file"):
+        WorkDirLock(tmp_path / "file" / "work").acquire()
