@@ -3,6 +3,7 @@
 import atexit
 import os
 import re
+import select
 import signal
 import sys
 import threading
@@ -48,8 +49,7 @@ class WorkerPool:
         self._pending: deque[Any] = deque()  # draws that the workers hold, oldest first
         self._loader: DataLoader[Any] | None = None
         self._batches: Any = None
-        self._pids: tuple[int, ...] = ()
-        self._watched = False
+        self._ends: Any = None  # a poll object that is ready when a worker has ended
         self._closing: Any = None
         self._at_exit: Callable[[], None] | None = None
         self._owner = os.getpid()
@@ -82,6 +82,8 @@ class WorkerPool:
             if isinstance(data, Failure):
                 data.raise_it()
             return draw, (pin(data) if self._pin else data)
+        if self._ends is not None and self._ends.poll(0):
+            self._raise_told(EOFError("a data worker has ended"))
         data = self._guarded(next, self._batches)
         if isinstance(data, Failure):
             data.raise_it()
@@ -89,9 +91,8 @@ class WorkerPool:
 
     def close(self) -> None:
         """End the workers. They leave after the sample they are at, after 5 seconds at the latest."""
-        batches, self._batches, self._loader = self._batches, None, None
+        batches, self._batches, self._loader, self._ends = self._batches, None, None, None
         self._pending.clear()
-        self._pids = ()
         if self._at_exit is not None:
             atexit.unregister(self._at_exit)
             self._at_exit = None
@@ -132,25 +133,20 @@ class WorkerPool:
     def _take_over_watch(self) -> None:
         """Stop torch from raising about a dead worker wherever the main process happens to be, a save for example.
 
-        Its SIGCHLD handler raises for the workers in a table; ours are in it only while a batch is waited for.
+        Its SIGCHLD handler raises for every worker in a table, from which ours are taken out. They are looked at when
+        a batch is taken, and by torch every 5 seconds while one is waited for.
         """
-        self._pids = tuple(worker.pid for worker in self._batches._workers)
         signal_handling._remove_worker_pids(id(self._batches))
         self._batches._worker_pids_set = False
+        if hasattr(select, "poll"):
+            self._ends = select.poll()
+            for worker in self._batches._workers:
+                self._ends.register(worker.sentinel, select.POLLIN)
 
     def _guarded(self, function: Callable[[Any], Any], argument: Any) -> Any:
-        """Call into torch's loader while the workers are watched, and tell their end as a RunError."""
+        """Call into torch's loader, and tell its errors about dead workers as a RunError."""
         try:
-            try:
-                if self._pids:
-                    signal_handling._set_worker_pids(id(self), self._pids)
-                    self._watched = True
-                    signal_handling._error_if_any_worker_fails()  # since the last time
-                return function(argument)
-            finally:
-                if self._watched:
-                    self._watched = False
-                    signal_handling._remove_worker_pids(id(self))
+            return function(argument)
         except (RuntimeError, OSError, EOFError) as error:
             self._raise_told(error)
 
@@ -330,7 +326,7 @@ def _dead_worker(path: str, workers: Iterable[Any]) -> RunError | None:
     """Return the error for the first worker that has ended otherwise than it should, or None."""
     for worker in workers:
         code = worker.exitcode
-        if code:
+        if code is not None:
             killed = f"was killed by signal {-code} ({signal.Signals(-code).name})" if code < 0 else ""
             return _death_error(path, worker.pid, killed or f"left with status {code}")
     return None

@@ -39,15 +39,19 @@ class Hook:
 
     def before_train_epoch(self, runner: Any) -> None:
         """Before the first iteration of a pass over the data, and of what is left of one after a resume."""
+        self._before_epoch(runner, mode="train")
 
     def after_train_epoch(self, runner: Any) -> None:
         """After the last iteration of a pass."""
+        self._after_epoch(runner, mode="train")
 
     def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Before the forward pass; ``batch_idx`` is the 0-based index in the epoch."""
+        self._before_iter(runner, batch_idx=batch_idx, data_batch=data_batch, mode="train")
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """After the backward pass and, at a window's end, the step; ``outputs`` holds the detached losses."""
+        self._after_iter(runner, batch_idx=batch_idx, data_batch=data_batch, outputs=outputs, mode="train")
 
     # ---- validation and test ------------------------------------------------------------------------------------
     def before_val(self, runner: Any) -> None:
@@ -58,17 +62,21 @@ class Hook:
 
     def before_val_epoch(self, runner: Any) -> None:
         """Before the pass over the validation sets."""
+        self._before_epoch(runner, mode="val")
 
     def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
         """After the pass, with its metrics."""
+        self._after_epoch(runner, mode="val")
 
     def before_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Before one validation batch."""
+        self._before_iter(runner, batch_idx=batch_idx, data_batch=data_batch, mode="val")
 
     def after_val_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | Any = None
     ) -> None:
         """After one validation batch, with the model's outputs."""
+        self._after_iter(runner, batch_idx=batch_idx, data_batch=data_batch, outputs=outputs, mode="val")
 
     def before_test(self, runner: Any) -> None:
         """Before a test."""
@@ -78,17 +86,36 @@ class Hook:
 
     def before_test_epoch(self, runner: Any) -> None:
         """Before the pass over the test sets."""
+        self._before_epoch(runner, mode="test")
 
     def after_test_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
         """After the pass, with its metrics."""
+        self._after_epoch(runner, mode="test")
 
     def before_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
         """Before one test batch."""
+        self._before_iter(runner, batch_idx=batch_idx, data_batch=data_batch, mode="test")
 
     def after_test_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | Any = None
     ) -> None:
         """After one test batch, with the model's outputs."""
+        self._after_iter(runner, batch_idx=batch_idx, data_batch=data_batch, outputs=outputs, mode="test")
+
+    # ---- one method for training, validation and test (``mode`` is "train", "val" or "test"), as in MMEngine ---------
+    def _before_epoch(self, runner: Any, mode: str = "train") -> None:
+        """Before a pass, unless the mode's own method is overridden."""
+
+    def _after_epoch(self, runner: Any, mode: str = "train") -> None:
+        """After a pass, unless the mode's own method is overridden."""
+
+    def _before_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, mode: str = "train") -> None:
+        """Before a batch, unless the mode's own method is overridden."""
+
+    def _after_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None, mode: str = "train"
+    ) -> None:
+        """After a batch, unless the mode's own method is overridden."""
 
     # ---- checkpoints --------------------------------------------------------------------------------------------
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:

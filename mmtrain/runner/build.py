@@ -130,7 +130,7 @@ def make_place(cfg: Any) -> Place:
     timestamp = dist.broadcast_object(time.strftime("%Y%m%d_%H%M%S"))
     experiment = cfg.get("experiment_name") or f"{name}_{timestamp}"
     log_dir = dist.on_main(lambda: _new_directory(work_dir, timestamp))
-    logger = make_logger(f"mmtrain.{experiment}", level=cfg.get("log_level") or "INFO", file=log_dir / "run.log")
+    logger = make_logger("mmtrain", level=cfg.get("log_level") or "INFO", file=log_dir / "run.log")
     if dist.is_main():
         _write_record(cfg, log_dir / "config.py")
     text = dist.on_main(lambda: (log_dir / "config.py").read_text(encoding="utf-8"))

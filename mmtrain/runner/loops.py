@@ -72,7 +72,6 @@ class TrainLoop:
         self._call = ModelCall(runner.model, runner.strategy.module, runner.device)
         self._rank = dist.rank() if runner.randomness.diff_rank_seed else 0
         self._window = self._micro = 0
-        self._norm_due = 0
 
     @property
     def dataloader(self) -> Any:
@@ -155,8 +154,9 @@ class TrainLoop:
         runner, call = self.runner, self._call
         optim = runner.optim_wrapper
         if last:
-            iteration = runner.progress.iteration + 1
-            optim.want_grad_norm = self.log_interval > 0 and iteration >= self._norm_due
+            done, interval = runner.progress.iteration + 1, self.log_interval
+            # Where nothing is clipped, the norm is measured only in the update whose window holds a logged iteration.
+            optim.want_grad_norm = interval > 0 and done // interval > (done - self._window) // interval
         if call.has_own_train_step:
             parts = call.train_step(batch.data, optim)
             loss = parts.get("loss") if isinstance(parts, dict) else None
@@ -180,8 +180,6 @@ class TrainLoop:
             result = runner.strategy.step()
         if result.grad_norm is not None:
             runner.scalars.record("grad_norm", result.grad_norm)
-            if self.log_interval:
-                self._norm_due = (runner.progress.iteration // self.log_interval + 1) * self.log_interval
         runner.progress.count_update(iterations=self._window, applied=result.applied)
         runner.set_schedule()
         self._micro = 0

@@ -56,25 +56,14 @@ class Deadly(Noisy):
         return super().__getitem__(index)
 
 
-@pytest.mark.parametrize(
-    ("how", "words"),
-    [
-        (lambda: os.kill(os.getpid(), signal.SIGKILL), ["SIGKILL", "memory"]),
-        (lambda: os._exit(3), ["status 3"]),
-    ],
-)
-def test_a_dead_worker_is_told_with_its_pid(how, words):
-    read = stream(Deadly(how), num_workers=1)
-    with pytest.raises(RunError) as caught:
+def test_a_worker_that_leaves_while_it_is_waited_for_is_told():
+    read = stream(Deadly(lambda: os._exit(3)), num_workers=1)
+    with pytest.raises(RunError, match=r"train_dataloader\.num_workers: .* pid \d+ left with status 3; .*memory"):
         take(read, 5)
     read.close()
-    assert "train_dataloader.num_workers" in str(caught.value)
-    assert "pid" in str(caught.value)
-    for word in words:
-        assert word in str(caught.value)
 
 
-@pytest.mark.parametrize("kills", range(5))
+@pytest.mark.parametrize("kills", range(2))
 def test_a_worker_that_is_killed_between_batches_is_told(kills):
     read = stream(Counting(100_000), num_workers=2)
     os.kill(next(read).data["pid"][0].item(), signal.SIGKILL)

@@ -28,9 +28,9 @@ def template(tmp_path_factory):
 
 def copies(template: Path, tmp_path: Path, scene: str):
     """A fresh work directory for every call of the scene, with the call's number."""
-    shutil.copytree(template, tmp_path / "count")
+    shutil.copytree(template, tmp_path / f"count-{scene}")
     counting = FaultyFiles()
-    play(scene, tmp_path / "count", counting)
+    play(scene, tmp_path / f"count-{scene}", counting)
     assert set(counting.calls) >= {"mkdir", "open", "write", "fsync", "close", "fsync_path", "rename"}
     for k in range(1, len(counting.calls) + 1):
         shutil.copytree(template, tmp_path / "work", copy_function=os.link)  # no save changes a file that stands

@@ -39,10 +39,11 @@ def test_hooks_run_by_priority_and_equal_ones_in_the_order_given():
     assert [name for name, _ in log] == ["numeric", "first", "second", "low"]
 
 
-def test_a_hook_written_for_mmengine_runs_with_its_generic_methods():
+@pytest.mark.parametrize("base", [MMEngineHook, Hook])
+def test_a_generic_method_serves_training_validation_and_test(base):
     log = []
 
-    class Old(MMEngineHook):
+    class Old(base):
         def _after_iter(self, runner, batch_idx, data_batch=None, outputs=None, mode="train"):
             log.append((mode, batch_idx))
 
