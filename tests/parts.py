@@ -1,7 +1,9 @@
 """Small parts that runner, contract and end-to-end tests share. A config names them with custom_imports."""
 
 import json
+import os
 import random
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -163,3 +165,42 @@ def logged(work_dir, *names, mode="train"):
                 assert record["step"] not in found, f"step {record['step']} is logged twice"
                 found[record["step"]] = tuple(record.get(name) for name in names)
     return found
+
+
+@HOOKS.register_module()
+class SignalAt:
+    """Sends a signal to its own process at the end of an iteration, once in the life of ``marker``."""
+
+    priority = "LOWEST"
+
+    def __init__(self, iteration, number, marker):
+        self.iteration, self.number, self.marker = iteration, number, Path(marker)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 == self.iteration and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), self.number)
+
+
+@HOOKS.register_module()
+class GroupSignalAt(SignalAt):
+    """Sends SIGTERM to the whole process group, data workers included."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 == self.iteration and not self.marker.exists():
+            self.marker.touch()
+            os.killpg(os.getpgid(0), signal.SIGTERM)
+
+
+@HOOKS.register_module()
+class Wait:
+    """Stays in the first iteration until the file ``marker`` appears."""
+
+    def __init__(self, marker):
+        self.marker = Path(marker)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if not self.marker.exists():
+            runner.logger.info("waiting")
+        while not self.marker.exists():
+            os.sched_yield()

@@ -1,0 +1,89 @@
+"""``torch.load`` for files of others: with ``weights_only=True``, and classes we do not know as inert stand-ins.
+
+torch's restricted unpickler refuses every name outside its own short list. Checkpoints of other programs hold harmless
+data objects beside their weights (MMEngine's hold ``HistoryBuffer`` and numpy arrays). Such a name is mapped to a class
+that takes anything and does nothing: it is never imported, so nothing of it can run. A name that only makes sense in code
+(anything of Python's own library but a few data types, or of torch beyond its list) makes the whole file refused.
+"""
+
+import re
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmtrain.errors import CheckpointError
+
+_UNKNOWN = re.compile(r"(?:Unsupported global: GLOBAL|Trying to load unsupported GLOBAL) (\S+) w")
+_DATA = {  # of Python's own library: what holds data, and what pickle writes for functions that belong to such data
+    "getattr", "collections.defaultdict", "collections.deque", "datetime.datetime", "datetime.date", "datetime.timedelta",
+    "argparse.Namespace", "types.SimpleNamespace", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.Path",
+    "pathlib.PurePosixPath", "pathlib._local.PosixPath", "uuid.UUID", "enum.Enum", "object", "slice", "range", "frozenset",
+    "copyreg._reconstructor", "copy_reg._reconstructor", "decimal.Decimal", "fractions.Fraction", "functools.partial",
+}  # fmt: skip
+_CODE_TOPS = {*sys.stdlib_module_names, "__builtin__", "torch", "torchvision", "cloudpickle", "dill", "joblib", "pip"}
+
+
+class Inert:
+    """Stands in for an object of a class that is not to be loaded."""
+
+    def __new__(cls, *_: Any, **__: Any) -> "Inert":
+        return object.__new__(cls)
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+def load(path: Path) -> tuple[Any, list[str]]:
+    """Read a file that ``torch.save`` wrote, on the CPU; return its contents and the names that became `Inert`.
+
+    Raises CheckpointError for what carries code, naming it, and for what cannot be read.
+    """
+    mapped = zipfile.is_zipfile(path)
+    if mapped:
+        _refuse_torchscript(path)
+    stand_ins: dict[str, type] = {}
+    while True:
+        try:
+            with torch.serialization.safe_globals([(kind, name) for name, kind in stand_ins.items()]):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped), sorted(stand_ins)
+        except Exception as error:
+            name = _unknown_name(error)
+            if name is None:
+                raise CheckpointError(f"{path}: it cannot be read as weights ({_first_line(error)})") from error
+            if _is_code(name) or name in stand_ins or f"builtins.{name}" in stand_ins:
+                raise CheckpointError(
+                    f"{path}: refused, it carries code: loading it would call {name}; nothing in it was run. "
+                    "Save a state dict of tensors, best as safetensors, from a program that you trust"
+                ) from None
+            full = name if "." in name else f"builtins.{name}"
+            stand_ins[full] = type(full.rpartition(".")[2], (Inert,), {})
+
+
+def _refuse_torchscript(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        if any("/code/" in f"/{name}" or name.endswith("constants.pkl") for name in archive.namelist()):
+            raise CheckpointError(f"{path}: refused, it is a TorchScript archive and carries code; nothing in it was run")
+
+
+def _unknown_name(error: Exception) -> str | None:
+    found = _UNKNOWN.search(str(error))
+    return found[1] if found else None
+
+
+def _is_code(name: str) -> bool:
+    if name in _DATA:
+        return False
+    return "." not in name or name.partition(".")[0] in _CODE_TOPS
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    kept = [line for line in lines if not line.startswith(("Weights only load failed", "(1)", "(2)", "Please file"))]
+    return (kept or lines or [repr(error)])[0]
