@@ -109,7 +109,6 @@ _DATALOADER = {
     "worker_init_fn": _ANY,
     "timeout": _ANY,
     "multiprocessing_context": _ANY,
-    "indices": _ANY,
     "num_batch_per_epoch": _COUNT,
 }
 
