@@ -1,27 +1,27 @@
 """What a training iteration costs: a bare PyTorch loop, mmtrain and MMEngine's Runner, interleaved in one process.
 
 Every contender trains the same small network on the same data in batches of 32 with the same AdamW, logging every 50
-iterations, cosine schedule. Rounds alternate, so drift of the machine meets all of them alike; figures are medians
-over rounds of the mean time of one iteration in a round.
+iterations, cosine schedule, in a thread of its own. They take turns: one runs a block of 100 iterations while the others
+wait, so that a drift of the machine meets all of them alike. Figures are medians over blocks; a contender's own cost is
+the median of the differences to the bare loop's block of the same turn.
 
-Usage: python benchmarks/step_overhead.py [--rounds 7] [--iters 2000]
+Usage: python benchmarks/step_overhead.py [--blocks 60]
 """
 
 import argparse
 import contextlib
 import io
-import json
-import logging
 import statistics
 import tempfile
+import threading
 import time
-from pathlib import Path
+from functools import partial
 
 import torch
 from common import write_result
 from torch import nn
 
-BATCH, WIDTH, WARM = 32, 64, 200
+BATCH, WIDTH, BLOCK = 32, 64, 100
 
 
 class Samples(torch.utils.data.Dataset):
@@ -52,25 +52,58 @@ class Classifier(nn.Module):
         return {"loss": nn.functional.cross_entropy(self.net(x), y)}
 
 
-class Clock:
-    """Times the iterations from WARM to the end."""
+class Turns:
+    """Lets one thread run at a time, in turn, a block of iterations each."""
 
-    def __init__(self, iters):
-        self.iters = iters
+    def __init__(self, names):
+        self.waiting = {name: threading.Semaphore(0) for name in names}
+        self.order = list(names)
+        self.times = {name: [] for name in names}
+        self.failed = None
 
-    def tick(self, done):
-        if done == WARM:
-            self.start = time.perf_counter()
-        elif done == self.iters:
-            self.result = (time.perf_counter() - self.start) / (self.iters - WARM) * 1e6
+    def tick(self, name, done):
+        """Called by contender ``name`` at the end of every iteration."""
+        if done % BLOCK:
+            return
+        now = time.perf_counter()
+        if done > BLOCK:  # the first block warms up
+            self.times[name].append((now - self.begun) / BLOCK * 1e6)
+        self.hand_over(name)
+        self.waiting[name].acquire()
+        self.begun = time.perf_counter()
+
+    def hand_over(self, name):
+        following = self.order[(self.order.index(name) + 1) % len(self.order)]
+        self.waiting[following].release()
+
+    def run(self, contenders, iters):
+        """Run all contenders to their end and return their times."""
+
+        def body(name, function):
+            self.waiting[name].acquire()
+            self.begun = time.perf_counter()
+            try:
+                function(iters, lambda done: self.tick(name, done))
+            except BaseException as error:
+                self.failed = error
+            self.hand_over(name)
+
+        threads = [threading.Thread(target=body, args=item) for item in contenders.items()]
+        for thread in threads:
+            thread.start()
+        self.waiting[self.order[0]].release()
+        for thread in threads:
+            thread.join()
+        if self.failed is not None:
+            raise self.failed
+        return self.times
 
 
-def bare(iters, *, fused):
+def bare(iters, tick, *, fused):
     model = Classifier()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=fused)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iters)
     loader = torch.utils.data.DataLoader(Samples(BATCH * iters), batch_size=BATCH, shuffle=True, drop_last=True)
-    clock = Clock(iters)
     for done, (x, y) in enumerate(loader, 1):
         loss = model(x, y)["loss"]
         loss.backward()
@@ -79,23 +112,20 @@ def bare(iters, *, fused):
         schedule.step()
         if done % 50 == 0:
             print(done, loss.item(), schedule.get_last_lr())
-        clock.tick(done)
-    return clock.result
+        tick(done)
 
 
-def mmtrain_runner(iters, *, fused, per_sample):
+def mmtrain_runner(iters, tick, *, fused, per_sample):
     from mmengine.config import Config
 
     from mmtrain.hooks import Hook
     from mmtrain.runner import FlexibleRunner
 
-    clock = Clock(iters)
-
     class Ticks(Hook):
         priority = "LOWEST"
 
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-            clock.tick(runner.iter + 1)
+            tick(runner.iter + 1)
 
     with tempfile.TemporaryDirectory() as folder:
         runner = FlexibleRunner.from_cfg(
@@ -117,15 +147,12 @@ def mmtrain_runner(iters, *, fused, per_sample):
             )
         )
         runner.train()
-    return clock.result
 
 
-def mmengine_runner(iters):
+def mmengine_runner(iters, tick):
     import mmengine.hooks
     import mmengine.model
     import mmengine.runner
-
-    clock = Clock(iters)
 
     class Wrapped(mmengine.model.BaseModel):
         def __init__(self):
@@ -139,7 +166,7 @@ def mmengine_runner(iters):
         priority = "LOWEST"
 
         def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-            clock.tick(runner.iter + 1)
+            tick(runner.iter + 1)
 
     with tempfile.TemporaryDirectory() as folder:
         mmengine.runner.Runner(
@@ -159,57 +186,38 @@ def mmengine_runner(iters):
             log_processor={"by_epoch": False},
             experiment_name=f"bench{time.time()}",
         ).train()
-    return clock.result
 
 
 CONTENDERS = {
-    "bare": lambda iters: bare(iters, fused=False),
-    "bare, fused": lambda iters: bare(iters, fused=True),
-    "mmtrain, per batch": lambda iters: mmtrain_runner(iters, fused=True, per_sample=False),
-    "mmtrain, per sample": lambda iters: mmtrain_runner(iters, fused=True, per_sample=True),
+    "bare": partial(bare, fused=False),
+    "bare, fused": partial(bare, fused=True),
+    "mmtrain, per batch": partial(mmtrain_runner, fused=True, per_sample=False),
+    "mmtrain, per sample": partial(mmtrain_runner, fused=True, per_sample=True),
     "mmengine Runner": mmengine_runner,
 }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--iters", type=int, default=2000)
-    arguments = parser.parse_args()
+    parser.add_argument("--blocks", type=int, default=60)
+    iters = (parser.parse_args().blocks + 1) * BLOCK
     torch.set_num_threads(1)
-    times = {name: [] for name in CONTENDERS}
-    for number in range(arguments.rounds):
-        for name, run in CONTENDERS.items():
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                times[name].append(run(arguments.iters))
-            logging.shutdown()
-        print(
-            f"round {number + 1}: " + ", ".join(f"{name} {values[-1]:.0f}" for name, values in times.items()),
-            flush=True,
-        )
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        times = Turns(CONTENDERS).run(CONTENDERS, iters)
     medians = {name: statistics.median(values) for name, values in times.items()}
-    base = medians["bare, fused"]
-    # Paired differences within a round: drift of the machine between rounds cancels.
-    own = {
-        name: statistics.median(a - b for a, b in zip(values, times["bare, fused"], strict=True))
-        for name, values in times.items()
-    }
-    print(f"\n{'':24}{'us/iteration':>14}{'x bare fused':>14}{'own cost, us':>14}")
+    base = times["bare, fused"]
+    own = {name: statistics.median(a - b for a, b in zip(values, base, strict=False)) for name, values in times.items()}
+    print(f"{'':24}{'us/iteration':>14}{'x bare fused':>14}{'own cost, us':>14}")
     for name, value in medians.items():
-        print(f"{name:24}{value:14.1f}{value / base:14.3f}{own[name]:14.1f}")
-    path = write_result(
-        "step_overhead",
-        {
-            "iterations": arguments.iters,
-            "rounds": arguments.rounds,
-            "microseconds": medians,
-            "own_cost_microseconds": own,
-            "per_sample_microseconds": (medians["mmtrain, per sample"] - medians["mmtrain, per batch"]) / BATCH,
-            "all_rounds": times,
-        },
-    )
-    print(f"\nwritten to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
-    return json.dumps(medians)
+        print(f"{name:24}{value:14.1f}{value / medians['bare, fused']:14.3f}{own[name]:14.1f}")
+    figures = {
+        "iterations": iters,
+        "microseconds": medians,
+        "own_cost_microseconds": own,
+        "per_sample_microseconds": (own["mmtrain, per sample"] - own["mmtrain, per batch"]) / BATCH,
+    }
+    print(f"seeding every sample: {figures['per_sample_microseconds']:.1f} us a sample")
+    print(f"written to {write_result('step_overhead', figures)}")
 
 
 if __name__ == "__main__":

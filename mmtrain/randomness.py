@@ -7,6 +7,7 @@ themselves are called and not ``torch.manual_seed``, which visits every device t
 
 import random
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,16 @@ def mix(*numbers: int) -> int:
     """Fold integers into one well-mixed unsigned 64-bit integer (the SplitMix64 finaliser of Steele et al., 2014)."""
     h = 0x9E3779B97F4A7C15
     for number in numbers:
-        h = ((h ^ (number & _MASK64)) + 0x9E3779B97F4A7C15) & _MASK64
-        h = ((h ^ (h >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
-        h = ((h ^ (h >> 27)) * 0x94D049BB133111EB) & _MASK64
-        h ^= h >> 31
+        h = fold(h, number)
     return h
+
+
+def fold(h: int, number: int) -> int:
+    """``mix(*numbers, number)`` from ``h = mix(*numbers)``: a loop keeps what does not change and folds in the rest."""
+    h = ((h ^ (number & _MASK64)) + 0x9E3779B97F4A7C15) & _MASK64
+    h = ((h ^ (h >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    h = ((h ^ (h >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return h ^ (h >> 31)
 
 
 def seed_generators(value: int) -> None:
@@ -46,7 +52,12 @@ def seed_generators(value: int) -> None:
 
 def seed_step(seed: int, rank: int, iteration: int) -> None:
     """Seed the main process for one training iteration."""
-    seed_generators(mix(STREAM_STEP, seed, rank, iteration))
+    seed_generators(fold(_step_prefix(seed, rank), iteration))
+
+
+@lru_cache(maxsize=4)
+def _step_prefix(seed: int, rank: int) -> int:
+    return mix(STREAM_STEP, seed, rank)
 
 
 def draw_seed() -> int:

@@ -1,7 +1,9 @@
 """Checkpoints that exist only when they are proven: written aside, hashed, renamed into place, verified when read."""
 
+from mmtrain.checkpoint.foreign import Weights, load_weights
 from mmtrain.checkpoint.lock import WorkDirLock
 from mmtrain.checkpoint.manifest import FileRecord, Manifest
+from mmtrain.checkpoint.matching import copy_matched, describe, match
 from mmtrain.checkpoint.reader import Checkpoint, LoadReport
 from mmtrain.checkpoint.retention import Entry, Retention, to_delete
 from mmtrain.checkpoint.saving import PendingSave
@@ -21,8 +23,13 @@ __all__ = [
     "PendingSave",
     "Problem",
     "Retention",
+    "Weights",
     "WorkDirLock",
+    "copy_matched",
+    "describe",
     "find_problems",
+    "load_weights",
+    "match",
     "open_checkpoint",
     "to_delete",
 ]

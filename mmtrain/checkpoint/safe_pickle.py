@@ -2,8 +2,8 @@
 
 torch's restricted unpickler refuses every name outside its own short list. Checkpoints of other programs hold harmless
 data objects beside their weights (MMEngine's hold ``HistoryBuffer`` and numpy arrays). Such a name is mapped to a class
-that takes anything and does nothing: it is never imported, so nothing of it can run. A name that only makes sense in code
-(anything of Python's own library but a few data types, or of torch beyond its list) makes the whole file refused.
+that takes anything and does nothing: it is never imported, so nothing of it can run. A name that only makes sense in
+code (anything of Python's own library but a few data types, or of torch beyond its list) makes the whole file refused.
 """
 
 import re
@@ -18,9 +18,10 @@ from mmtrain.errors import CheckpointError
 
 _UNKNOWN = re.compile(r"(?:Unsupported global: GLOBAL|Trying to load unsupported GLOBAL) (\S+) w")
 _DATA = {  # of Python's own library: what holds data, and what pickle writes for functions that belong to such data
-    "getattr", "collections.defaultdict", "collections.deque", "datetime.datetime", "datetime.date", "datetime.timedelta",
-    "argparse.Namespace", "types.SimpleNamespace", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.Path",
-    "pathlib.PurePosixPath", "pathlib._local.PosixPath", "uuid.UUID", "enum.Enum", "object", "slice", "range", "frozenset",
+    "getattr", "collections.defaultdict", "collections.deque", "datetime.datetime", "datetime.date",
+    "datetime.timedelta", "argparse.Namespace", "types.SimpleNamespace", "pathlib.PosixPath", "pathlib.WindowsPath",
+    "pathlib.Path", "pathlib.PurePosixPath", "pathlib._local.PosixPath", "uuid.UUID", "enum.Enum", "object", "slice",
+    "range", "frozenset", "list", "dict", "tuple", "set", "int", "float", "str", "bytes", "bool", "type",
     "copyreg._reconstructor", "copy_reg._reconstructor", "decimal.Decimal", "fractions.Fraction", "functools.partial",
 }  # fmt: skip
 _CODE_TOPS = {*sys.stdlib_module_names, "__builtin__", "torch", "torchvision", "cloudpickle", "dill", "joblib", "pip"}
@@ -40,6 +41,17 @@ class Inert:
         return id(self)
 
 
+def _plain_dict(*_: Any) -> dict[Any, Any]:
+    return {}
+
+
+def _plain_list(*_: Any) -> list[Any]:
+    return []
+
+
+_CONTAINERS = {"collections.defaultdict": _plain_dict, "collections.deque": _plain_list}  # pickle fills them afterwards
+
+
 def load(path: Path) -> tuple[Any, list[str]]:
     """Read a file that ``torch.save`` wrote, on the CPU; return its contents and the names that became `Inert`.
 
@@ -48,7 +60,7 @@ def load(path: Path) -> tuple[Any, list[str]]:
     mapped = zipfile.is_zipfile(path)
     if mapped:
         _refuse_torchscript(path)
-    stand_ins: dict[str, type] = {}
+    stand_ins: dict[str, Any] = {}
     while True:
         try:
             with torch.serialization.safe_globals([(kind, name) for name, kind in stand_ins.items()]):
@@ -63,13 +75,15 @@ def load(path: Path) -> tuple[Any, list[str]]:
                     "Save a state dict of tensors, best as safetensors, from a program that you trust"
                 ) from None
             full = name if "." in name else f"builtins.{name}"
-            stand_ins[full] = type(full.rpartition(".")[2], (Inert,), {})
+            stand_ins[full] = _CONTAINERS.get(full) or type(full.rpartition(".")[2], (Inert,), {})
 
 
 def _refuse_torchscript(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if any("/code/" in f"/{name}" or name.endswith("constants.pkl") for name in archive.namelist()):
-            raise CheckpointError(f"{path}: refused, it is a TorchScript archive and carries code; nothing in it was run")
+            raise CheckpointError(
+                f"{path}: refused, it is a TorchScript archive and carries code; nothing in it was run"
+            )
 
 
 def _unknown_name(error: Exception) -> str | None:

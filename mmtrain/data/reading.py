@@ -12,7 +12,7 @@ from torch.utils.data import Subset
 from mmtrain.data.options import Place
 from mmtrain.data.sampler import Draw
 from mmtrain.errors import RunError
-from mmtrain.randomness import STREAM_BATCH, STREAM_SAMPLE, STREAM_VAL, mix, seed_generators
+from mmtrain.randomness import STREAM_BATCH, STREAM_SAMPLE, STREAM_VAL, fold, mix, seed_generators
 
 Collate = Callable[[list[Any]], Any]
 
@@ -85,12 +85,13 @@ class SeededReader:
         self._batch_stream = STREAM_VAL if validation else STREAM_BATCH
         self._whole = reads_whole_batches(dataset)
         self._per_sample = place.per_sample and not self._whole
+        self._prefix_of, self._prefix_value = (-1, -1), 0
 
     def __call__(self, draw: Draw) -> Any:
         if not draw.indices:
             return None
         if not self._per_sample:
-            seed_generators(mix(self._batch_stream, self._place.seed, draw.epoch, draw.offset, self._place.rank))
+            seed_generators(fold(fold(self._prefix(self._batch_stream, draw.epoch), draw.offset), self._place.rank))
         samples = self._read_whole(draw) if self._whole else self._read_each(draw)
         if isinstance(samples, Failure):
             return samples
@@ -105,21 +106,31 @@ class SeededReader:
                 error,
             )
 
+    def _prefix(self, stream: int, epoch: int) -> int:
+        """``mix(stream, seed, epoch)``, kept for the length of an epoch."""
+        if self._prefix_of != (stream, epoch):
+            self._prefix_of, self._prefix_value = (stream, epoch), mix(stream, self._place.seed, epoch)
+        return self._prefix_value
+
     def _read_each(self, draw: Draw) -> list[Any] | Failure:
-        dataset, epoch, seed, stream = self.dataset, draw.epoch, self._place.seed, self._sample_stream
-        per_sample, refuse_none = self._per_sample, self._refuse_none
-        samples = []
-        index = -1
+        dataset, epoch = self.dataset, draw.epoch
+        waiting = iter(draw.indices)
+        samples: list[Any] = []
         try:
-            for index in draw.indices:
-                if per_sample:
-                    seed_generators(mix(stream, seed, epoch, index))
-                sample = dataset[index]
-                if sample is None and refuse_none:
-                    return self._gave_none(index, epoch)
-                samples.append(sample)
+            if self._per_sample:
+                prefix = self._prefix(self._sample_stream, epoch)
+                for index in waiting:
+                    seed_generators(fold(prefix, index))
+                    samples.append(dataset[index])
+            else:
+                samples = [dataset[index] for index in waiting]
         except Exception as error:
-            return self._failed(error, f"index {index}", epoch)
+            failed_at = len(draw.indices) - len(list(waiting)) - 1
+            return self._failed(error, f"index {draw.indices[failed_at]}", epoch)
+        if self._refuse_none:
+            for index, sample in zip(draw.indices, samples, strict=True):
+                if sample is None:
+                    return self._gave_none(index, epoch)
         return samples
 
     def _read_whole(self, draw: Draw) -> list[Any] | Failure:

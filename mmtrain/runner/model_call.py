@@ -39,7 +39,7 @@ class ModelCall:
     def __call__(self, batch: Any, mode: str = "loss") -> Any:
         """Run the model on a prepared batch."""
         extra = {"mode": mode} if self.has_mode else {}
-        if isinstance(batch, Mapping):
+        if isinstance(batch, (dict, Mapping)):
             return self.module(**batch, **extra)
         if isinstance(batch, (list, tuple)):
             return self.module(*batch, **extra)
@@ -50,6 +50,10 @@ class ModelCall:
 
         Raises RunError where there is no loss, or where it is not a scalar.
         """
+        if type(outputs) is dict and not self.has_mode:  # the common case, without a look at abstract classes
+            loss = outputs.get("loss")
+            if type(loss) is Tensor and loss.dim() == 0:
+                return loss, outputs if len(outputs) == 1 else _scalars(outputs)
         if self.has_mode and isinstance(outputs, Mapping):
             return _sum_of_losses(outputs)
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else getattr(outputs, "loss", None)
@@ -61,12 +65,11 @@ class ModelCall:
             )
         if loss.numel() != 1:
             raise RunError(f"the model's loss has shape {tuple(loss.shape)}; expected a scalar: reduce it with .mean()")
-        parts = {"loss": loss}
-        if isinstance(outputs, Mapping):
-            for name, value in outputs.items():
-                if isinstance(name, str) and isinstance(value, Tensor) and value.numel() == 1:
-                    parts[name] = value
-        return loss.reshape(()), parts
+        return loss.reshape(()), {"loss": loss, **(_scalars(outputs) if isinstance(outputs, Mapping) else {})}
+
+
+def _scalars(outputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: value for name, value in outputs.items() if isinstance(value, Tensor) and value.numel() == 1}
 
 
 def has_own_train_step(model: nn.Module) -> bool:

@@ -1,0 +1,50 @@
+"""The hook that stops, and kills, the runs of `verify-resume`."""
+
+import json
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmtrain.hooks.base import Hook
+from mmtrain.registry import HOOKS
+
+STARTS = "starts.jsonl"
+
+
+@HOOKS.register_module()
+class ResumeTrialHook(Hook):
+    """Asks for a stop after ``stop`` iterations; kills its own process at each iteration of ``kills``, once.
+
+    ``record`` is a directory for the marks of kills that have happened and for a line about every start.
+    """
+
+    priority = "LOWEST"
+
+    def __init__(self, stop: int, record: str, *, kills: Sequence[int] = ()) -> None:
+        self.stop = stop
+        self.kills = tuple(kills)
+        self.record = Path(record)
+
+    def before_train(self, runner: Any) -> None:
+        """Note where this start begins, and what the verdict has to know of the run."""
+        facts = {
+            "iteration": runner.progress.iteration,
+            "device": runner.device.type,
+            "deterministic": runner.randomness.deterministic,
+            "positional": runner.randomness.positional,
+            "per_sample": runner.randomness.per_sample,
+        }
+        with (self.record / STARTS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(facts) + "\n")
+
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        done = runner.progress.iteration
+        mark = self.record / f"killed_{done}"
+        if done in self.kills and not mark.exists():
+            runner.saving.finish(runner)  # a kill inside a save may leave nothing to resume: that would prove little
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if done == self.stop:
+            runner.request_stop(f"the trial ends after {done} iterations")
