@@ -258,4 +258,5 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "strategy": lambda path, value: check_part(path, value, STRATEGY),
     "compile": _section,
     "auto_scale_lr": _section,
+    "load_options": _section,
 }

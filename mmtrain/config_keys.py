@@ -73,6 +73,7 @@ KEYS: dict[str, Kind] = {
     "log_processor": _SECTION,
     "visualizer": _PART,
     "load_from": _PATH,
+    "load_options": _SECTION,
     "resume": _is("True, False, 'auto' or a checkpoint's name", bool, str),
     "resume_data": Kind(
         "'continue', 'restart' or dict(skip_iters=k)",
@@ -141,6 +142,11 @@ SECTIONS: dict[str, dict[str, Kind]] = {
         "dist_cfg": _SECTION,
         "resource_limit": _whole(1, "a positive whole number", none=True),
         "timeout": _ANY,
+    },
+    "load_options": {
+        "revise_keys": _is("a list of (pattern, replacement)", list, tuple),
+        "allow_mismatch": _BOOL,
+        "verify": _one_of("full", "size"),
     },
     "auto_scale_lr": {"enable": _BOOL, "base_batch_size": _COUNT, "rule": _TEXT},
     "log_processor": dict.fromkeys(

@@ -92,7 +92,7 @@ def good():
         randomness=dict(seed=None, deterministic=False, diff_rank_seed=False, per_sample=True),
         launcher="none", log_level="INFO", log_processor=dict(window_size=10, by_epoch=False),
         visualizer=dict(type="TestVisualizer", name="x", vis_backends=[dict(type="TestBackend", fast=True)]),
-        load_from=None, resume=False, resume_data="continue", work_dir="w", experiment_name="e", default_scope="mmtrain",
+        load_from=None, resume=False, resume_data="continue", load_options=dict(verify="size"), work_dir="w", experiment_name="e", default_scope="mmtrain",
         custom_imports=dict(imports=["os"], allow_failed_imports=False), strategy=dict(type="TestStrategy", where="x"),
         compile=dict(mode="default"), runner_type="FlexibleRunner",
         auto_scale_lr=dict(enable=True, base_batch_size=8, rule="linear"),

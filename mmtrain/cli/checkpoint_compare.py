@@ -48,7 +48,7 @@ def compare_checkpoints(
     sections = dict.fromkeys([*_SECTIONS, *a.sections(), *b.sections()])
     groups = [_section(a, b, section, names) for section in sections]
     groups += _states(a.state(), b.state(), [*ignore], names)
-    groups.append(_generators(a, b, names))
+    groups += _ranks(a, b, [*ignore], names)
     return [group for group in groups if group.compared]
 
 
@@ -122,33 +122,50 @@ def _section(a: Checkpoint, b: Checkpoint, section: str, names: Names) -> Group:
 def _states(a: Mapping[str, Any], b: Mapping[str, Any], ignore: list[str], names: Names) -> list[Group]:
     groups = []
     for name in dict.fromkeys([*a, *b]):
+        ours, theirs = (state.get(name, ABSENT) for state in (a, b))
+        if name == "log":
+            ours, theirs = _unmeasured(ours), _unmeasured(theirs)
         group = Group(f"state {name}")
-        ours, theirs = (dict(flatten(state.get(name, ABSENT))) for state in (a, b))
-        for path in dict.fromkeys([*ours, *theirs]):
-            dotted = ".".join((name, *path))
-            if (name == "log" and ignored(path, MEASURED)) or ignored([dotted, *path], ignore):
-                continue
-            group.compared += 1
-            how = difference(ours.get(path, ABSENT), theirs.get(path, ABSENT), names)
-            if how:
-                group.differences.append(Difference(f"state {dotted}", how))
+        _leaves(group, name, (ours, theirs), ignore, names)
         groups.append(group)
     return groups
 
 
-def _generators(a: Checkpoint, b: Checkpoint, names: Names) -> Group:
-    group = Group("generators")
+def _leaves(group: Group, name: str, pair: tuple[Any, Any], ignore: list[str], names: Names) -> None:
+    ours, theirs = (dict(flatten(value)) for value in pair)
+    for path in dict.fromkeys([*ours, *theirs]):
+        dotted = ".".join((name, *path))
+        if ignored([dotted, *path], ignore):
+            continue
+        group.compared += 1
+        how = difference(ours.get(path, ABSENT), theirs.get(path, ABSENT), names)
+        if how:
+            group.differences.append(Difference(f"state {dotted}", how))
+
+
+def _unmeasured(value: Any) -> Any:
+    """Nested state without the entries that `MEASURED` names."""
+    if isinstance(value, Mapping):
+        return {key: _unmeasured(item) for key, item in value.items() if not ignored([str(key)], MEASURED)}
+    return [_unmeasured(item) for item in value] if isinstance(value, list) else value
+
+
+def _ranks(a: Checkpoint, b: Checkpoint, ignore: list[str], names: Names) -> list[Group]:
+    """What each rank saved for itself: its generators, and the state of what it reads."""
+    generators, others = Group("generators"), Group("state of ranks")
     for rank in range(max(a.manifest.world_size, b.manifest.world_size)):
-        ours, theirs = a.rng(rank) or {}, b.rng(rank) or {}
-        for name in dict.fromkeys([*ours, *theirs]):
-            group.compared += 1
-            if name in ours and name in theirs:
-                how = "" if _same_leaves(ours[name], theirs[name]) else "it stands elsewhere"
+        ours, theirs = (dict(checkpoint.rng(rank) or {}) for checkpoint in (a, b))
+        pair = ours.pop("generators", {}), theirs.pop("generators", {})
+        for name in dict.fromkeys([*pair[0], *pair[1]]):
+            generators.compared += 1
+            if name in pair[0] and name in pair[1]:
+                how = "" if _same_leaves(pair[0][name], pair[1][name]) else "it stands elsewhere"
             else:
-                how = f"only in {names[name not in ours]}"
+                how = f"only in {names[name not in pair[0]]}"
             if how:
-                group.differences.append(Difference(f"generator {name} of rank {rank}", how))
-    return group
+                generators.differences.append(Difference(f"generator {name} of rank {rank}", how))
+        _leaves(others, f"rank_{rank}", (ours, theirs), ignore, names)
+    return [generators, others]
 
 
 def _same_leaves(a: Any, b: Any) -> bool:

@@ -73,20 +73,24 @@ def _sections(checkpoint: Checkpoint) -> list[tuple[str, ...]]:
 
 def _states(checkpoint: Checkpoint) -> list[str]:
     """State by name. Only names are read: averages of weights may be as large as the model."""
-    path = checkpoint.path / "state.json"
-    try:
-        names = list(json.loads(path.read_bytes()))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({error})") from error
+    names = _keys(checkpoint, "state.json")
     hooks = [name for name in names if name.startswith(_HOOKS)]
-    ranks = sum(name.startswith("rng/") and name.endswith(".json") for name in checkpoint.manifest.files)
+    ranks = [name for name in checkpoint.manifest.files if name.startswith("rng/") and name.endswith(".json")]
     tensors = checkpoint.index.get("state", {})
     lines = [f"state       {', '.join(name for name in names if name not in hooks) or '-'}"]
     for number, name in enumerate(hooks or [""]):
         own = [entry for key, entry in tensors.items() if key.startswith(f"state.{name}.")] if name else []
         held = f" ({counted(len(own), 'tensor')}, {size(sum(map(stored_bytes, own)))})" if own else ""
         lines.append(f"{'hooks' if number == 0 else '':<12}{name.removeprefix(_HOOKS) or 'none has state'}{held}")
-    return [*lines, f"generators  of {counted(ranks, 'rank')}"]
+    held = ", ".join(_keys(checkpoint, ranks[0])) if ranks else "-"
+    return [*lines, f"each rank   {held} ({counted(len(ranks), 'rank')})"]
+
+
+def _keys(checkpoint: Checkpoint, path: str) -> list[str]:
+    try:
+        return list(json.loads((checkpoint.path / path).read_bytes()))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{checkpoint.path / path}: cannot be read ({error})") from error
 
 
 def _tensor_rows(checkpoint: Checkpoint) -> list[tuple[int, tuple[str, ...]]]:

@@ -129,7 +129,10 @@ def likely_causes(outcome: Outcome, killed: Run, facts: Mapping[str, Any], *, re
     if not facts.get("positional", True) or not facts.get("per_sample", True):
         causes.append("randomness.positional or randomness.per_sample is switched off in the config")
     trained = any(name.endswith(" tensors") for name in differing)
-    causes += [_DATA, _MODEL, _HOOK] if trained else [_HOOK]
+    if trained:
+        causes += [_DATA, _MODEL, _HOOK]
+    else:
+        causes += [_DATA if "state of ranks" in differing else _HOOK]
     if trained and outcome.iteration is not None and outcome.iteration > min(killed.resumed_at, default=0) + 1:
         causes.append("save_optimizer=False or save_param_scheduler=False in default_hooks.checkpoint")
     return causes + kernels

@@ -103,11 +103,11 @@ class CheckpointHook(Hook):
             if self.by_epoch is None:
                 self.by_epoch = runner.train_loop.by_epoch
             runner.saving.configure(self.policy, by_epoch=self.by_epoch)
-            runner.saving.protect(entry["checkpoint"] for entry in self.best.values())
 
     def before_train(self, runner: Any) -> None:
         """Check the metrics of ``save_best`` against what one batch of validation gives, and start the clock."""
         self._last_save = self._clock()
+        runner.saving.protect(record["checkpoint"] for record in self.best.values())
         if self._best_metrics:
             self._name_metrics(runner)
 

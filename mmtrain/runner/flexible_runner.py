@@ -229,8 +229,8 @@ class FlexibleRunner:
         if self.train_loop is None:
             raise ConfigError("train() needs train_dataloader, train_cfg and optim_wrapper in the config")
         with _Running(self):
-            self._resume.prepare(self)
             self.hooks.call("before_run", self)
+            self._resume.prepare(self)
             self._resume.announce(self)
             self.train_loop.run()
             self.hooks.call("after_run", self)
@@ -254,8 +254,8 @@ class FlexibleRunner:
         if loop is None:
             raise ConfigError(f"{kind}() needs {kind}_dataloader in the config")
         with _Running(self):
-            self._resume.load_weights(self)
             self.hooks.call("before_run", self)
+            self._resume.load_weights(self)
             metrics = loop.run()
             self.hooks.call("after_run", self)
         return metrics

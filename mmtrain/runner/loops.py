@@ -85,26 +85,31 @@ class TrainLoop:
 
     def run(self) -> None:
         """Train to the end of the plan, or until a stop is asked for."""
-        runner, progress = self.runner, self.runner.progress
+        runner = self.runner
         self._window, self._micro = 1, 0  # a resume begins at an update boundary
         self._take, self._record = runner.train_dataloader.__next__, runner.scalars.record
         self._before, self._after = runner.hooks.points["before_train_iter"], runner.hooks.points["after_train_iter"]
         runner.strategy.module.train()
         runner.hooks.call("before_train", runner)
         runner.set_schedule()
-        # What was built so far lives as long as the run. Setting it aside spares every full collection of Python's garbage
+        # What was built so far lives as long as the run. Set aside, it spares every full collection of Python's garbage
         # collector, tens of milliseconds in the middle of training, from walking over the modules of torch again.
         gc.freeze()
-        entering = True
+        try:
+            self._run_steps()
+        finally:
+            gc.unfreeze()
+        self._guard.check()
+        runner.hooks.call("after_train", runner)
+        runner.saving.finish(runner)
+
+    def _run_steps(self) -> None:
+        runner, progress, entering = self.runner, self.runner.progress, True
         while not self.finished and not (runner.stop_requested and self._micro == 0):
             if entering or progress.epoch_iteration == 0:
                 runner.hooks.call("before_train_epoch", runner)
                 entering = False
             self._step()
-        gc.unfreeze()
-        self._guard.check()
-        runner.hooks.call("after_train", runner)
-        runner.saving.finish(runner)
 
     @property
     def finished(self) -> bool:

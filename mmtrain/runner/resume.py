@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmtrain import dist, randomness
-from mmtrain.checkpoint import Checkpoint, CheckpointStore
+from mmtrain.checkpoint import Checkpoint, CheckpointStore, copy_matched, describe, load_weights
+from mmtrain.checkpoint.verify import Verify
 from mmtrain.errors import CheckpointError, ConfigError
 from mmtrain.logging import cut_logs
 from mmtrain.runner import compare
@@ -25,8 +26,9 @@ class Resume:
     ``checkpoint`` is the one to continue from, or None; ``weights_from`` the path whose weights alone are loaded.
     """
 
-    def __init__(self, store: CheckpointStore, logger: logging.Logger) -> None:
+    def __init__(self, store: CheckpointStore, logger: logging.Logger, *, verify: Verify = "full") -> None:
         self.store = store
+        self._verify: Verify = verify
         self.checkpoint: Checkpoint | None = None
         self.weights_from: str | None = None
         self._logger = logger
@@ -43,7 +45,7 @@ class Resume:
         """Choose by the table in docs/resume.md. Raises ConfigError or CheckpointError that names the fault."""
         # A training run holds the work dir's lock, so whatever another process left half-written there is dead.
         store = CheckpointStore(_root(work_dir, hooks), exclusive=task == "train")
-        self = cls(store, logger)
+        self = cls(store, logger, verify=(cfg.get("load_options") or {}).get("verify", "full"))
         resume, load_from = cfg.get("resume", False), cfg.get("load_from")
         if task != "train":
             if load_from is None:
@@ -60,7 +62,7 @@ class Resume:
         return self
 
     def _choose_newest(self, weights: str | None) -> None:
-        checkpoint, problems = self.store.newest_good()
+        checkpoint, problems = self.store.newest_good(self._verify)
         for problem in problems:
             self._logger.warning("Skipped a checkpoint that is not good: %s", problem)
         if checkpoint is not None:
@@ -81,7 +83,7 @@ class Resume:
                 f"resume=True needs a checkpoint directory, and {str(path)!r} is a file of weights, which does not say "
                 "where its run stood; start from it with resume=False, load_from=..."
             )
-        self.checkpoint = self.store.open(path)
+        self.checkpoint = self.store.open(path, self._verify)
         self._lines.append(f"Resumed from the checkpoint {self.checkpoint.path}.")
 
     # ---- restoring ----------------------------------------------------------------------------------------------
@@ -96,14 +98,16 @@ class Resume:
         """Copy the weights of ``load_from`` into the model; optimizer, schedule and position stay as they are."""
         if self.weights_from is None:
             return
-        checkpoint = self.store.open(Path(self.weights_from))
-        report = checkpoint.load("model", runner.strategy.model_state(), strict=False)
-        self._lines.append(
-            f"Loaded weights of {self.weights_from}: {len(report.matched)} matched, {len(report.missing)} missing, "
-            f"{len(report.unexpected)} unexpected, {len(report.wrong_shape)} of another shape."
+        options = dict(runner.cfg.get("load_options") or {})
+        revise_keys = {"revise_keys": options["revise_keys"]} if "revise_keys" in options else {}
+        weights = load_weights(self.weights_from, verify=self._verify == "full", **revise_keys)
+        report = copy_matched(
+            weights.tensors,
+            runner.strategy.model_state(),
+            source=weights.source,
+            allow_mismatch=options.get("allow_mismatch", False),
         )
-        if not report.matched or report.wrong_shape:
-            raise CheckpointError(f"{self._lines.pop()} The weights do not fit this model")
+        self._lines.append(f"Loaded the weights of {weights.source} ({weights.kind}): {'; '.join(describe(report))}.")
 
     def _restore(self, runner: FlexibleRunner, checkpoint: Checkpoint) -> None:
         manifest = checkpoint.manifest
@@ -115,9 +119,10 @@ class Resume:
         state = checkpoint.state()
         report = restore_small_state(runner, state)
         self._restore_position(runner, checkpoint, choice)
-        generators = checkpoint.rng(dist.rank())
-        if generators is not None:
-            randomness.restore(generators)
+        own = checkpoint.rng(dist.rank())
+        if own is not None:
+            randomness.restore(own["generators"])
+            runner.train_dataloader.load_state_dict(own["data"])
         runner.hooks.call("after_load_checkpoint", runner, checkpoint=dict(state.get("extra", {})))
         self._lines += report.lines()
         self._cut_logs(runner, manifest.iteration)

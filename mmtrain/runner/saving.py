@@ -13,7 +13,7 @@ from mmtrain.checkpoint import CheckpointStore, Retention
 from mmtrain.checkpoint.plain_files import write_json, write_weights
 from mmtrain.errors import CheckpointError, ConfigError, RunError
 from mmtrain.runner.compare import flatten
-from mmtrain.runner.state import capture_generators, capture_small_state, capture_tensors
+from mmtrain.runner.state import capture_rank_state, capture_small_state, capture_tensors
 
 if TYPE_CHECKING:
     from mmtrain.runner.flexible_runner import FlexibleRunner
@@ -154,7 +154,7 @@ class SaveService:
             name,
             tensors=capture_tensors(runner, optimizer=policy.optimizer, frozen=policy.frozen),
             state=state,
-            rng=capture_generators(),
+            rng=capture_rank_state(runner),
             manifest_fields=manifest_fields(runner, policy, temporary=all(request.temporary for request in requests)),
             blocking=blocking,
         )

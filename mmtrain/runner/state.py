@@ -24,8 +24,6 @@ def small_state_table(runner: "FlexibleRunner") -> dict[str, Stateful]:
         table["scaler"] = runner.optim_wrapper
     if runner.schedules is not None:
         table["schedules"] = runner.schedules
-    if runner.train_dataloader is not None:
-        table["data"] = runner.train_dataloader
     for name, hook in runner.hooks.named.items():
         if isinstance(hook, Stateful):
             table[f"hooks.{name}"] = hook
@@ -91,6 +89,6 @@ def restore_small_state(runner: "FlexibleRunner", state: Mapping[str, Any]) -> R
     return report
 
 
-def capture_generators() -> dict[str, Any]:
-    """The states of this rank's generators."""
-    return randomness.capture()
+def capture_rank_state(runner: "FlexibleRunner") -> dict[str, Any]:
+    """What every rank has of its own: the states of its generators, and what its stream of data must remember."""
+    return {"generators": randomness.capture(), "data": runner.train_dataloader.state_dict()}

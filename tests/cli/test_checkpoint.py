@@ -1,0 +1,400 @@
+"""Every verb of ``tools/checkpoint.py``, on the checkpoints of one short run."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from parts import config, make_runner
+from safetensors.torch import load_file
+
+from mmtrain.checkpoint import CheckpointStore, WorkDirLock
+from mmtrain.cli.checkpoint import main
+from mmtrain.cli.checkpoint_compare import MEASURED, flatten, ignored, tensor_difference, value_difference
+from mmtrain.cli.checkpoint_text import counted, size
+
+ROOT = Path(__file__).resolve().parents[2]
+HOOKS = {
+    "ema": {"type": "EMAHook", "momentum": 0.1},
+    "checkpoint": {"type": "CheckpointHook", "interval": 7, "save_best": "accuracy", "rule": "greater"},
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    work = tmp_path_factory.mktemp("trained") / "work"
+    make_runner(work, custom_hooks=[{"type": "Counter"}], default_hooks=HOOKS).train()
+    return work
+
+
+@pytest.fixture
+def work(trained, tmp_path):
+    """A copy that may be damaged."""
+    return Path(shutil.copytree(trained, tmp_path / "work"))
+
+
+@pytest.fixture
+def run(capsys):
+    def command(*arguments):
+        capsys.readouterr()
+        status = main([str(argument) for argument in arguments])
+        found = capsys.readouterr()
+        return status, found.out, found.err
+
+    return command
+
+
+def damage(checkpoint, pattern="model/*.safetensors"):
+    """Flip one byte in the middle; the size stays."""
+    path = next(checkpoint.glob(pattern))
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    return path.relative_to(checkpoint)
+
+
+def remake(work, name, *, tensors=None, state=None, rng=None):
+    """Write a checkpoint again with changes made by functions on its contents."""
+    store = CheckpointStore(work)
+    old = store.open(name)
+    sections = {s: {n: old.read(s, n) for n in old.tensor_names(s)} for s in old.sections()}
+    contents = {"tensors": sections, "state": old.state(), "rng": old.rng()}
+    for key, change in {"tensors": tensors, "state": state, "rng": rng}.items():
+        if change is not None:
+            change(contents[key])
+    fields = {key: getattr(old.manifest, key) for key in ("position", "strategy", "seed", "meta", "config")}
+    store.save(name, sections, state=contents["state"], rng=contents["rng"], manifest_fields=fields, blocking=True)
+    store.close()
+
+
+# ---- list
+def test_list(trained, run):
+    status, out, err = run("list", trained)
+    lines = out.splitlines()
+    assert (status, err) == (0, "")
+    assert lines[0].split() == ["NAME", "ITER", "EPOCH", "SIZE", "CREATED", "WORLD", "STRATEGY", "GOOD", "MARKS"]
+    assert [line.split()[0] for line in lines[1:]] == ["iter_7.pth", "iter_10.pth", "iter_14.pth", "iter_20.pth"]
+    assert re.search(
+        r"^iter_20.pth +20 +3 +[\d.]+ KB +\d{4}-\d\d-\d\d \d\d:\d\d +1 +SingleDevice +yes +newest", out, re.M
+    )
+    best = json.loads((trained / "best.json").read_text())["accuracy"]["checkpoint"]
+    assert "best accuracy" in next(line for line in lines if line.startswith(best))
+    assert lines[-1].endswith("pointer")
+    assert max(map(len, lines)) <= 110
+
+
+def test_list_tells_the_fault_of_bad_ones(work, run):
+    (work / "iter_7.pth" / "manifest.json").unlink()
+    (work / "iter_14.pth" / "state.json").write_text("{}")
+    damaged = damage(work / "iter_20.pth")
+    (work / "last_checkpoint").write_text("iter_99.pth")
+    status, out, _ = run("list", work)
+    assert status == 0
+    assert re.search(r"^iter_7.pth +\? .* NO$", out, re.M)
+    assert re.search(r"^iter_14.pth +14 .* NO$", out, re.M)
+    assert re.search(r"^iter_20.pth .* yes +newest", out, re.M)  # its size is right
+    assert "bad: iter_7.pth/manifest.json: missing" in out
+    assert re.search(r"bad: iter_14.pth/state.json: 2 bytes instead of \d+", out)
+    assert "last_checkpoint names iter_99.pth, which is not here" in out
+    _, out, _ = run("list", work, "--full")
+    assert re.search(r"^iter_10.pth .* yes +newest", out, re.M)
+    assert f"bad: iter_20.pth/{damaged}: its contents are not what was written" in out
+
+
+def test_list_of_an_empty_directory(tmp_path, run):
+    assert run("list", tmp_path) == (0, f"{tmp_path} holds no checkpoint\n", "")
+
+
+# ---- show
+def test_show(trained, run):
+    status, out, _ = run("show", trained)
+    assert status == 0
+    assert out.splitlines()[0] == str(trained / "iter_20.pth")
+    for text in (
+        "iteration 20, update 20", "3 epochs done and 16 of 44 samples", "seed       5", "SingleDeviceStrategy",
+        "8 a process, 1 iteration an update", "AdamW", f"torch {torch.__version__}", "NoisyPoints:44",
+        "ema (6 tensors, 360 B)", "Counter (1 tensor, 4 B)", "progress, log, scaler, schedules",
+        "generators, data (1 rank)",
+        "model/first.weight                 float32 [8, 6]  192 B", "largest tensors (of 27;",
+    ):  # fmt: skip
+        assert text in out
+    assert re.search(r"model +9 +432 B +float32 x 8, int64 x 1", out)
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_show_tensors_and_config(trained, run):
+    _, out, _ = run("show", trained / "iter_7.pth", "--tensors")
+    assert "model/norm.num_batches_tracked" in out
+    assert sum(line.startswith("  optimizer/") for line in out.splitlines()) == 18
+    _, out, _ = run("show", trained / "iter_7.pth", "--config")
+    assert out == CheckpointStore(trained).open("iter_7.pth").manifest.config
+
+
+# ---- verify
+def test_verify(work, run):
+    status, out, _ = run("verify", work)
+    assert status == 0
+    assert [line.split()[:2] for line in out.splitlines()] == [
+        ["good", f"iter_{number}.pth"] for number in (7, 10, 14, 20)
+    ]
+    first, second = damage(work / "iter_20.pth"), damage(work / "iter_20.pth", "optimizer/*")
+    status, out, _ = run("verify", work)
+    assert status == 1
+    assert [line.split(":")[0] for line in out.splitlines() if line.startswith("BAD")] == [
+        f"BAD   iter_20.pth/{path}" for path in sorted((first, second))
+    ]
+    assert out.splitlines()[-1] == "1 of 4 checkpoints damaged; the newest good one is iter_14.pth"
+    status, out, _ = run("verify", work / "iter_20.pth")
+    assert (status, len(out.splitlines())) == (1, 2)
+    assert run("verify", work / "iter_7.pth")[0] == 0
+
+
+# ---- diff
+def test_a_checkpoint_equals_itself(work, run, monkeypatch):
+    monkeypatch.chdir(work)
+    status, out, _ = run("diff", "iter_20.pth", work)  # a name here, and the newest of a work dir
+    assert status == 0
+    assert "equal to the bit" in out
+    assert re.search(r"^optimizer tensors +18 +0$", out, re.M)
+    assert re.search(r"^state hooks.ema +7 +0$", out, re.M)
+    assert re.search(r"^generators +3 +0$", out, re.M)
+
+
+def test_diff_names_the_first_tensor_and_its_distance(trained, work, run):
+    def change(sections):
+        sections["optimizer"]["last.weight/exp_avg"][0, 0] += 0.5
+        sections["model"]["norm.weight"][:2] += torch.tensor([0.25, 0.125])
+
+    remake(work, "iter_14.pth", tensors=change)
+    status, out, _ = run("diff", trained / "iter_14.pth", work / "iter_14.pth")
+    assert status == 1
+    assert re.search(r"^model tensors +9 +1$", out, re.M)
+    assert "first difference\n  tensor model/norm.weight: max abs difference 0.25 in 2 of 8 elements" in out
+    assert re.search(r"  tensor optimizer/last.weight/exp_avg +max abs difference 0.5 in 1 of 16 elements", out)
+
+
+def test_diff_names_a_dotted_state_key_and_a_generator(trained, work, run):
+    remake(work, "iter_14.pth", state=lambda state: state["hooks.Counter"].update(calls=15))
+    remake(work, "iter_20.pth", rng=lambda rng: rng["generators"]["numpy"].update(position=3))
+    status, out, _ = run("diff", trained / "iter_14.pth", work / "iter_14.pth")
+    assert (status, "  state hooks.Counter.calls: 14 != 15" in out) == (1, True)
+    status, out, _ = run("diff", trained / "iter_14.pth", work / "iter_14.pth", "--ignore", "hooks.Counter.*")
+    assert status == 0
+    status, out, _ = run("diff", trained, work)
+    assert (status, "  generator numpy of rank 0: it stands elsewhere" in out) == (1, True)
+
+
+def test_diff_of_what_only_one_has(trained, work, run):
+    def change(state):
+        state["hooks.New"] = {"a": 1}
+        del state["hooks.Counter"]
+
+    remake(work, "iter_20.pth", tensors=lambda sections: sections["model"].pop("norm.bias"), state=change)
+    status, out, _ = run("diff", trained, work)
+    assert status == 1
+    assert "tensor model/norm.bias: only in A" in out
+    assert re.search(r"state hooks.New.a +only in B", out)
+    assert re.search(r"state hooks.Counter.calls +only in A", out)
+
+
+def test_two_runs_of_one_config_are_equal_though_their_times_are_not(trained, tmp_path, run):
+    make_runner(tmp_path / "again", custom_hooks=[{"type": "Counter"}], default_hooks=HOOKS).train()
+    assert run("diff", trained, tmp_path / "again")[0] == 0
+    assert run("diff", trained / "iter_14.pth", tmp_path / "again" / "iter_14.pth")[0] == 0
+
+
+def test_diff_tells_that_the_configs_differ(trained, tmp_path, run):
+    optim = {"optimizer": {"type": "AdamW", "lr": 0.02}}
+    make_runner(
+        tmp_path / "again", custom_hooks=[{"type": "Counter"}], default_hooks=HOOKS, optim_wrapper=optim
+    ).train()
+    status, out, _ = run("diff", trained, tmp_path / "again")
+    assert status == 1
+    assert out.rstrip().endswith("(this is not counted)\n  optim_wrapper.optimizer.lr: 0.01 and 0.02")
+    assert "more; --all lists them" in out
+    assert "more; --all" not in run("diff", trained, tmp_path / "again", "--all")[1]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "how"),
+    [
+        (torch.tensor([0.0]), torch.tensor([-0.0]), "equal values of other bits (the sign of zero) in 1 of 1 elements"),
+        (torch.tensor([float("nan")]), torch.tensor([float("nan")]), ""),
+        (torch.tensor([float("nan"), 1]), torch.tensor([0.0, 1]), "NaN against numbers in 1 of 2 elements"),
+        (torch.tensor([float("inf"), 1]), torch.tensor([float("inf"), 2]), "max abs difference 1 in 1 of 2 elements"),
+        (torch.tensor([True, False]), torch.tensor([True, True]), "max abs difference 1 in 1 of 2 elements"),
+        (torch.tensor(1.0), torch.tensor([1.0]), "float32 [] and float32 [1]"),
+        (torch.ones(2), torch.ones(2).double(), "float32 [2] and float64 [2]"),
+        (torch.empty(0), torch.empty(0), ""),
+        (torch.ones(2, 2).bfloat16(), torch.ones(2, 2).bfloat16().t(), ""),
+    ],
+)
+def test_tensors_are_compared_by_their_bits(a, b, how):
+    assert tensor_difference(a, b) == how
+
+
+def test_values_are_compared_by_type_and_bits():
+    assert value_difference(float("nan"), float("nan")) == ""
+    assert value_difference(1, 1.0) == "1 != 1.0"
+    assert value_difference(True, 1) == "True != 1"
+    assert value_difference(np.arange(3), np.arange(3)) == ""
+    assert value_difference(np.arange(3), np.zeros(3)) == "arrays that differ"
+    assert value_difference(torch.ones(2), None) == "a Tensor [2] != None"
+    assert list(flatten({"a": [1, {}], "b": ()})) == [(("a", "0"), 1), (("a", "1"), {}), (("b",), ())]
+    assert ignored(["save_time"], MEASURED)
+    assert not ignored(["loss"], MEASURED)
+
+
+# ---- export
+def test_export_safetensors(trained, tmp_path, run):
+    out = tmp_path / "weights.safetensors"
+    status, told, _ = run("export", trained, out, "--dtype", "bfloat16")
+    assert (status, told) == (0, f"wrote {out} (safetensors, 9 tensors of {trained / 'iter_20.pth'})\n")
+    found, checkpoint = load_file(out), CheckpointStore(trained).open("iter_20.pth")
+    assert torch.equal(found["last.weight"], checkpoint.read("model", "last.weight").bfloat16())
+    assert found["norm.num_batches_tracked"].dtype is torch.int64
+    status, _, err = run("export", trained, out)
+    assert status == 2
+    assert "replace it with --force" in err
+    assert run("export", trained, out, "--force")[0] == 0
+
+
+def test_export_mmengine_with_averages(trained, tmp_path, run):
+    out = tmp_path / "weights.pth"
+    assert run("export", trained / "iter_14.pth", out, "--ema")[0] == 0
+    found = torch.load(out, weights_only=True)
+    averages = CheckpointStore(trained).open("iter_14.pth").state()["hooks.ema"]["averages"]
+    assert torch.equal(found["state_dict"]["first.weight"], averages["first.weight"])
+    assert found["meta"]["iter"] == 14
+    status, _, err = run("export", trained, tmp_path / "x.pth", "--ema", "Counter")
+    assert (status, "--ema Counter: hooks with averages of weights in" in err, err.rstrip()[-3:]) == (2, True, "ema")
+
+
+def test_export_with_a_config(trained, tmp_path, run):
+    path = tmp_path / "net.py"
+    lines = ["custom_imports = dict(imports=['parts'])", *(f"{k} = {v!r}" for k, v in config(tmp_path / "w").items())]
+    path.write_text("\n".join(lines) + "\n")
+    out = tmp_path / "weights.safetensors"
+    assert run("export", trained, out, "--config", path)[0] == 0
+    status, _, err = run("export", trained, tmp_path / "x.pth", "--config", path, "--cfg-options", "model.hidden=9")
+    assert status == 1
+    assert "first.weight is [8, 6] in the checkpoint and [9, 6] in the model" in err
+    status, _, err = run("export", trained, tmp_path / "hf", "--format", "huggingface", "--config", path)
+    assert (status, "Net is no Hugging Face model" in err) == (2, True)
+    status, _, err = run("export", trained, tmp_path / "hf", "--format", "huggingface")
+    assert (status, "huggingface needs --config" in err) == (2, True)
+    assert not (tmp_path / "hf").exists()
+
+
+def test_export_without_the_frozen_parameters(tmp_path, run):
+    changes = {"model": {"type": "Net", "frozen": True}}
+    saves = {"type": "CheckpointHook", "interval": 7, "save_frozen": False}
+    make_runner(tmp_path / "work", default_hooks={"checkpoint": saves}, **changes).train()
+    status, _, err = run("export", tmp_path / "work", tmp_path / "a.pth")
+    assert (status, "has no frozen parameters" in err) == (0, True)
+    path = tmp_path / "net.py"
+    text = "custom_imports = dict(imports=['parts'])\n"
+    path.write_text(text + "\n".join(f"{k} = {v!r}" for k, v in config(tmp_path / "w", **changes).items()))
+    assert run("export", tmp_path / "work", tmp_path / "b.pth", "--config", path)[2] == ""
+    part, whole = (torch.load(tmp_path / f"{name}.pth", weights_only=True)["state_dict"] for name in "ab")
+    assert set(whole) - set(part) == {"first.weight", "first.bias"}
+    torch.manual_seed(0)
+    assert torch.equal(whole["first.weight"], make_runner(tmp_path / "other", **changes).model.first.weight)
+
+
+# ---- prune
+def test_prune(work, run):
+    best = {"accuracy": {"value": 1.0, "checkpoint": "iter_10.pth", "iteration": 10}}
+    (work / "best.json").write_text(json.dumps(best))
+    status, out, _ = run("prune", work, "--keep", "1", "--dry-run")
+    assert status == 0
+    assert [line.split(" (")[0] for line in out.splitlines()[:-1]] == [
+        "would delete iter_7.pth", "would delete iter_14.pth",
+    ]  # fmt: skip
+    assert CheckpointStore(work).names() == ["iter_7.pth", "iter_10.pth", "iter_14.pth", "iter_20.pth"]
+    status, out, _ = run("prune", work, "--keep", "1", "--keep-every", "7")
+    assert (status, out) == (0, "4 checkpoints stay; 0 B freed\n")
+    status, out, _ = run("prune", work, "--keep", "1")
+    assert re.fullmatch(r"2 checkpoints stay; [\d.]+ KB freed", out.splitlines()[-1])
+    assert CheckpointStore(work).names() == ["iter_10.pth", "iter_20.pth"]
+
+
+def test_prune_never_deletes_the_newest_good_one(work, run):
+    (work / "best.json").unlink(missing_ok=True)
+    damaged = damage(work / "iter_20.pth")  # of the right size: only hashes tell
+    status, out, _ = run("prune", work, "--keep", "1")
+    assert status == 0
+    assert f"left alone: iter_20.pth/{damaged}" in out
+    assert CheckpointStore(work).names() == ["iter_14.pth", "iter_20.pth"]
+
+
+def test_prune_refuses_what_a_run_is_writing(work, run):
+    with WorkDirLock(work).acquire():
+        status, _, err = run("prune", work, "--keep", "1")
+    assert status == 1
+    assert "is already being written" in err
+    assert len(CheckpointStore(work).names()) == 4
+
+
+# ---- bad input
+def test_paths_that_lead_nowhere(work, tmp_path, run):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "weights.pth").write_bytes(b"x")
+    for arguments, told in {
+        ("show", tmp_path / "none"): "none does not exist; expected a work dir or a checkpoint",
+        ("show", tmp_path / "empty"): "empty holds no checkpoint",
+        ("verify", tmp_path / "empty"): "empty holds no checkpoint",
+        ("diff", work, tmp_path / "weights.pth"): "weights.pth is a file; expected a work dir",
+        ("list", work / "iter_7.pth"): "iter_7.pth is a checkpoint; expected the directory it lies in",
+        ("prune", work, "--keep", "0"): "--keep is 0; expected 1 or more",
+        ("export", work, tmp_path / "empty"): "empty exists and is a directory",
+    }.items():
+        status, out, err = run(*arguments)
+        assert (status, out) == (2, ""), arguments
+        assert told in err
+        assert len(err.strip().splitlines()) == 1
+
+
+def test_a_damaged_one_is_passed_over_or_refused(work, tmp_path, run):
+    (work / "iter_20.pth" / "tensors.json").write_text("")
+    status, out, err = run("show", work)
+    assert (status, out.splitlines()[0]) == (0, str(work / "iter_14.pth"))
+    assert err.startswith("skipped: iter_20.pth/tensors.json: 0 bytes instead of ")
+    status, _, err = run("show", work / "iter_20.pth")
+    assert (status, "is damaged: tensors.json: 0 bytes" in err) == (1, True)
+    damage(work / "iter_14.pth")
+    assert run("export", work / "iter_14.pth", tmp_path / "x.pth")[0] == 1
+    for path in work.glob("iter_*"):
+        (path / "manifest.json").write_text("{}")
+    status, _, err = run("show", work)
+    assert (status, "no checkpoint in" in err, err.count("manifest.json")) == (1, True, 4)
+
+
+def test_looking_changes_nothing(work, run):
+    leftover = work / ".iter_9.pth.tmp-00-00-1-1-00"
+    leftover.mkdir()
+    before = sorted(work.rglob("*"))
+    for arguments in (["list", work], ["show", work], ["verify", work], ["diff", work, work]):
+        assert run(*arguments)[0] == 0
+    run("prune", work, "--keep", 1, "--dry-run")
+    assert sorted(work.rglob("*")) == before
+
+
+def test_wrong_usage_and_the_real_command(trained):
+    tool = [sys.executable, str(ROOT / "tools" / "checkpoint.py")]
+    wrong = subprocess.run([*tool, "lisst"], capture_output=True, text=True, check=False)
+    assert (wrong.returncode, "invalid choice: 'lisst'" in wrong.stderr) == (2, True)
+    found = subprocess.run([*tool, "verify", str(trained / "iter_7.pth")], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout.startswith("good  iter_7.pth (7 files, ")) == (0, True)
+
+
+def test_words():
+    assert [size(n) for n in (0, 999, 1000, 10_340, 999_960, 1_234_000_000)] == [
+        "0 B", "999 B", "1.0 KB", "10.3 KB", "1.0 MB", "1.2 GB",
+    ]  # fmt: skip
+    assert (counted(1, "file"), counted(2000, "process", "processes")) == ("1 file", "2,000 processes")

@@ -1,0 +1,103 @@
+"""What a changed config means for a resume."""
+
+import pytest
+
+from mmtrain.errors import CheckpointError
+from mmtrain.progress import Progress
+from mmtrain.runner import compare
+from mmtrain.runner.compare import Scale
+
+
+def test_iter_1500_at_batch_128_is_iteration_3000_at_batch_64():
+    at = Progress(epoch=3, offset=42 * 256, samples=1500 * 256, iteration=1500, epoch_iteration=42, update=1500)
+    moved = compare.rescale(at, Scale(256, 1, 486), Scale(128, 1, 972))
+    assert (moved.iteration, moved.epoch_iteration) == (3 * 972 + 84, 84)
+    assert moved.iteration == 3000
+    assert (moved.epoch, moved.offset, moved.samples, moved.update) == (at.epoch, at.offset, at.samples, at.update)
+    assert compare.rescale(moved, Scale(128, 1, 972), Scale(256, 1, 486)) == at
+
+
+def test_skipped_iterations_are_rescaled_too():
+    at = Progress(offset=100, samples=100, iteration=10, epoch_iteration=10, skipped=4)
+    assert compare.rescale(at, Scale(10, 1, 50), Scale(5, 1, 100)).skipped == 8
+
+
+def test_without_epochs_iterations_come_from_samples():
+    at = Progress(samples=1000, iteration=100)
+    assert compare.rescale(at, Scale(10), Scale(20)).iteration == 50
+
+
+def test_an_unchanged_batch_changes_nothing():
+    at = Progress(1, 2, 3, 4, 5, 6, 7)
+    assert compare.rescale(at, Scale(8, 1, 5), Scale(8, 3, 5)) is at
+
+
+def test_an_unchanged_effective_batch_is_called_equivalent():
+    told, warned = compare.scale_lines(Scale(128, 1), Scale(64, 2), lr=0.1)
+    assert not warned
+    assert "equivalent" in told[0]
+    assert "128 x accumulation 1 -> 64 x 2" in told[0]
+
+
+def test_a_changed_effective_batch_is_warned_about_with_both_rules():
+    told, warned = compare.scale_lines(Scale(64, 1), Scale(256, 1), lr=0.1)
+    assert not told
+    assert "64 to 256" in warned[0]
+    assert "linear rule would make it 0.4" in warned[0]
+    assert "square-root rule 0.2" in warned[0]
+
+
+def test_nothing_is_said_of_an_equal_scale():
+    assert compare.scale_lines(Scale(8, 2, 5), Scale(8, 2, 5), lr=0.1) == ([], [])
+
+
+def test_differences_have_their_class_and_variables_are_left_out():
+    old = {"optim_wrapper.optimizer.lr": "0.1", "default_hooks.logger.interval": "10", "train_dataloader.batch_size": "8"}
+    new = {**old, "optim_wrapper.optimizer.lr": "0.2", "default_hooks.logger.interval": "5", "my_variable": "3"}
+    new["train_dataloader.batch_size"] = "4"
+    new["param_scheduler[0].end"] = "7"
+    assert compare.differences(old, new) == [
+        "default_hooks.logger.interval: 10 -> 5 (no effect)",
+        "optim_wrapper.optimizer.lr: 0.1 -> 0.2 (honoured)",
+        "param_scheduler[0].end: not set -> 7 (honoured)",
+        "train_dataloader.batch_size: 8 -> 4 (rescaled)",
+    ]
+
+
+def test_a_class_and_its_name_are_no_difference():
+    assert compare.flatten({"model": {"type": Progress}}) == compare.flatten({"model": {"type": "mmtrain.x.Progress"}})
+
+
+def test_flatten_goes_into_dicts_and_lists_of_dicts():
+    cfg = {"a": {"b": [{"c": 1}, {"c": 2}], "d": [1, 2]}}
+    assert compare.flatten(cfg) == {"a.b[0].c": "1", "a.b[1].c": "2", "a.d": "[1, 2]"}
+
+
+def test_another_optimizer_or_data_set_is_refused_with_the_remedy():
+    compare.refuse_other_optimizer("AdamW", "AdamW")
+    compare.refuse_other_data("a", "a")
+    with pytest.raises(CheckpointError, match=r"SGD, the checkpoint's run used AdamW.*resume=False, load_from"):
+        compare.refuse_other_optimizer("AdamW", "SGD")
+    with pytest.raises(CheckpointError, match="resume_data='restart'"):
+        compare.refuse_other_data("a", "b")
+
+
+def test_switching_data():
+    at = Progress(epoch=2, offset=40, samples=240, iteration=24, epoch_iteration=4)
+    assert compare.switch_data(at, "continue", Scale(10, 1, 10)) is at
+    restarted = compare.switch_data(at, "restart", Scale(10, 1, 10))
+    assert (restarted.epoch, restarted.offset, restarted.iteration) == (2, 0, 24)
+    skipped = compare.switch_data(at, {"skip_iters": 13}, Scale(10, 1, 10))
+    assert (skipped.epoch, skipped.offset, skipped.epoch_iteration, skipped.iteration) == (1, 30, 3, 24)
+    with pytest.raises(CheckpointError, match="resume_data is 'again'"):
+        compare.switch_data(at, "again", Scale(10))
+
+
+def test_a_fingerprint_is_the_data_sets_own_or_its_class_and_length():
+    class Own(list):
+        def fingerprint(self):
+            return "abc"
+
+    assert compare.data_fingerprint(Own()) == "abc"
+    assert compare.data_fingerprint([1, 2]) == "list:2"
+    assert compare.data_fingerprint(iter([])) == "list_iterator:unknown"
