@@ -1,9 +1,9 @@
 """What a training iteration costs: a bare PyTorch loop, mmtrain and MMEngine's Runner, interleaved in one process.
 
 Every contender trains the same small network on the same data in batches of 32 with the same AdamW, logging every 50
-iterations, cosine schedule, in a thread of its own. They take turns: one runs a block of 100 iterations while the others
-wait, so that a drift of the machine meets all of them alike. Figures are medians over blocks; a contender's own cost is
-the median of the differences to the bare loop's block of the same turn.
+iterations, cosine schedule, in a thread of its own. They take turns: one runs a block of 100 iterations while the
+others wait, so that a drift of the machine meets all of them alike. Figures are medians over blocks; a contender's own
+cost is the median of the differences to the bare loop's block of the same turn.
 
 Usage: python benchmarks/step_overhead.py [--blocks 60]
 """

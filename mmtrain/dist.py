@@ -55,7 +55,26 @@ def init(backend: str | None = None, timeout: timedelta | None = None) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     chosen = backend or ("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    torch.distributed.init_process_group(chosen, timeout=timeout)
+    store = _store_of_attempt(timeout)
+    if store is None:
+        torch.distributed.init_process_group(chosen, timeout=timeout)
+    else:
+        rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        torch.distributed.init_process_group(chosen, timeout=timeout, store=store, rank=rank, world_size=size)
+
+
+def _store_of_attempt(timeout: timedelta | None) -> Any:
+    """The store of torchrun's agent, with a part of its own for each attempt; None without an agent.
+
+    The agent's store lives on when it starts the processes again (``--max-restarts`` with a given ``--master-port``);
+    torch would then read the addresses of the processes that are gone.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = torch.distributed.TCPStore(host, port, is_master=False, timeout=timeout or timedelta(minutes=5))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return torch.distributed.PrefixStore(f"mmtrain/attempt_{attempt}", store)
 
 
 def shutdown() -> None:

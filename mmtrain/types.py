@@ -27,12 +27,16 @@ class Batch:
     """One batch as the training stream hands it over, together with what it means for the position.
 
     ``data`` is what ``collate_fn`` returned, on the CPU. ``samples`` is the number of samples all ranks together
-    consume in this iteration. ``epoch_end`` is True for the last batch of a pass over the data.
+    consume in this iteration. ``epoch_end`` is True for the last batch of a pass over the data. ``weight`` is this
+    rank's share of the samples times the number of ranks: 1 where all have equally many. The mean over ranks of each
+    rank's mean loss times its weight is the mean over the global batch. A weight of 0 marks a stand-in: a rank that has
+    no sample left computes one of another rank's along, because the others' collectives need it.
     """
 
     data: Any
     samples: int
     epoch_end: bool
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

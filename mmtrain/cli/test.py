@@ -4,6 +4,7 @@ import argparse
 import json
 from collections.abc import Sequence
 
+from mmtrain import launch
 from mmtrain.cli.errors import run_command
 from mmtrain.config import load_config, parse_overrides
 
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             overrides["load_from"] = arguments.checkpoint
         kind = "val" if arguments.val else "test"
         runner = FlexibleRunner.from_cfg(load_config(arguments.config, overrides), task=kind)
-        print(json.dumps(runner.val() if arguments.val else runner.test()))
+        metrics = runner.val() if arguments.val else runner.test()
+        if launch.speaks():
+            print(json.dumps(metrics))
 
     return run_command(command, debug=arguments.debug)

@@ -8,7 +8,7 @@ from mmtrain.data.collate import is_built_in, resolve_collate
 from mmtrain.data.custom_sampler import is_own_order, sampler_maker
 from mmtrain.data.iterable_stream import IterableStream
 from mmtrain.data.options import split_options
-from mmtrain.data.reading import SeededReader
+from mmtrain.data.reading import Failure, SeededReader
 from mmtrain.data.sampler import Draw, check_sizes
 from mmtrain.data.stream import check_map_style
 from mmtrain.data.workers import WorkerPool, crowding
@@ -54,6 +54,7 @@ class EvalLoader:
         self._pass = 0
         self._keep_workers = workers.persistent_workers is not False
         self._sampler = _own_sampler(sampler, dataset, seed=place.seed, path=f"{place.path}.sampler")
+        self._reader = reader
         self._pool = WorkerPool(reader, workers, path=place.path)
 
     def __len__(self) -> int:
@@ -71,6 +72,13 @@ class EvalLoader:
             yield self._pool.take()[1]
         if not self._keep_workers:
             self._pool.close()
+
+    def stand_in(self) -> Any:
+        """Return a batch of the first sample alone, for a rank that has none but must call the model all the same."""
+        data = self._reader(Draw(0, 0, [0], 1, False))
+        if isinstance(data, Failure):
+            data.raise_it()
+        return data
 
     def close(self) -> None:
         """End the workers; the next pass starts new ones."""

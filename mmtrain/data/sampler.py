@@ -13,7 +13,8 @@ class Draw(NamedTuple):
     """What one iteration reads on this rank, and what it means for the position.
 
     ``offset`` is the first global sample of the iteration in pass ``epoch``; ``indices`` are this rank's and may be
-    empty in the last iteration of a pass; ``samples`` is what all ranks consume together.
+    empty in the last iteration of a pass of a validation; ``samples`` is what all ranks consume together; ``weight`` is
+    `types.Batch.weight`.
     """
 
     epoch: int
@@ -21,6 +22,7 @@ class Draw(NamedTuple):
     indices: list[int]
     samples: int
     epoch_end: bool
+    weight: float = 1.0
 
 
 class IndexSource(Protocol):
@@ -71,9 +73,10 @@ class PositionSampler:
 
     Global batch k of a pass is ``order[offset : offset + batch_size * world_size]``, and rank r takes the r-th
     contiguous part, so the samples of an iteration do not depend on how many ranks share it. The incomplete last batch
-    is shared as evenly as it goes (earlier ranks get one more, the last ones may get none); nothing is padded or
-    repeated. ``drop_last`` drops what is left when it is less than a full global batch. A pass can be entered at any
-    offset, also one that is no multiple of the global batch: a changed batch size just starts there.
+    is shared as evenly as it goes (earlier ranks get one more); nothing is padded or repeated. A rank that is left
+    without a sample reads the batch's first one, with weight 0: it takes part in the iteration and adds nothing.
+    ``drop_last`` drops what is left when it is less than a full global batch. A pass can be entered at any offset, also
+    one that is no multiple of the global batch: a changed batch size just starts there.
 
     Raises:
         ConfigError: see `check_sizes`.
@@ -122,8 +125,11 @@ class PositionSampler:
             count = min(self.global_batch, self.size - offset)
             start, stop = self._share(offset, count)
             following = self.normalise(epoch, offset + count)
+            weight = (stop - start) * self.world_size / count
+            if start == stop:
+                start, stop = offset, offset + 1
             indices = self._order(epoch).take(start, stop)
-            yield Draw(epoch, offset, indices, count, following[0] != epoch)
+            yield Draw(epoch, offset, indices, count, following[0] != epoch, weight)
             epoch, offset = following
 
     def _share(self, offset: int, count: int) -> tuple[int, int]:

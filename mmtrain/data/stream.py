@@ -99,7 +99,7 @@ class TrainStream(Stream):
             ``num_workers``, ``pin_memory``, ``prefetch_factor``, ``persistent_workers``, ``worker_init_fn``,
             ``timeout``, ``multiprocessing_context``, see `options.WorkerOptions`.
 
-    A batch has ``data=None`` when this rank gets no sample of a pass's incomplete last batch.
+    A batch has ``weight=0`` when this rank gets no sample of a pass's incomplete last batch; ``data`` is a stand-in.
 
     Raises:
         ConfigError: an empty data set, a batch that the data set cannot fill, or an option that cannot be.
@@ -154,7 +154,7 @@ class TrainStream(Stream):
         """Epoch and offset of the next batch."""
         if self._last is None:
             return self._from
-        epoch, offset, _, samples, epoch_end = self._last
+        epoch, offset, _, samples, epoch_end, _ = self._last
         return (epoch + 1, 0) if epoch_end else (epoch, offset + samples)
 
     def __next__(self) -> Batch:
@@ -163,7 +163,7 @@ class TrainStream(Stream):
             self._started = True
         draw, data = self._pool.take()
         self._last = draw
-        return Batch(data, draw.samples, draw.epoch_end)
+        return Batch(data, draw.samples, draw.epoch_end, draw.weight)
 
     def close(self) -> None:
         self._pool.close()

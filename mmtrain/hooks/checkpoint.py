@@ -7,11 +7,8 @@ from typing import Any
 
 from mmtrain.errors import ConfigError, RunError
 from mmtrain.hooks.base import Hook
+from mmtrain.hooks.metric_rule import GREATER_KEYS, LESS_KEYS, infer_rule
 from mmtrain.registry import HOOKS
-
-# MMEngine's: a metric whose name holds one of these is better when greater, or when less.
-_GREATER = ("acc", "top", "AR@", "auc", "precision", "mAP", "mDice", "mIoU", "mAcc", "aAcc")
-_LESS = ("loss", "perplexity", "error")
 
 
 @HOOKS.register_module()
@@ -73,7 +70,7 @@ class CheckpointHook(Hook):
             "on_error": on_save_error, "filename_tmpl": filename_tmpl, "at_stop": save_last,
         }  # fmt: skip
         self._clock = clock
-        self._greater, self._less = tuple(greater_keys or _GREATER), tuple(less_keys or _LESS)
+        self._greater, self._less = tuple(greater_keys or GREATER_KEYS), tuple(less_keys or LESS_KEYS)
         self._best_metrics = [save_best] if isinstance(save_best, str) else list(save_best or [])
         self._rules = [rule] if isinstance(rule, str) else list(rule or [])
         self.best: dict[str, dict[str, Any]] = {}
@@ -175,17 +172,13 @@ class CheckpointHook(Hook):
         self._best_metrics, self._rules = metrics, rules or [self._rule_of(metric) for metric in metrics]
 
     def _rule_of(self, metric: str) -> str:
-        name = metric.rsplit("/", maxsplit=1)[-1]
-        for keys, rule in ((self._greater, "greater"), (self._less, "less")):
-            if name in keys:
-                return rule
-        for keys, rule in ((self._greater, "greater"), (self._less, "less")):
-            if any(key.lower() in name.lower() for key in keys):
-                return rule
-        raise ConfigError(
-            f"default_hooks.checkpoint.save_best: is {metric!r} better when greater or when less? "
-            "say so with rule='greater' or rule='less'"
-        )
+        rule = infer_rule(metric, greater=self._greater, less=self._less)
+        if rule is None:
+            raise ConfigError(
+                f"default_hooks.checkpoint.save_best: is {metric!r} better when greater or when less? "
+                "say so with rule='greater' or rule='less'"
+            )
+        return rule
 
     @staticmethod
     def _is_better(value: float, best: float | None, rule: str) -> bool:

@@ -33,6 +33,8 @@ class Place:
 def format_train_line(scalars: Mapping[str, Any], place: Place, *, eta: float | None = None, digits: int = 4) -> str:
     """One line of training: place, lr, eta (given in seconds), times, memory, then the losses and whatever else.
 
+    What a save cost (``save_*``) stands in the scalars file alone: beside the save's own line it would say little here.
+
     ``Epoch(train) [1][ 50/312]  lr: 1.0000e-03  eta: 0:01:12  time: 0.0123  data_time: 0.0010  memory: 312  loss: 2.1``
     """
     rates = [name for name in scalars if is_rate(name)]
@@ -40,7 +42,7 @@ def format_train_line(scalars: Mapping[str, Any], place: Place, *, eta: float | 
     if eta is not None:
         items.append(f"eta: {format_seconds(eta)}")
     items += [f"{name}: {_number(scalars[name], digits)}" for name in _TIMES if name in scalars]
-    rest = [name for name in scalars if name not in rates and name not in _HEAD and name not in _TIMES]
+    rest = [name for name in scalars if name not in {*rates, *_HEAD, *_TIMES} and not name.startswith("save_")]
     rest.sort(key=lambda name: name != "loss")
     items += [f"{name}: {_number(scalars[name], digits)}" for name in rest]
     return "  ".join([str(place), *items])

@@ -39,7 +39,8 @@ class OptimWrapper:
     * ``want_grad_norm``: measure the gradients' norm in the steps that follow, also where nothing is clipped;
     * ``skip_nonfinite``: leave parameters and moments as they are where the loss or a gradient is not finite. Costs the
       norm and one read from the device in each update, and one small all-reduce where there are several ranks;
-    * ``before_step``: called just before the optimizer steps.
+    * ``before_step``: called just before the optimizer steps;
+    * ``loss_weight``: what `scale_loss` multiplies by, for models with a ``train_step`` of their own.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class OptimWrapper:
         self.want_grad_norm = False
         self.skip_nonfinite = False
         self.before_step: Callable[[], None] | None = None
+        self.loss_weight = 1.0
         self.remarks: list[str] = []
         # With several groups, what a parameter without multipliers would have: the `base_lr` of MMEngine's logs.
         self.base_group = {**optimizer.defaults} if len(optimizer.param_groups) > 1 else None
@@ -157,9 +159,10 @@ class OptimWrapper:
             self.zero_grad(**(zero_kwargs or {}))
 
     def scale_loss(self, loss: Tensor) -> Tensor:
-        """``loss`` divided by the length of its window."""
+        """``loss`` divided by the length of its window, times this rank's weight (`types.Batch.weight`)."""
         length = self._length if self._driven else self._window_alone()
-        return loss if length == 1 else loss / length
+        divided = loss if length == 1 else loss / length
+        return divided if self.loss_weight == 1.0 else divided * self.loss_weight
 
     def step(self, **kwargs: Any) -> None:
         """Clip and step; ``kwargs`` go to the optimizer. The gradients stay."""

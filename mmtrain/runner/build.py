@@ -4,30 +4,27 @@ The order matters: the seed and the checkpoint to resume are known before the fi
 built, and the data before the schedules, whose length it decides.
 """
 
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from mmtrain import dist
+from mmtrain import dist, launch
 from mmtrain.checkpoint import WorkDirLock
-from mmtrain.config import check_config, dump_config, import_custom_modules
+from mmtrain.config import check_config, import_custom_modules
 from mmtrain.config_keys import DEFAULT_HOOKS, LOOP_NAMES, named_sets
 from mmtrain.config_source import positions
 from mmtrain.data import build_eval_loader, build_train_stream
 from mmtrain.errors import ConfigError
 from mmtrain.evaluation import build_evaluator
-from mmtrain.logging import ConsoleWriter, JsonLinesWriter, Scalars, VisualizerWriter, build_visualizer, make_logger
+from mmtrain.logging import ConsoleWriter, JsonLinesWriter, Scalars, VisualizerWriter, build_visualizer
 from mmtrain.optim import OptimWrapper, build_optim_wrapper, build_schedules, scale_lr
 from mmtrain.randomness import STREAM_BUILD, draw_seed, mix, seed_generators, set_deterministic
 from mmtrain.registry import HOOKS, LOOPS, MODELS, STRATEGIES, build, resolve
 from mmtrain.runner.flexible_runner import Parts, Randomness
 from mmtrain.runner.hook_points import HookList
 from mmtrain.runner.loops import TrainLoop, TrainPlan
+from mmtrain.runner.place import Place, apply_env, make_place, take_lock
 from mmtrain.runner.resume import Resume
 from mmtrain.runner.saving import SaveService
 from mmtrain.strategies import Strategy
@@ -42,7 +39,9 @@ def assemble(cfg: Any, *, task: str = "train") -> Parts:
 def _assemble_checked(cfg: Any, task: str) -> Parts:
     import_custom_modules(cfg)
     check_config(cfg)
-    strategy: Strategy = build(STRATEGIES, cfg.get("strategy") or {"type": "SingleDeviceStrategy"}, path="strategy")
+    join_processes(cfg)
+    default = {"type": "SingleDeviceStrategy" if dist.world_size() == 1 else "DDPStrategy"}
+    strategy: Strategy = build(STRATEGIES, cfg.get("strategy") or default, path="strategy")
     strategy.setup()
     lock = take_lock(cfg) if task == "train" else None
     try:
@@ -54,11 +53,24 @@ def _assemble_checked(cfg: Any, task: str) -> Parts:
         raise
 
 
+def join_processes(cfg: Any) -> None:
+    """Join the processes that a launcher started, once it is known that their config can be right."""
+    env = cfg.get("env_cfg") or {}
+    options = env.get("dist_cfg") or {}
+    launch.join(
+        cfg.get("launcher") or "none", backend=options.get("backend"),
+        timeout=env.get("timeout") or options.get("timeout"),
+    )  # fmt: skip
+    launch.refuse_disagreement(cfg)
+
+
 def _assemble(cfg: Any, task: str, strategy: Strategy, lock: WorkDirLock | None) -> Parts:
     place = make_place(cfg)
+    launch.write_errors_to(place.log_dir / "errors")
     hooks = build_hooks(cfg)
     resume = Resume.choose(cfg, place.work_dir, hooks, logger=place.logger, task=task)
     randomness = build_randomness(cfg, resume.seed)
+    apply_env(cfg.get("env_cfg") or {}, deterministic=randomness.deterministic)
     trains = task == "train" and cfg.get("train_dataloader") is not None
     stream = _train_stream(cfg, randomness) if trains else None
     val_sets = build_sets(cfg, "val", randomness) if task in ("train", "val") else {}
@@ -78,90 +90,6 @@ def _assemble(cfg: Any, task: str, strategy: Strategy, lock: WorkDirLock | None)
         eval_fp16={kind: bool((cfg.get(f"{kind}_cfg") or {}).get("fp16")) for kind in ("val", "test")},
         remarks=remarks, config_text=place.config_text, lock=lock,
     )  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where a run writes."""
-
-    work_dir: Path
-    log_dir: Path
-    timestamp: str
-    experiment_name: str
-    logger: Any
-    config_text: str
-
-
-def _name_and_work_dir(cfg: Any) -> tuple[str, Path]:
-    name = Path(cfg.filename).stem if getattr(cfg, "filename", None) else "run"
-    return name, Path(cfg.get("work_dir") or Path("work_dirs") / name)
-
-
-def take_lock(cfg: Any) -> WorkDirLock | None:
-    """The work dir's lock, taken by rank 0 for the length of the run. Raises RunError that names who holds it."""
-    _, work_dir = _name_and_work_dir(cfg)
-
-    def acquire() -> WorkDirLock:
-        try:
-            return WorkDirLock(work_dir).acquire()
-        except OSError as error:
-            raise _unwritable(work_dir, error) from error
-
-    if dist.world_size() == 1:
-        return acquire()
-    held: list[WorkDirLock] = []
-    dist.on_main(lambda: held.append(acquire()))
-    return held[0] if held else None
-
-
-def _unwritable(work_dir: Path, error: OSError) -> ConfigError:
-    return ConfigError(
-        f"work_dir {str(work_dir)!r} cannot be written: {error.strerror or error}; "
-        "choose another with work_dir=... or --work-dir"
-    )
-
-
-def make_place(cfg: Any) -> Place:
-    """Create ``<work_dir>/<timestamp>``, the logger in it, and the resolved config beside the log.
-
-    Raises ConfigError when the directory cannot be written.
-    """
-    name, work_dir = _name_and_work_dir(cfg)
-    timestamp = dist.broadcast_object(time.strftime("%Y%m%d_%H%M%S"))
-    experiment = cfg.get("experiment_name") or f"{name}_{timestamp}"
-    log_dir = dist.on_main(lambda: _new_directory(work_dir, timestamp))
-    logger = make_logger("mmtrain", level=cfg.get("log_level") or "INFO", file=log_dir / "run.log")
-    if dist.is_main():
-        _write_record(cfg, log_dir / "config.py")
-    text = dist.on_main(lambda: (log_dir / "config.py").read_text(encoding="utf-8"))
-    return Place(work_dir, log_dir, log_dir.name, experiment, logger, text)
-
-
-def _write_record(cfg: Any, path: Path) -> None:
-    """Write the resolved config. One that was made in Python may hold objects, which no file can."""
-    try:
-        dump_config(cfg, path)
-    except ConfigError as error:
-        if getattr(cfg, "filename", None):
-            raise
-        path.write_text(f"# This run was set up in Python and cannot be repeated from a file.\n# {error}\n", "utf-8")
-
-
-def _new_directory(work_dir: Path, timestamp: str) -> Path:
-    try:
-        for number in range(1000):
-            directory = work_dir / (f"{timestamp}_{number}" if number else timestamp)
-            try:
-                directory.mkdir(parents=True)
-            except FileExistsError:
-                if not work_dir.is_dir():
-                    raise
-                continue
-            (directory / "vis_data").mkdir()
-            return directory
-    except OSError as error:
-        raise _unwritable(work_dir, error) from error
-    raise ConfigError(f"work_dir {str(work_dir)!r} holds a thousand runs begun in one second")
 
 
 def build_hooks(cfg: Any) -> HookList:
@@ -200,9 +128,6 @@ def build_randomness(cfg: Any, resumed_seed: int | None) -> Randomness:
         seed = dist.broadcast_object(draw_seed()) if resumed_seed is None else resumed_seed
     randomness = Randomness(seed=int(seed), **options)
     set_deterministic(randomness.deterministic)
-    env = cfg.get("env_cfg") or {}
-    if env.get("cudnn_benchmark") and not randomness.deterministic:
-        torch.backends.cudnn.benchmark = True
     return randomness
 
 
@@ -289,11 +214,12 @@ def prepare_model(
     if cfg.get("model") is None:
         raise ConfigError("the config has no 'model'; expected model=dict(type=..., ...)")
     seed_generators(mix(STREAM_BUILD, randomness.seed))
-    model = build(MODELS, cfg["model"], path="model")
+    with strategy.build_context():
+        model = build(MODELS, cfg["model"], path="model")
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
     init_weights = getattr(model, "init_weights", None)
-    if callable(init_weights):
+    if callable(init_weights) and not any(parameter.is_meta for parameter in model.parameters()):
         init_weights()
     strategy.prepare(model, make_optim, _compile_options(cfg.get("compile")))
 
@@ -302,6 +228,8 @@ def _compile_options(value: Any) -> dict[str, Any] | None:
     if not value:
         return None
     options = {} if value is True else dict(value)
+    if options.pop("target", "forward") != "forward":
+        raise ConfigError("compile.target: only 'forward' is compiled; the step's own code stays outside the graph")
     return None if options.pop("disable", False) else options
 
 

@@ -26,7 +26,7 @@ class EvaluationLoop:
         self.kind = kind
         self.sets = dict(sets)
         self.has_reported_metrics = False
-        self._call = ModelCall(runner.model, runner.strategy.module, runner.device)
+        self._call = ModelCall(runner.model, runner.strategy.evaluation_module, runner.device)
 
     @property
     def dataloader(self) -> Any:
@@ -62,11 +62,14 @@ class EvaluationLoop:
         runner = self.runner
         if runner.randomness.positional:
             seed_generators(mix(STREAM_VAL, runner.seed, dist.rank(), runner.progress.iteration))
+        runner.strategy.share_buffers()
+        runner.strategy.forget_gathered()
         metrics: dict[str, float] = {}
         with torch.no_grad():
             for name, (loader, evaluator) in self.sets.items():
                 found = self._measure_set(loader, evaluator, max_batches, quiet)
                 metrics.update({f"{name}/{key}" if name else key: value for key, value in found.items()})
+        runner.strategy.forget_gathered()
         return metrics
 
     def _measure_set(self, loader: Any, evaluator: Any, max_batches: int | None, quiet: bool) -> dict[str, float]:
@@ -78,6 +81,8 @@ class EvaluationLoop:
             if max_batches is not None and index >= max_batches:
                 break
             if batch is None:  # the last batch of the set has no sample for this rank
+                if runner.strategy.forward_is_collective:
+                    self._predict(loader.stand_in(), None, _LossMean())
                 continue
             if not quiet:
                 for hook in before:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from mmtrain import dist
 from mmtrain.errors import ConfigError
 from mmtrain.progress import Progress
 from mmtrain.registry import RUNNERS
+from mmtrain.runner.agreement import Agreement
+from mmtrain.runner.announce import closing_lines, opening_lines
 from mmtrain.runner.compare import Scale, data_fingerprint
 from mmtrain.runner.evaluation import EvaluationLoop
 from mmtrain.runner.hook_points import HookList
@@ -103,6 +106,7 @@ class FlexibleRunner:
         self.metrics: dict[str, float] = {}
         self.stop_requested: str | None = None
         self.signals = Signals()
+        self.agreement = Agreement() if dist.world_size() > 1 else None
 
         self.val_loop = EvaluationLoop(self, "val", parts.val_sets) if parts.val_sets else None
         self.test_loop = EvaluationLoop(self, "test", parts.test_sets) if parts.test_sets else None
@@ -202,7 +206,13 @@ class FlexibleRunner:
 
     # ---- the two ways up ----------------------------------------------------------------------------------------
     def request_save(self, reason: str, **options: Any) -> None:
-        """Ask for a checkpoint at the end of this step, or of its window. Options are those of `SaveRequest`."""
+        """Ask for a checkpoint at the end of this step, or of its window. Options are those of `SaveRequest`.
+
+        With several ranks all must ask alike, except for the reason "time": one rank's clock asks for all.
+        """
+        if self.agreement is not None and reason == "time":
+            self.agreement.wants_save = True
+            return
         self.saving.requests.append(SaveRequest(reason=reason, **options))
 
     def request_stop(self, reason: str) -> None:
@@ -228,13 +238,20 @@ class FlexibleRunner:
         """Train from the beginning, or from the checkpoint that the config asks to resume; returns the model."""
         if self.train_loop is None:
             raise ConfigError("train() needs train_dataloader, train_cfg and optim_wrapper in the config")
+        begun = time.perf_counter()
         with _Running(self):
+            self._say(opening_lines(self))
             self.hooks.call("before_run", self)
             self._resume.prepare(self)
             self._resume.announce(self)
             self.train_loop.run()
             self.hooks.call("after_run", self)
+            self._say(closing_lines(self, seconds=time.perf_counter() - begun))
         return self.model
+
+    def _say(self, lines: list[str]) -> None:
+        for line in lines:
+            self.logger.info("%s", line)
 
     def val(self) -> dict[str, float]:
         """Run the validation sets once and return their metrics."""

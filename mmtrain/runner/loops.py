@@ -71,6 +71,12 @@ class TrainLoop:
         runner.optim_wrapper.skip_nonfinite = plan.nonfinite == "skip"
         self._guard = NonfiniteGuard(plan.nonfinite, runner.device)
         self._call = ModelCall(runner.model, runner.strategy.module, runner.device)
+        if self._call.has_own_train_step and not runner.strategy.takes_own_train_step:
+            raise ConfigError(
+                f"model: {type(runner.model).__name__} has a train_step of its own, whose gradients "
+                f"{type(runner.strategy).__name__} does not exchange; return the loss from forward(), or train it with "
+                "FSDPStrategy"
+            )
         self._rank = dist.rank() if runner.randomness.diff_rank_seed else 0
         self._positional = runner.randomness.positional
         self._window = self._micro = 0
@@ -130,9 +136,10 @@ class TrainLoop:
         for hook in self._before:
             hook(runner, batch_idx=batch_idx, data_batch=data)
         last = self._enter_window()
-        outputs = self._compute(data, last=last)
+        weight = batch.weight
+        outputs = self._compute(data, last=last, weight=weight)
         for name, value in outputs.items():
-            record(name, value)
+            record(name, value if weight == 1.0 else value * weight)
         progress.advance(batch.samples, epoch_end=batch.epoch_end)
         runner.update_result = self._leave_window() if last else None
         record("data_time", arrived - started)
@@ -164,11 +171,15 @@ class TrainLoop:
             remaining = left if remaining is None else min(left, remaining)
         return window_length(runner.progress.iteration, self.accumulative_counts, remaining=remaining)
 
-    def _compute(self, data: Any, *, last: bool) -> dict[str, Any]:
-        """Forward and backward of one micro-batch; returns its scalars, detached."""
+    def _compute(self, data: Any, *, last: bool, weight: float) -> dict[str, Any]:
+        """Forward and backward of one micro-batch; returns its scalars, detached.
+
+        ``weight`` is `types.Batch.weight`; the scalars are those of this rank's own samples.
+        """
         runner, call = self.runner, self._call
         iteration = runner.progress.iteration + 1
         if call.has_own_train_step:
+            runner.optim_wrapper.loss_weight = weight
             parts = call.train_step(data, runner.optim_wrapper)
             loss = parts.get("loss")
         else:
@@ -179,7 +190,8 @@ class TrainLoop:
                     f"the loss of iteration {iteration} has no gradient: no parameter that is trained took part in it, "
                     "or it was detached"
                 )
-            runner.strategy.backward(loss / self._window if self._window > 1 else loss, last=last)
+            share = loss / self._window if self._window > 1 else loss
+            runner.strategy.backward(share if weight == 1.0 else share * weight, last=last)
         if loss is not None:
             self._guard.observe(iteration, loss)
         return {name: value.detach() if isinstance(value, Tensor) else value for name, value in parts.items()}
@@ -207,7 +219,10 @@ class TrainLoop:
             done = progress.epoch if plan.by_epoch else progress.iteration
             if plan.validates_after(done, is_end=self.finished):
                 self._validate()
-        if runner.signals.received:
+        if runner.agreement is not None:
+            if self._micro == 0:
+                runner.agreement.look(runner, log_interval=self.log_interval)
+        elif runner.signals.received:
             runner.leave_on_signal()
         runner.iter, runner.epoch = progress.iteration, progress.epoch
         if self._micro == 0:

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from mmtrain import dist, randomness
 from mmtrain.checkpoint import Checkpoint, CheckpointStore, copy_matched, describe, load_weights
+from mmtrain.checkpoint.reader import saved_dtype
 from mmtrain.checkpoint.verify import Verify
 from mmtrain.errors import CheckpointError, ConfigError
 from mmtrain.logging import cut_logs
 from mmtrain.runner import compare
 from mmtrain.runner.hook_points import HookList
 from mmtrain.runner.state import restore_small_state
+from mmtrain.strategies.base import SavedTensor
 
 if TYPE_CHECKING:
     from mmtrain.runner.flexible_runner import FlexibleRunner
@@ -142,8 +144,9 @@ class Resume:
             own = {name: value for name, value in own.items() if name in saved}
         checkpoint.load("model", own, strict=True)
         if meta.get("has_optimizer", True):
-            names = checkpoint.tensor_names("optimizer")
-            runner.strategy.load_optimizer_state({name: checkpoint.read("optimizer", name) for name in names})
+            targets = runner.strategy.optimizer_targets(_saved(checkpoint, "optimizer"))
+            checkpoint.load("optimizer", targets)
+            runner.strategy.load_optimizer_state(targets)
         else:
             self._lines.append("The checkpoint has no optimizer state (save_optimizer=False): moments start anew.")
 
@@ -180,6 +183,11 @@ class Resume:
                 "The run stands at iteration %d%s, epoch %d, sample %d of the epoch, update %d.",
                 progress.iteration, of, progress.epoch + 1, progress.offset, progress.update,
             )  # fmt: skip
+
+
+def _saved(checkpoint: Checkpoint, section: str) -> dict[str, SavedTensor]:
+    infos = {name: checkpoint.tensor_info(section, name) for name in checkpoint.tensor_names(section)}
+    return {name: SavedTensor(info.shape, saved_dtype(info)) for name, info in infos.items()}
 
 
 def _root(work_dir: Path, hooks: HookList) -> Path:

@@ -84,6 +84,10 @@ class SaveService:
         if self._policy.at_stop:
             self.requests.append(SaveRequest("stop"))
 
+    def request_by_clock(self) -> None:
+        """Ask for the checkpoint that a rank's clock says is due, on every rank."""
+        self.requests.append(SaveRequest("time", temporary=True))
+
     def save(self, runner: "FlexibleRunner") -> None:
         """Serve the requests of this save point with one checkpoint and forget them."""
         requests, self.requests = self.requests, []
@@ -143,6 +147,7 @@ class SaveService:
     # ---- one save -----------------------------------------------------------------------------------------------
     def _start(self, runner: "FlexibleRunner", name: str, requests: list[SaveRequest], message: dict[str, Any]) -> Any:
         policy = self._policy
+        runner.strategy.share_buffers()
         state = capture_small_state(runner)
         if not policy.schedules:
             state.pop("schedules", None)

@@ -20,6 +20,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.received = 0
+        self.agreed = 0  # the signal that another rank received, once all have agreed to leave
         self._own_pid = os.getpid()
         self._in_worker = 0
         self._previous: dict[int, Any] = {}
@@ -27,13 +28,15 @@ class Signals:
     @property
     def exit_status(self) -> int:
         """The status to exit with: 130 for Ctrl-C, 75 for the others, 0 without a signal."""
-        if not self.received:
+        number = self.received or self.agreed
+        if not number:
             return 0
-        return INTERRUPTED if self.received == signal.SIGINT else PREEMPTED
+        return INTERRUPTED if number == signal.SIGINT else PREEMPTED
 
     @property
     def name(self) -> str:
-        return signal.Signals(self.received).name if self.received else ""
+        number = self.received or self.agreed
+        return signal.Signals(number).name if number else ""
 
     def __enter__(self) -> "Signals":
         self._own_pid = os.getpid()

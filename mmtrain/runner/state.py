@@ -32,7 +32,18 @@ def small_state_table(runner: "FlexibleRunner") -> dict[str, Stateful]:
 
 def capture_small_state(runner: "FlexibleRunner") -> dict[str, Any]:
     """The state of everything in the table, by name."""
-    return {name: item.state_dict() for name, item in small_state_table(runner).items()}
+    state = {name: item.state_dict() for name, item in small_state_table(runner).items()}
+    return _whole(state) if runner.strategy.forward_is_collective else state
+
+
+def _whole(value: Any) -> Any:
+    """The same nested state with sharded tensors (averages of the weights) put together; a collective."""
+    if isinstance(value, Mapping):
+        return {key: _whole(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)) and any(isinstance(item, Tensor) for item in value):
+        return type(value)(_whole(item) for item in value)
+    full_tensor = getattr(value, "full_tensor", None)
+    return value if full_tensor is None else full_tensor()
 
 
 def capture_tensors(

@@ -2,14 +2,21 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mmtrain.optim import OptimWrapper
 from mmtrain.types import StepResult
+
+
+class SavedTensor(NamedTuple):
+    """What is known of a saved tensor before it is read: its whole shape and its type."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
 
 
 class Strategy(ABC):
@@ -28,6 +35,23 @@ class Strategy(ABC):
     module: nn.Module
     optim: OptimWrapper | None
     device: torch.device
+
+    #: Whether a model whose own ``train_step`` runs forward and backward trains right under this engine.
+    takes_own_train_step = True
+    #: Whether every rank must run forward when one does (parameters are gathered there).
+    forward_is_collective = False
+
+    def build_context(self) -> AbstractContextManager[Any]:
+        """The context in which the model is built; `prepare` initialises a model that it leaves without values."""
+        return nullcontext()
+
+    @property
+    def evaluation_module(self) -> nn.Module:
+        """What evaluation calls; ranks may call it differently often unless ``forward_is_collective``."""
+        return self.module
+
+    def share_buffers(self) -> None:  # noqa: B027 (one process has nothing to share)
+        """Give every rank rank 0's persistent buffers (running statistics); before evaluation and before a save."""
 
     @abstractmethod
     def setup(self) -> None:
@@ -65,6 +89,16 @@ class Strategy(ABC):
     @abstractmethod
     def optimizer_state(self) -> dict[str, Tensor]:
         """The optimizer's tensors as ``<parameter name>/<slot>`` (``layers.0.weight/exp_avg``)."""
+
+    def forget_gathered(self) -> None:  # noqa: B027 (most engines gather nothing)
+        """Drop copies of parameters that were gathered for a forward, because the parameters may change behind them."""
+
+    def optimizer_targets(self, saved: Mapping[str, SavedTensor]) -> dict[str, Tensor]:
+        """Memory for the saved optimizer tensors, to be filled and given to `load_optimizer_state`.
+
+        Sharded where the strategy shards its moments, so that each process reads only what it needs.
+        """
+        return {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in saved.items()}
 
     @abstractmethod
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mmtrain import dist
+from mmtrain.errors import ConfigError
 from mmtrain.optim import OptimWrapper
 from mmtrain.registry import STRATEGIES
 from mmtrain.strategies.base import Strategy
@@ -26,6 +27,11 @@ class SingleDeviceStrategy(Strategy):
         self._device_name = device
 
     def setup(self) -> None:
+        if dist.world_size() > 1:
+            raise ConfigError(
+                f"strategy.type: SingleDeviceStrategy runs in one process and {dist.world_size()} were started; "
+                "leave `strategy` out or name 'DDPStrategy'"
+            )
         self.device = torch.device(self._device_name) if self._device_name else dist.default_device()
 
     def prepare(

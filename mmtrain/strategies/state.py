@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmtrain.errors import CheckpointError
 from mmtrain.optim import OptimWrapper
+from mmtrain.strategies.base import SavedTensor
 
 
 def module_state(module: nn.Module) -> dict[str, Tensor]:
@@ -38,6 +39,14 @@ def load_module_state(module: nn.Module, state: Mapping[str, Tensor], *, strict:
         for name, value in own.items():
             if name in state and state[name].shape == value.shape:
                 value.copy_(state[name])
+
+
+def broadcast_buffers(module: nn.Module) -> None:
+    """Copy rank 0's persistent buffers to all ranks; a collective."""
+    kept = module.state_dict(keep_vars=True)
+    for name, value in module.named_buffers():
+        if name in kept:
+            torch.distributed.broadcast(value, 0)
 
 
 def optimizer_tensors(model: nn.Module, optim: OptimWrapper) -> dict[str, Tensor]:
@@ -73,6 +82,19 @@ def load_optimizer_tensors(model: nn.Module, optim: OptimWrapper, state: Mapping
     for name, own in slots.items():
         parameter = parameters[name]
         optim.optimizer.state[parameter] = {slot: _placed(slot, value, parameter, optim) for slot, value in own.items()}
+
+
+def sharded_targets(model: nn.Module, saved: Mapping[str, SavedTensor]) -> dict[str, Tensor]:
+    """Memory for saved optimizer tensors: what has its parameter's shape is cut as the parameter is."""
+    parameters = dict(model.named_parameters())
+    targets: dict[str, Tensor] = {}
+    for key, tensor in saved.items():
+        parameter = parameters.get(key.rpartition("/")[0])
+        if parameter is not None and parameter.shape == tensor.shape and tensor.shape:
+            targets[key] = torch.empty_like(parameter.detach(), dtype=tensor.dtype)
+        else:
+            targets[key] = torch.empty(tensor.shape, dtype=tensor.dtype)
+    return targets
 
 
 def _placed(slot: str, value: Tensor, parameter: Tensor, optim: OptimWrapper) -> Tensor | float:

@@ -131,19 +131,31 @@ def test_with_workers_the_global_generators_of_the_main_process_are_not_drawn_fr
     assert global_states() == before
 
 
-def test_a_rank_without_samples_gets_no_data():
-    assert [next_of_last(rank)[0] for rank in range(4)] == [[8], None, None, None]
-    assert all(next_of_last(rank)[2:] == (1, True) for rank in range(4))
+def test_a_rank_without_samples_gets_a_stand_in_without_weight():
+    assert [next_of_last(rank)[0][0] for rank in range(4)] == [[8], [8], [8], [8]]
+    assert [next_of_last(rank)[1] for rank in range(4)] == [4.0, 0.0, 0.0, 0.0]
+    assert all(next_of_last(rank)[0][2:] == (1, True) for rank in range(4))
 
 
 def next_of_last(rank, num_workers=0):
     read = stream(Noisy(9), 2, rank=rank, world_size=4, shuffle=False, num_workers=num_workers)
     read.seek(0, 8)
-    return plain(next(read))
+    batch = next(read)
+    read.close()
+    return plain(batch), batch.weight
 
 
-def test_a_rank_without_samples_gets_no_data_from_workers_either():
-    assert next_of_last(3, num_workers=1) == (None, None, 1, True)
+def test_a_rank_without_samples_gets_a_stand_in_from_workers_too():
+    assert next_of_last(3, num_workers=1) == next_of_last(3)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_weights_of_all_ranks_are_their_shares(world_size):
+    ranks = [stream(Noisy(23), 12 // world_size, rank=rank, world_size=world_size) for rank in range(world_size)]
+    weights = [[next(read).weight for read in ranks] for _ in range(2)]
+    assert weights[0] == [1.0] * world_size
+    last = [11 // world_size + (rank < 11 % world_size) for rank in range(world_size)]
+    assert weights[1] == [own * world_size / 11 for own in last]
 
 
 def test_length_and_samples():

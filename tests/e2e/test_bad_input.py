@@ -45,7 +45,9 @@ def train(folder, text, *options, env=None):
 
 def text_of(folder, **changes):
     cfg = config(Path(folder) / "work", **changes)
-    return PARTS.replace("'parts'", "'parts', 'more_parts'") + "".join(f"{key} = {value!r}\n" for key, value in cfg.items())
+    return PARTS.replace("'parts'", "'parts', 'more_parts'") + "".join(
+        f"{key} = {value!r}\n" for key, value in cfg.items()
+    )
 
 
 BAD = {

@@ -119,7 +119,7 @@ def test_accumulation_is_mmengines():
         (dict(max_norm=0.01, norm_type="inf"), lambda p: nn.utils.clip_grad_norm_(p, 0.01, math.inf)),
         (dict(type="value", clip_value=0.01), lambda p: nn.utils.clip_grad_value_(p, 0.01)),
     ],
-    ids=str,
+    ids=["2-norm", "1-norm", "max-norm", "value"],
 )
 def test_clipping_is_torchs_to_the_bit(clip_grad, clip):
     ours, theirs = make_model(), make_model()

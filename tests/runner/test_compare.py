@@ -52,7 +52,11 @@ def test_nothing_is_said_of_an_equal_scale():
 
 
 def test_differences_have_their_class_and_variables_are_left_out():
-    old = {"optim_wrapper.optimizer.lr": "0.1", "default_hooks.logger.interval": "10", "train_dataloader.batch_size": "8"}
+    old = {
+        "optim_wrapper.optimizer.lr": "0.1",
+        "default_hooks.logger.interval": "10",
+        "train_dataloader.batch_size": "8",
+    }
     new = {**old, "optim_wrapper.optimizer.lr": "0.2", "default_hooks.logger.interval": "5", "my_variable": "3"}
     new["train_dataloader.batch_size"] = "4"
     new["param_scheduler[0].end"] = "7"

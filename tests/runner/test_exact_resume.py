@@ -47,7 +47,9 @@ STOPS = {
     "twice": [("iteration", 9), ("iteration", 20)],
 }
 
-SLOW_FACTORS = {**FACTORS, "schedule": ["cosine"]}
+# In the full product the schedules and the two ways to a seed take turns.
+FULL_FACTORS = {**FACTORS, "workers": [(0, 0), (2, 2), (4, 0)], "schedule": [None], "seed": [None]}
+FULL = [dict(zip(FULL_FACTORS, values, strict=True)) for values in itertools.product(*FULL_FACTORS.values())]
 
 
 def changes_of(case):
@@ -95,12 +97,10 @@ def test_exact(case, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(len(list(itertools.product(*SLOW_FACTORS.values())))))
+@pytest.mark.parametrize("number", range(len(FULL)))
 def test_exact_in_full(number, tmp_path, monkeypatch):
-    values = list(itertools.product(*SLOW_FACTORS.values()))[number]
-    case = dict(zip(SLOW_FACTORS, values, strict=True))
-    case["schedule"] = list(SCHEDULES)[number % len(SCHEDULES)]
-    check(case, tmp_path, monkeypatch)
+    schedule, seed = list(SCHEDULES)[number % len(SCHEDULES)], FACTORS["seed"][number // len(SCHEDULES) % 2]
+    check({**FULL[number], "schedule": schedule, "seed": seed}, tmp_path, monkeypatch)
 
 
 def test_the_cases_cover_every_pair():

@@ -1,0 +1,413 @@
+"""What a checkpoint of 1.2 GB costs: mmtrain beside a memory copy, the bare disk, torch.save, torch DCP and MMEngine.
+
+The state is a GPT of 100 M parameters in float32 with AdamW's two moments, a few hundred tensors from 3 KB to 57 MB.
+Everything runs in one process in rounds; the order of a round is turned round in every other one. A ratio is the median
+over rounds of the ratio within a round, so that a drift of the machine meets both sides alike. The first round warms up
+(buffers are allocated, page cache filled) and is not counted.
+
+* memory copy: `Tensor.copy_` of the state into buffers that were used before, with two threads (what the stager may
+  use) and with one. The target of 1.2 is held against the one with the lower median.
+* stall: the time that training waits: `save()` plus `wait_staged()`. "at once" has nothing in between, the worst case;
+  "behind compute" has about a second of matrix products in between, as a forward and backward would be, and what these
+  became slower is reported beside it ("drag").
+* DCP's stall is that of `async_save`, as it comes and with a stager that reuses its buffers; the target is the faster.
+* disk: `os.write` of 16 MiB chunks into as many files of the same sizes, fsync at the end of each, one after the other,
+  and with two threads; the target is the first, the disk's sequential speed.
+* torch.save and MMEngine's save_checkpoint do not fsync; both are measured with an fsync after them, torch.save without
+  it too.
+* load: into tensors that exist, from files in the page cache; `torch.load(mmap=True)` and copy does the same.
+* memory: the peak of the resident set during two asynchronous saves in a fresh process, less what it was before.
+
+Usage: python benchmarks/checkpoint_io.py [--rounds 5] [--layers 12] [--folder DIR]
+"""
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from common import write_result
+from torch import nn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+warnings.filterwarnings("ignore")  # torch's own, about deprecated parts that DCP and mmengine use
+logging.disable(logging.WARNING)  # mmengine's, at every save
+
+CHUNK = 16 << 20
+WIDTH, VOCABULARY = 768, 18432
+
+
+class State:
+    """Model, optimizer with moments, and their tensors as mmtrain's sections."""
+
+    def __init__(self, layers):
+        torch.manual_seed(0)
+        self.model = gpt_like(layers)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+        for parameter in self.model.parameters():
+            self.optimizer.state[parameter] = {
+                "step": torch.tensor(1.0),
+                "exp_avg": torch.randn_like(parameter),
+                "exp_avg_sq": torch.rand_like(parameter),
+            }
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        moments = {
+            f"{names[parameter]}/{slot}": value
+            for parameter, slots in self.optimizer.state.items()
+            for slot, value in slots.items()
+        }
+        weights = {name: value.detach() for name, value in self.model.state_dict().items()}
+        self.sections = {"model": weights, "optimizer": moments}
+        self.tensors = [*weights.values(), *moments.values()]
+        self.bytes = sum(tensor.nbytes for tensor in self.tensors)
+
+    def nested(self):
+        """As torch.save, DCP and MMEngine get it; they nest it alike."""
+        return {"state_dict": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+
+def gpt_like(layers):
+    block = {
+        "ln_1": (WIDTH,), "qkv": (3 * WIDTH, WIDTH), "qkv_bias": (3 * WIDTH,), "proj": (WIDTH, WIDTH),
+        "proj_bias": (WIDTH,), "ln_2": (WIDTH,), "fc": (4 * WIDTH, WIDTH), "fc_bias": (4 * WIDTH,),
+        "out": (WIDTH, 4 * WIDTH), "out_bias": (WIDTH,),
+    }  # fmt: skip
+    model = nn.Module()
+    shapes = {"token": (VOCABULARY, WIDTH), "position": (1024, WIDTH), "ln_f": (WIDTH,)}
+    shapes |= {f"block_{layer}_{name}": shape for layer in range(layers) for name, shape in block.items()}
+    for name, shape in shapes.items():
+        model.register_parameter(name, nn.Parameter(torch.randn(shape) * 0.02))
+    return model
+
+
+def timed(function, *args):
+    begin = time.perf_counter()
+    function(*args)
+    return time.perf_counter() - begin
+
+
+class Bench:
+    """One method for each contender; each returns seconds by name and leaves no file behind but the kept ones."""
+
+    def __init__(self, state, folder):
+        from mmtrain.checkpoint import CheckpointStore
+
+        self.state, self.folder = state, folder
+        self.store = CheckpointStore(folder / "store", threads=2)
+        self.buffers = [torch.empty_like(tensor) for tensor in state.tensors]
+        self.store.save("kept.pth", state.sections, blocking=True)
+        self.sizes = [path.stat().st_size for path in (folder / "store" / "kept.pth").rglob("*") if path.is_file()]
+        torch.save(state.sections, folder / "kept.pth")
+        self.a, self.b = torch.randn(1536, 1536), torch.randn(1536, 1536)
+        self.products = 1
+        while (spent := timed(self.compute)) < 1.0:
+            self.products = max(self.products + 1, int(self.products * 1.1 / max(spent, 0.05)))
+        self.stager = reusing_stager()
+
+    def compute(self):
+        for _ in range(self.products):
+            self.a @ self.b
+
+    # ---- asynchronous saves
+    def copies_and_stall(self):
+        """Three times, since they are short, and the medians."""
+        times = [self._copies() | self._mmtrain_async() for _ in range(3)]
+        return {name: statistics.median(each[name] for each in times) for name in times[0]}
+
+    def _copies(self):
+        def copy():
+            for target, source in zip(self.buffers, self.state.tensors, strict=True):
+                target.copy_(source)
+
+        threads = torch.get_num_threads()
+        seconds = {}
+        for count in (2, 1):
+            torch.set_num_threads(count)
+            seconds[f"memory copy, {count} thread{'s' * (count > 1)}"] = timed(copy)
+        torch.set_num_threads(threads)
+        return seconds
+
+    def _mmtrain_async(self):
+        begin = time.perf_counter()
+        pending = self.store.save("a.pth", self.state.sections, blocking=False)
+        self.store.wait_staged()
+        stall = time.perf_counter() - begin
+        pending.wait()
+        total = time.perf_counter() - begin
+        self._remove("store/a.pth")
+        return {"mmtrain async stall, at once": stall, "mmtrain async total": total}
+
+    def mmtrain_async_behind_compute(self):
+        alone = timed(self.compute)
+        begin = time.perf_counter()
+        pending = self.store.save("a.pth", self.state.sections, blocking=False)
+        saved = time.perf_counter()
+        self.compute()
+        computed = time.perf_counter()
+        self.store.wait_staged()
+        staged = time.perf_counter()
+        pending.wait()
+        self._remove("store/a.pth")
+        return {
+            "mmtrain async stall, behind compute": saved - begin + staged - computed,
+            "mmtrain async drag on compute": computed - saved - alone,
+        }
+
+    def dcp_async(self):
+        return self._dcp("DCP async")
+
+    def dcp_async_reusing(self):
+        return self._dcp("DCP async (reused buffers)", async_stager=self.stager)
+
+    def _dcp(self, name, **options):
+        begin = time.perf_counter()
+        state = self.state.nested()
+        answer = torch.distributed.checkpoint.async_save(state, checkpoint_id=self.folder / "dcp", **options)
+        stall = time.perf_counter() - begin
+        getattr(answer, "upload_completion", answer).result()
+        total = time.perf_counter() - begin
+        self._remove("dcp")
+        return {f"{name} stall": stall, f"{name} total": total}
+
+    # ---- synchronous saves
+    def disk(self):
+        data = memoryview(self.buffers[0].view(-1).view(torch.uint8).numpy())
+        paths = [self.folder / f"raw-{number}" for number in range(len(self.sizes))]
+
+        def write(path, size):
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+            while size:
+                start = size % (len(data) - CHUNK)
+                size -= os.write(handle, data[start : start + min(size, CHUNK)])
+            os.fsync(handle)
+            os.close(handle)
+
+        def in_turn():
+            for path, size in zip(paths, self.sizes, strict=True):
+                write(path, size)
+
+        def in_parallel():
+            with ThreadPoolExecutor(2) as pool:
+                list(pool.map(write, paths, self.sizes))
+
+        seconds = {}
+        for name, function in (("disk, sequential", in_turn), ("disk, 2 threads", in_parallel)):
+            seconds[name] = timed(function)
+            self._remove(*(path.name for path in paths))
+        return seconds
+
+    def mmtrain_sync(self):
+        seconds = timed(lambda: self.store.save("s.pth", self.state.sections, blocking=True))
+        self._remove("store/s.pth")
+        return {"mmtrain sync save": seconds}
+
+    def torch_save(self):
+        return self._with_fsync("torch.save", lambda path: torch.save(self.state.nested(), path))
+
+    def mmengine_save(self):
+        from mmengine.runner.checkpoint import save_checkpoint
+
+        return self._with_fsync(
+            "MMEngine save_checkpoint", lambda path: save_checkpoint(self.state.nested(), str(path))
+        )
+
+    def _with_fsync(self, name, save):
+        path = self.folder / "one.pth"
+        begin = time.perf_counter()
+        save(path)
+        written = time.perf_counter() - begin
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+        total = time.perf_counter() - begin
+        self._remove(path.name)
+        return {name: written, f"{name} + fsync": total}
+
+    # ---- loads
+    def mmtrain_load(self):
+        def load(verify):
+            checkpoint = self.store.open("kept.pth", verify=verify)
+            for section, into in self.state.sections.items():
+                checkpoint.load(section, into)
+
+        return {"mmtrain load": timed(load, "none"), "mmtrain load, hashes checked": timed(load, "full")}
+
+    def torch_load(self):
+        def load():
+            loaded = torch.load(self.folder / "kept.pth", mmap=True, weights_only=True)
+            for section, into in self.state.sections.items():
+                for name, target in into.items():
+                    target.copy_(loaded[section][name])
+
+        return {"torch.load mmap + copy": timed(load)}
+
+    def check(self):
+        """What was saved is what is loaded."""
+        before = [tensor.clone() for tensor in self.state.tensors]
+        for load in (self.mmtrain_load, self.torch_load):
+            for tensor in self.state.tensors:
+                tensor.zero_()
+            load()
+            assert all(map(torch.equal, before, self.state.tensors)), load
+
+    def _remove(self, *names):
+        for name in names:
+            path = self.folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    CONTENDERS = (
+        copies_and_stall, dcp_async, dcp_async_reusing, mmtrain_async_behind_compute,
+        disk, mmtrain_sync, torch_save, mmengine_save, mmtrain_load, torch_load,
+    )  # fmt: skip
+
+    def run(self, rounds):
+        """All contenders in turn; seconds by name, a value for each round."""
+        seconds = {}
+        for number in range(rounds + 1):
+            for contender in self.CONTENDERS[:: 1 if number % 2 == 0 else -1]:
+                for name, value in contender(self).items():
+                    if number:
+                        seconds.setdefault(name, []).append(value)
+            print(f"round {number} of {rounds}" + " (warm-up)" * (number == 0), file=sys.stderr, flush=True)
+        return seconds
+
+
+def reusing_stager():
+    """DCP's stager that keeps its buffers from save to save, as far as it goes without an accelerator."""
+    from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+
+    return DefaultStager(
+        StagingOptions(
+            use_pinned_memory=False, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=False
+        )
+    )
+
+
+def join_one_process():
+    """DCP's async_save wants a process group; one process is enough."""
+    import torch.distributed.checkpoint
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+
+
+# ---- memory, in a process of its own
+def memory_of(kind, layers, folder):
+    """Print the peak of the resident set above what it was before two asynchronous saves, in states."""
+    state = State(layers)
+    if kind == "DCP":
+        join_one_process()
+    else:
+        from mmtrain.checkpoint import CheckpointStore
+
+        store = CheckpointStore(folder / "store")
+    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back, see proc(5)
+    before = resident("VmRSS")
+    for number in range(2):
+        if kind == "DCP":
+            torch.distributed.checkpoint.async_save(state.nested(), checkpoint_id=folder / f"d{number}").result()
+        else:
+            store.save(f"iter_{number}.pth", state.sections, blocking=False).wait()
+    print(json.dumps((resident("VmHWM") - before) / state.bytes))
+
+
+def resident(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
+
+
+def measure_memory(layers, folder):
+    copies = {}
+    for kind in ("mmtrain", "DCP"):
+        place = folder / f"memory-{kind}"
+        place.mkdir()
+        command = [sys.executable, __file__, "--memory", kind, "--layers", str(layers), "--folder", str(place)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        copies[kind] = json.loads(done.stdout.splitlines()[-1])
+        shutil.rmtree(place)
+    return copies
+
+
+# ---- the verdict
+def judge(seconds, memory):
+    """Rows of (what, measured, bound, met); a ratio is the median of the rounds' ratios."""
+
+    def faster(*names):
+        return min(names, key=lambda name: statistics.median(seconds[name]))
+
+    def ratio(a, b):
+        return statistics.median(x / y for x, y in zip(seconds[a], seconds[b], strict=True))
+
+    copy = faster("memory copy, 2 threads", "memory copy, 1 thread")
+    dcp = faster("DCP async stall", "DCP async (reused buffers) stall")
+    at_once, behind = "mmtrain async stall, at once", "mmtrain async stall, behind compute"
+    sync, load = "mmtrain sync save", "torch.load mmap + copy"
+    rows = [
+        (f"async stall at once / {copy}", ratio(at_once, copy), "<=", 1.2),
+        (f"async stall behind compute / {copy}", ratio(behind, copy), "<=", 1.2),
+        (f"async stall at once / {dcp}", ratio(at_once, dcp), "<", 1.0),
+        ("sync save speed / disk's sequential speed", 1 / ratio(sync, "disk, sequential"), ">=", 0.8),
+        ("sync save / torch.save + fsync", ratio(sync, "torch.save + fsync"), "<", 1.0),
+        ("load / torch.load mmap + copy", ratio("mmtrain load", load), "<=", 1.0),
+        ("peak extra memory / state", memory["mmtrain"], "<=", 1.1),
+    ]
+    met = {"<=": lambda x, y: x <= y, "<": lambda x, y: x < y, ">=": lambda x, y: x >= y}
+    return [{"what": w, "value": v, "target": f"{op} {bound}", "met": met[op](v, bound)} for w, v, op, bound in rows]
+
+
+def report(seconds, targets, memory, size):
+    print(f"{size / 1e9:.2f} GB\n{'':40}{'median s':>10}{'least s':>10}{'MB/s':>10}")
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        speed = "" if "drag" in name else f"{size / median / 1e6:10.0f}"
+        print(f"{name:40}{median:10.3f}{min(values):10.3f}{speed}")
+    for kind, copies in memory.items():
+        print(f"{f'peak extra memory, {kind} async':40}{copies:10.2f} copies of the state")
+    print()
+    for row in targets:
+        print(f"{row['what']:56}{row['value']:8.3f}  {row['target']:8}{'met' if row['met'] else 'NOT MET'}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--layers", type=int, default=12, help="12 are 100 M parameters, 1.2 GB of state")
+    parser.add_argument("--folder", type=Path, help="where to write; a temporary folder if not given")
+    parser.add_argument("--no-write", action="store_true", help="leave results/checkpoint_io.json as it is")
+    parser.add_argument("--memory", choices=["mmtrain", "DCP"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory:
+        memory_of(options.memory, options.layers, options.folder)
+        return
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        memory = measure_memory(options.layers, Path(name))
+        join_one_process()
+        bench = Bench(State(options.layers), Path(name))
+        bench.check()
+        seconds = bench.run(options.rounds)
+        bench.store.close()
+        size, files = bench.state.bytes, len(bench.sizes)
+    targets = judge(seconds, memory)
+    report(seconds, targets, memory, size)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    figures = {"bytes": size, "tensors": len(bench.state.tensors), "files": files, "targets": targets}
+    figures |= {"peak_extra_memory_in_states": memory, "seconds": medians, "all_rounds": seconds}
+    if not options.no_write:
+        print(f"written to {write_result('checkpoint_io', figures)}")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

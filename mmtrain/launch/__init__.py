@@ -1,0 +1,12 @@
+"""How several processes become one run: who started them, the group they join, and how they hear of a failure."""
+
+from mmtrain.launch.agreement import refuse_disagreement as refuse_disagreement
+from mmtrain.launch.alarm import Failure as Failure
+from mmtrain.launch.environment import World as World
+from mmtrain.launch.environment import recognise as recognise
+from mmtrain.launch.group import end_process as end_process
+from mmtrain.launch.group import join as join
+from mmtrain.launch.group import leave as leave
+from mmtrain.launch.group import report as report
+from mmtrain.launch.group import speaks as speaks
+from mmtrain.launch.group import write_errors_to as write_errors_to

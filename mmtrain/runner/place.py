@@ -1,0 +1,124 @@
+"""Where a run writes, who holds the work dir, and what ``env_cfg`` sets up in the process."""
+
+import multiprocessing
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmtrain import dist
+from mmtrain.checkpoint import WorkDirLock
+from mmtrain.config import dump_config
+from mmtrain.errors import ConfigError
+from mmtrain.logging import make_logger
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a run writes."""
+
+    work_dir: Path
+    log_dir: Path
+    timestamp: str
+    experiment_name: str
+    logger: Any
+    config_text: str
+
+
+def _name_and_work_dir(cfg: Any) -> tuple[str, Path]:
+    name = Path(cfg.filename).stem if getattr(cfg, "filename", None) else "run"
+    return name, Path(cfg.get("work_dir") or Path("work_dirs") / name)
+
+
+def take_lock(cfg: Any) -> WorkDirLock | None:
+    """The work dir's lock, taken by rank 0 for the length of the run. Raises RunError that names who holds it."""
+    _, work_dir = _name_and_work_dir(cfg)
+
+    def acquire() -> WorkDirLock:
+        try:
+            return WorkDirLock(work_dir).acquire()
+        except OSError as error:
+            raise _unwritable(work_dir, error) from error
+
+    if dist.world_size() == 1:
+        return acquire()
+    held: list[WorkDirLock] = []
+    dist.on_main(lambda: held.append(acquire()))
+    return held[0] if held else None
+
+
+def _unwritable(work_dir: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"work_dir {str(work_dir)!r} cannot be written: {error.strerror or error}; "
+        "choose another with work_dir=... or --work-dir"
+    )
+
+
+def make_place(cfg: Any) -> Place:
+    """Create ``<work_dir>/<timestamp>``, the logger in it, and the resolved config beside the log.
+
+    Raises ConfigError when the directory cannot be written.
+    """
+    name, work_dir = _name_and_work_dir(cfg)
+    timestamp = dist.broadcast_object(time.strftime("%Y%m%d_%H%M%S"))
+    experiment = cfg.get("experiment_name") or f"{name}_{timestamp}"
+    log_dir = dist.on_main(lambda: _new_directory(work_dir, timestamp))
+    logger = make_logger("mmtrain", level=cfg.get("log_level") or "INFO", file=log_dir / "run.log")
+    if dist.is_main():
+        _write_record(cfg, log_dir / "config.py")
+    text = dist.on_main(lambda: (log_dir / "config.py").read_text(encoding="utf-8"))
+    return Place(work_dir, log_dir, log_dir.name, experiment, logger, text)
+
+
+def _write_record(cfg: Any, path: Path) -> None:
+    """Write the resolved config. One that was made in Python may hold objects, which no file can."""
+    try:
+        dump_config(cfg, path)
+    except ConfigError as error:
+        if getattr(cfg, "filename", None):
+            raise
+        path.write_text(f"# This run was set up in Python and cannot be repeated from a file.\n# {error}\n", "utf-8")
+
+
+def _new_directory(work_dir: Path, timestamp: str) -> Path:
+    try:
+        for number in range(1000):
+            directory = work_dir / (f"{timestamp}_{number}" if number else timestamp)
+            try:
+                directory.mkdir(parents=True)
+            except FileExistsError:
+                if not work_dir.is_dir():
+                    raise
+                continue
+            (directory / "vis_data").mkdir()
+            return directory
+    except OSError as error:
+        raise _unwritable(work_dir, error) from error
+    raise ConfigError(f"work_dir {str(work_dir)!r} holds a thousand runs begun in one second")
+
+
+def apply_env(env: Mapping[str, Any], *, deterministic: bool) -> None:
+    """Apply ``env_cfg``: ``cudnn_benchmark``, ``mp_cfg`` and ``resource_limit`` (open files, as in MMEngine).
+
+    Raises ConfigError for a start method that does not exist.
+    """
+    torch.backends.cudnn.benchmark = bool(env.get("cudnn_benchmark")) and not deterministic
+    processes = env.get("mp_cfg") or {}
+    method = processes.get("mp_start_method")
+    if method is not None:
+        if method not in multiprocessing.get_all_start_methods():
+            known = ", ".join(multiprocessing.get_all_start_methods())
+            raise ConfigError(f"env_cfg.mp_cfg.mp_start_method is {method!r}; expected one of {known}")
+        multiprocessing.set_start_method(method, force=True)
+    if processes.get("opencv_num_threads") is not None:
+        import cv2
+
+        cv2.setNumThreads(processes["opencv_num_threads"])
+    if env.get("resource_limit") is not None:
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, env["resource_limit"]), hard), hard))

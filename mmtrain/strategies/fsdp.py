@@ -1,0 +1,196 @@
+"""torch's FSDP2 (``fully_shard``): parameters, gradients and moments are cut among the ranks."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmtrain import dist
+from mmtrain.errors import ConfigError
+from mmtrain.optim import OptimWrapper
+from mmtrain.registry import STRATEGIES
+from mmtrain.strategies.base import SavedTensor
+from mmtrain.strategies.meta import initialise_blank
+from mmtrain.strategies.state import sharded_targets
+from mmtrain.strategies.torch_engines import TorchEngine
+from mmtrain.strategies.wrapping import checkpoint_activations, modules_of_class, modules_of_size, shared_parameters
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_PRECISION_KEYS = ("param_dtype", "reduce_dtype", "output_dtype", "cast_forward_inputs")
+
+
+@STRATEGIES.register_module()
+class FSDPStrategy(TorchEngine):
+    """Shards the model over the ranks, one group of parameters at a time.
+
+    * ``wrap``: class names of the modules that become a group each (``['Block']``); a group's parameters are gathered
+      before its forward and backward and freed after. Without it, modules of ``min_params`` parameters or more, inner
+      ones first; what is left belongs to the root;
+    * ``mixed_precision``: ``dict(param_dtype='bfloat16', reduce_dtype='float32')``, also ``output_dtype`` and
+      ``cast_forward_inputs``: parameters are gathered in ``param_dtype``, the sharded ones stay in their own type;
+    * ``reshard_after_forward``: free gathered parameters after forward (less memory) or keep them until backward;
+    * ``cpu_offload``: keep shards and optimizer in host memory (CUDA only; on the CPU they are there anyway);
+    * ``mesh``: ``dict(replicate=R, shard=S)`` for hybrid sharding: cut among S ranks, repeated R times;
+    * ``activation_checkpointing``: class names of modules that compute their forward again in backward;
+    * ``meta_init``: build the model without memory and initialise it by its ``init_weights()``, one whole parameter at
+      a time. The values depend on the seed and not on the number of ranks; they are not those of an ordinary build.
+
+    Raises ConfigError for arguments that cannot be right, and for a model that cannot be cut as asked.
+    """
+
+    forward_is_collective = True
+
+    def __init__(
+        self,
+        *,
+        wrap: Sequence[str] | str | None = None,
+        min_params: int = 1_000_000,
+        mixed_precision: Mapping[str, Any] | None = None,
+        reshard_after_forward: bool = True,
+        cpu_offload: bool = False,
+        mesh: Mapping[str, int] | None = None,
+        activation_checkpointing: Sequence[str] | str | None = None,
+        meta_init: bool = False,
+    ) -> None:
+        self._wrap = [wrap] if isinstance(wrap, str) else list(wrap or [])
+        self._min_params = min_params
+        self._precision = _checked_precision(mixed_precision)
+        self._reshard_after_forward = reshard_after_forward
+        self._cpu_offload = cpu_offload
+        self._mesh_shape = dict(mesh or {})
+        recomputed = activation_checkpointing
+        self._recompute = [recomputed] if isinstance(recomputed, str) else list(recomputed or [])
+        self._meta_init = meta_init
+        self._synchronises = True
+
+    # ---- building -----------------------------------------------------------------------------------------------
+    def setup(self) -> None:
+        super().setup()
+        from torch.distributed.device_mesh import init_device_mesh
+
+        shape = _mesh_shape(self._mesh_shape, dist.world_size())
+        self.mesh = init_device_mesh(self.device.type, tuple(shape.values()), mesh_dim_names=tuple(shape))
+
+    def build_context(self) -> AbstractContextManager[Any]:
+        return torch.device("meta") if self._meta_init else nullcontext()
+
+    def prepare(
+        self,
+        model: nn.Module,
+        make_optim: Callable[[nn.Module], OptimWrapper] | None,
+        compile_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+
+        options: dict[str, Any] = {
+            "mesh": self.mesh, "reshard_after_forward": self._reshard_after_forward,
+            "mp_policy": MixedPrecisionPolicy(**self._precision),
+        }  # fmt: skip
+        if self._cpu_offload and self.device.type != "cpu":
+            options["offload_policy"] = CPUOffloadPolicy()
+        self.model = self.module = model
+        groups = self._groups(model)
+        checkpoint_activations(modules_of_class(model, self._recompute, "strategy.activation_checkpointing"))
+        ties = shared_parameters(model)
+        for module in groups if compile_options is not None else ():
+            module.compile(**(compile_options or {}))
+        try:
+            for module in [*groups, model]:
+                fully_shard(module, **options)
+        except ValueError as error:
+            raise ConfigError(f"model: FSDP2 cannot shard {type(model).__name__}: {error}") from error
+        if self._meta_init:
+            initialise_blank(model, torch.device("cpu") if self._cpu_offload else self.device, ties)
+        self._move_buffers(model)
+        if compile_options is not None and not groups:
+            model.compile(**compile_options)
+        self.optim = make_optim(model) if make_optim is not None else None
+
+    def _groups(self, model: nn.Module) -> list[nn.Module]:
+        if self._wrap:
+            groups = modules_of_class(model, self._wrap, "strategy.wrap")
+        else:
+            groups = modules_of_size(model, self._min_params)
+        for names in shared_parameters(model):
+            owners = {_owner(model, name, groups) for name in names}
+            if len(owners) > 1:
+                raise ConfigError(
+                    f"strategy.wrap: {' and '.join(names)} are one parameter, which cannot belong to two groups; leave "
+                    "out the class that holds one of them"
+                )
+        return groups
+
+    def _move_buffers(self, model: nn.Module) -> None:
+        for module in model.modules():
+            for name, buffer in module._buffers.items():
+                if buffer is not None and buffer.device != self.device:
+                    module._buffers[name] = buffer.to(self.device)
+
+    # ---- training -----------------------------------------------------------------------------------------------
+    def forward_context(self) -> AbstractContextManager[Any]:
+        assert self.optim is not None
+        synchronises = self.optim.should_sync()
+        if synchronises != self._synchronises:
+            self.module.set_requires_gradient_sync(synchronises)  # type: ignore[operator]
+            self._synchronises = synchronises
+        return self.optim.optim_context(self.module)
+
+    def forget_gathered(self) -> None:
+        # Without reshard_after_forward a forward that no backward follows leaves them, and the next one would use them.
+        from torch.distributed.fsdp import FSDPModule
+
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+    # ---- state --------------------------------------------------------------------------------------------------
+    def optimizer_targets(self, saved: Mapping[str, SavedTensor]) -> dict[str, Tensor]:
+        return sharded_targets(self.model, saved)
+
+
+def _checked_precision(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in (options or {}).items():
+        where = f"strategy.mixed_precision.{key}"
+        if key not in _PRECISION_KEYS:
+            raise ConfigError(f"{where}: unknown key; expected one of {', '.join(_PRECISION_KEYS)}")
+        if key == "cast_forward_inputs":
+            found[key] = bool(value)
+            continue
+        dtype = _DTYPES.get(value) if isinstance(value, str) else value
+        if dtype is not None and dtype not in _DTYPES.values():
+            raise ConfigError(f"{where} is {value!r}; expected one of {', '.join(_DTYPES)}")
+        if isinstance(value, str) and dtype is None:
+            raise ConfigError(f"{where} is {value!r}; expected one of {', '.join(_DTYPES)}")
+        found[key] = dtype
+    return found
+
+
+def _mesh_shape(asked: Mapping[str, int], world: int) -> dict[str, int]:
+    """The sizes of the mesh: what is left out is computed. Raises ConfigError where they do not fit the world."""
+    for name, size in asked.items():
+        if name not in ("replicate", "shard"):
+            raise ConfigError(f"strategy.mesh.{name}: unknown dimension; expected 'replicate' and 'shard'")
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ConfigError(f"strategy.mesh.{name} is {size!r}; expected a positive whole number")
+    if "replicate" not in asked:
+        shape = {"shard": asked.get("shard", world)}
+    else:
+        shape = {"replicate": asked["replicate"], "shard": asked.get("shard", max(1, world // asked["replicate"]))}
+    product = shape.get("replicate", 1) * shape["shard"]
+    if product != world:
+        told = " x ".join(f"{name} {size}" for name, size in shape.items())
+        raise ConfigError(f"strategy.mesh: {told} makes {product} processes and {world} were started")
+    return shape
+
+
+def _owner(model: nn.Module, name: str, groups: Sequence[nn.Module]) -> int:
+    """The innermost group that holds a parameter, by id; 0 for the root."""
+    owner, module = 0, model
+    for part in name.split(".")[:-1]:
+        module = getattr(module, part)
+        if any(module is group for group in groups):
+            owner = id(module)
+    return owner

@@ -1,0 +1,84 @@
+"""Giving values to a model that was built without memory and sharded: one whole parameter in memory at a time."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from mmtrain.errors import ConfigError
+
+_RANDOM = {
+    torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default, torch.ops.aten.random_.default,
+    torch.ops.aten.random_.to, torch.ops.aten.random_.__getattr__("from"), torch.ops.aten.bernoulli_.float,
+    torch.ops.aten.exponential_.default, torch.ops.aten.log_normal_.default, torch.ops.aten.cauchy_.default,
+    torch.ops.aten.geometric_.default,
+}  # fmt: skip
+
+
+def initialise_blank(model: nn.Module, device: torch.device, ties: Sequence[Sequence[str]]) -> None:
+    """Allocate the shards of a model on the meta device and run its ``init_weights()``.
+
+    ``ties`` are the names of parameters that were one before. Raises ConfigError where the model has no
+    ``init_weights``, and where that leaves a floating-point value blank.
+    """
+    init_weights = getattr(model, "init_weights", None)
+    if not callable(init_weights):
+        raise ConfigError(
+            f"strategy.meta_init: {type(model).__name__} has no init_weights(), so a model built without memory would "
+            "get no values; write one, or set meta_init=False"
+        )
+    model.to_empty(device=device)
+    for first, *others in ties:
+        for other in others:
+            _put(model, other, model.get_parameter(first))
+    with torch.no_grad():
+        for value in [*model.parameters(), *model.buffers()]:
+            if value.is_floating_point():
+                local(value).fill_(float("nan"))
+        with _WholeDraws():
+            init_weights()
+    named = [*model.named_parameters(), *model.named_buffers()]
+    blank = [name for name, value in named if value.is_floating_point() and bool(local(value).isnan().any())]
+    if blank:
+        raise ConfigError(
+            f"strategy.meta_init: {type(model).__name__}.init_weights() gives no value to {', '.join(blank[:5])}; "
+            "give one there, or set meta_init=False"
+        )
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of a sharded tensor that lies here, or the tensor itself."""
+    to_local = getattr(tensor, "to_local", None)
+    return tensor.detach() if to_local is None else to_local().detach()
+
+
+def _put(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    path, _, last = name.rpartition(".")
+    setattr(model.get_submodule(path), last, parameter)
+
+
+class _WholeDraws(TorchDispatchMode):
+    """Draws random values for a sharded tensor as for the whole one, and keeps this rank's part.
+
+    So every rank uses up its generator alike, and the values do not depend on how many ranks there are. The draws are
+    made on the CPU for the same reason.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _RANDOM and hasattr(args[0], "placements"):
+            target = args[0]
+            whole = func(torch.empty(target.shape, dtype=target.dtype), *args[1:], **(kwargs or {}))
+            _keep_own_part(target, whole)
+            return target
+        return func(*args, **(kwargs or {}))
+
+
+def _keep_own_part(target: Any, whole: Tensor) -> None:
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offsets = compute_local_shape_and_global_offset(target.shape, target.device_mesh, target.placements)
+    for dimension, (length, start) in enumerate(zip(shape, offsets, strict=True)):
+        whole = whole.narrow(dimension, min(start, whole.shape[dimension]), length)
+    target.to_local().copy_(whole)

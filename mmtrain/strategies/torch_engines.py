@@ -1,0 +1,58 @@
+"""What DDP and FSDP2 share: the optimizer steps here, and state has the model's own names."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from mmtrain import dist
+from mmtrain.errors import ConfigError
+from mmtrain.strategies.base import Strategy
+from mmtrain.strategies.state import (
+    broadcast_buffers,
+    load_module_state,
+    load_optimizer_tensors,
+    module_state,
+    optimizer_tensors,
+)
+from mmtrain.types import StepResult
+
+
+class TorchEngine(Strategy):
+    """A strategy on torch's own wrappers; subclasses say how the model is wrapped and when gradients are exchanged."""
+
+    def setup(self) -> None:
+        if not dist.is_distributed():
+            name = type(self).__name__
+            raise ConfigError(
+                f"strategy.type: {name} needs several processes and this one is alone; start them with "
+                f"torchrun --nproc-per-node=N, or leave `strategy` out"
+            )
+        self.device = dist.default_device()
+
+    def share_buffers(self) -> None:
+        broadcast_buffers(self.model)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        # `forward_context` has decided already whether this backward exchanges gradients.
+        assert self.optim is not None
+        self.optim.backward(loss)
+
+    def step(self) -> StepResult:
+        assert self.optim is not None
+        return self.optim.finish_window()
+
+    def model_state(self) -> dict[str, Tensor]:
+        return module_state(self.model)
+
+    def load_model_state(self, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
+        load_module_state(self.model, state, strict=strict)
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        return {} if self.optim is None else optimizer_tensors(self.model, self.optim)
+
+    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        if self.optim is not None:
+            load_optimizer_tensors(self.model, self.optim, state)
+
+    def teardown(self) -> None:
+        """The process group outlives the strategy: who joined it leaves it."""

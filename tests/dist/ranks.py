@@ -1,0 +1,92 @@
+"""Starts real processes: a standing group that runs jobs, or commands of which each rank runs one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PATHS = [str(ROOT), *(str(ROOT / "tests" / name) for name in (".", "dist", "contract", "strategies"))]
+
+
+class RankError(Exception):
+    """A job failed on some rank."""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def environment(rank, size, port):
+    cleared = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "OMPI_", "PMI_"))}
+    return {
+        **cleared, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": ":".join(PATHS),
+    }  # fmt: skip
+
+
+class Group:
+    """``size`` processes in one process group, which run jobs together."""
+
+    def __init__(self, size):
+        port = free_port()
+        command = [sys.executable, str(ROOT / "tests" / "dist" / "rank_worker.py")]
+        self.processes = [
+            subprocess.Popen(
+                command, env=environment(rank, size, port), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            for rank in range(size)
+        ]
+
+    def run(self, module, function, **kwargs):
+        """Run a job on all ranks; the results in the order of ranks."""
+        for process in self.processes:
+            process.stdin.write(json.dumps({"module": module, "function": function, "kwargs": kwargs}) + "\n")
+            process.stdin.flush()
+        answers = [
+            json.loads(process.stdout.readline() or '{"error": "the process ended"}') for process in self.processes
+        ]
+        failed = [answer for answer in answers if "error" in answer]
+        if failed:
+            raise RankError("\n".join(answer["error"] + "\n" + answer.get("trace", "") for answer in failed))
+        return [answer["result"] for answer in answers]
+
+    def close(self):
+        for process in self.processes:
+            process.stdin.close()
+        for process in self.processes:
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            process.stdout.close()
+
+
+def start_all(command, size, **variables):
+    """Start ``command`` once for each rank, as a launcher would."""
+    port = free_port()
+    return [
+        subprocess.Popen(
+            command, env={**environment(rank, size, port), **variables}, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )
+        for rank in range(size)
+    ]  # fmt: skip
+
+
+def outcomes(processes, timeout=60):
+    """(exit status, what was written to stderr) of each process; kills what is left at the timeout."""
+    found = []
+    try:
+        for process in processes:
+            errors = process.communicate(timeout=timeout)[1]
+            found.append((process.returncode, errors))
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+    return found

@@ -1,0 +1,118 @@
+"""One rank's failure, heard by the others; a dict stands for the store."""
+
+import json
+import time
+
+import pytest
+
+from mmtrain.launch.alarm import HEARD, KEY, Alarm, Failure
+
+
+class Shelf:
+    """The few methods of a torch store that an alarm uses."""
+
+    def __init__(self):
+        self.values = {}
+        self.gone = False
+
+    def _there(self):
+        if self.gone:
+            raise RuntimeError("connection closed")
+        return self.values
+
+    def compare_set(self, key, expected, value):
+        return self._there().setdefault(key, value).encode()
+
+    def check(self, keys):
+        return all(key in self._there() for key in keys)
+
+    def get(self, key):
+        return self._there()[key].encode()
+
+    def add(self, key, amount):
+        self._there()[key] = self.values.get(key, 0) + amount
+        return self.values[key]
+
+
+@pytest.fixture
+def shelf():
+    return Shelf()
+
+
+@pytest.fixture
+def alarms(shelf):
+    """Makes alarms, notes with which status each would have ended its process, and closes them."""
+    made, left = [], {}
+
+    def make(rank, **options):
+        alarm = Alarm(shelf, rank, 2, leave=lambda status: left.setdefault(rank, status), **{"grace": 0.3} | options)
+        made.append(alarm)
+        return alarm
+
+    make.left = left
+    yield make
+    for alarm in made:
+        alarm.close()
+
+
+def failure(rank, sentence="the disk is full", status=1, trace="Traceback ..."):
+    return Failure(rank, sentence, status, trace)
+
+
+def test_rank_0_tells_what_another_rank_died_of(alarms, tmp_path, capfd):
+    alarms(0).errors = tmp_path / "errors"
+    other = alarms(1)
+    other.errors = tmp_path / "errors"
+    assert other.report(failure(1, status=2)) == 2
+    time.sleep(1.5)
+    assert alarms.left == {0: 2}
+    told = capfd.readouterr().err.strip().splitlines()
+    assert told[0] == "error: rank 1: the disk is full"
+    assert "rank_1.txt" in told[1]
+    assert (tmp_path / "errors" / "rank_1.txt").read_text() == "Traceback ..."
+
+
+def test_an_error_that_all_ranks_meet_is_told_once(alarms, capfd):
+    ranks = [alarms(rank) for rank in range(2)]
+    statuses = [ranks[rank].report(failure(rank, trace="")) for rank in (1, 0)]
+    assert statuses == [1, 1]
+    assert capfd.readouterr().err.strip() == "error: the disk is full"
+
+
+def test_a_broken_connection_is_not_the_cause(alarms, capfd):
+    """Rank 1 fails and goes; rank 0 then sees its collective fail, and tells rank 1's sentence instead."""
+    alarms(1).report(failure(1))
+    assert alarms(0).report(failure(0, "the run failed with RuntimeError: Connection closed by peer")) == 1
+    assert capfd.readouterr().err.splitlines()[1] == "error: rank 1: the disk is full"
+
+
+def test_the_others_end_silently_when_rank_0_fails(alarms, shelf, capfd):
+    alarms(1)
+    shelf.values[KEY] = json.dumps({"rank": 0, "sentence": "x", "status": 2, "trace": ""})
+    time.sleep(1.5)
+    assert alarms.left == {1: 2}
+    assert shelf.values[HEARD] == 1
+    assert capfd.readouterr().err == ""
+
+
+def test_a_lost_store_means_that_rank_0_is_gone(alarms, shelf, capfd):
+    alarms(1)
+    shelf.gone = True
+    time.sleep(1.5)
+    assert alarms.left == {1: 1}
+    assert "connection to rank 0 is lost" in capfd.readouterr().err
+
+
+def test_a_rank_that_fails_because_rank_0_is_gone_says_so(alarms, shelf, capfd):
+    alarm = alarms(1, grace=5)
+    shelf.gone = True
+    assert alarm.report(failure(1, "RuntimeError: peer")) == 1
+    assert "rank 1: the connection to rank 0 is lost" in capfd.readouterr().err
+
+
+def test_after_closing_nothing_happens(alarms, shelf):
+    alarm = alarms(1)
+    alarm.close()
+    shelf.gone = True
+    time.sleep(0.8)
+    assert alarms.left == {}

@@ -1,0 +1,142 @@
+"""The real command in real processes: who speaks, who stops, and how soon."""
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import strategy_parts
+from exactness import assert_same, left_behind
+from ranks import ROOT, free_port, outcomes, start_all
+
+TRAIN = [sys.executable, str(ROOT / "tools" / "train.py")]
+
+
+def write_config(folder, name, **changes):
+    import parts
+
+    cfg = parts.config(
+        Path(folder) / name, **{**strategy_parts.changes(2, iterations=40), "log_level": "INFO", **changes}
+    )
+    lines = [f"{key} = {value!r}\n" for key, value in cfg.items()]
+    path = Path(folder) / f"{name}.py"
+    path.write_text("custom_imports = dict(imports=['dist_parts', 'strategy_parts'])\n" + "".join(lines))
+    return path
+
+
+def with_trouble(folder, name, kind, rank, *, iteration=16, once=False, **changes):
+    hook = {"type": "Trouble", "kind": kind, "rank": rank, "iteration": iteration}
+    if once:
+        hook["marker"] = str(Path(folder) / "marker")
+    return write_config(folder, name, custom_hooks=[hook], resume=True, **changes)
+
+
+def run(path, *options):
+    began = time.monotonic()
+    found = outcomes(start_all([*TRAIN, str(path), *options], 2))
+    return [status for status, _ in found], [errors for _, errors in found], time.monotonic() - began
+
+
+def first_line(errors):
+    lines = [line for line in errors.splitlines() if line.strip() and " - mmtrain - " not in line]
+    return lines[0] if lines else ""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What an undisturbed run of two processes leaves: started as torchrun does, without any flag."""
+    folder = tmp_path_factory.mktemp("whole")
+    statuses, errors, _ = run(write_config(folder, "whole"))
+    assert statuses == [0, 0], errors
+    assert errors[1] == ""
+    left = left_behind(folder / "whole")
+    assert left["name"] == "iter_40.pth"
+    return left
+
+
+@pytest.mark.slow
+def test_a_wrong_launcher_is_told_by_rank_0_alone(tmp_path):
+    statuses, errors, _ = run(write_config(tmp_path, "one"), "--launcher", "slurm")
+    assert statuses == [2, 2]
+    assert errors[1] == ""
+    assert errors[0].count("error:") == 1
+    assert "--launcher slurm" in errors[0]
+
+
+def test_an_error_that_all_ranks_meet_is_told_by_rank_0_alone(tmp_path):
+    path = write_config(tmp_path, "one", strategy={"type": "SingleDeviceStrategy"})
+    statuses, errors, _ = run(path)
+    assert statuses == [2, 2], errors
+    assert errors[1] == ""
+    assert errors[0].count("error:") == 1
+    assert "SingleDeviceStrategy runs in one process and 2 were started" in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rank", "cause"),
+    [
+        ("raise", 1, "error: rank 1: the run failed with ValueError: the sample is broken"),
+        pytest.param("raise", 0, "error: the run failed with ValueError: the sample is broken", marks=pytest.mark.slow),
+        pytest.param("refuse", 1, "error: rank 1: the sample is refused", marks=pytest.mark.slow),
+    ],
+)
+def test_a_rank_that_raises_alone(tmp_path, kind, rank, cause):
+    statuses, errors, seconds = run(with_trouble(tmp_path, "bad", kind, rank))
+    assert statuses == [1, 1]
+    assert first_line(errors[0]) == cause
+    assert first_line(errors[1]) == ""
+    assert seconds < 30
+    trace = next((tmp_path / "bad").glob(f"*/errors/rank_{rank}.txt")).read_text()
+    assert "in after_train_iter" in trace
+
+
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(whole, tmp_path, rank):
+    path = with_trouble(tmp_path, "broken", "SIGTERM", rank, once=True)
+    statuses, errors, _ = run(path)
+    assert statuses == [75, 75], errors
+    assert (tmp_path / "broken" / "iter_16.pth" / "manifest.json").exists()
+    assert "SIGTERM received" in errors[0]
+    statuses, errors, _ = run(path)
+    assert statuses == [0, 0], errors
+    assert_same(whole, left_behind(tmp_path / "broken"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_rank_ends_the_others_soon(whole, tmp_path, rank):
+    path = with_trouble(tmp_path, "broken", "SIGKILL", rank, iteration=26, once=True)
+    statuses, errors, seconds = run(path)
+    assert statuses[rank] == -9
+    assert statuses[1 - rank] == 1
+    assert "error:" in errors[1 - rank]
+    assert seconds < 30
+    statuses, errors, _ = run(path)
+    assert statuses == [0, 0], errors
+    assert_same(whole, left_behind(tmp_path / "broken"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["DDPStrategy", "FSDPStrategy"])
+def test_torchrun_starts_a_killed_rank_again_and_the_run_ends_the_same(tmp_path, strategy):
+    whole = write_config(tmp_path, "whole", strategy={"type": strategy})
+    assert run(whole)[0] == [0, 0]
+    path = with_trouble(tmp_path, "broken", "SIGKILL", 1, iteration=26, once=True, strategy={"type": strategy})
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1",
+        f"--master-port={free_port()}", str(ROOT / "tools" / "train.py"), str(path),
+    ]  # fmt: skip
+    ((status, errors),) = outcomes(start_all(command, 1, RANK="", WORLD_SIZE=""), timeout=120)
+    assert status == 0, errors
+    assert "Auto resumed from the latest checkpoint" in errors
+    assert_same(left_behind(tmp_path / "whole"), left_behind(tmp_path / "broken"))
+
+
+@pytest.mark.slow
+def test_one_clock_saves_on_all_ranks(tmp_path):
+    hooks = {"checkpoint": {"type": "CheckpointHook", "interval": 1000, "every_seconds": 0.01}}
+    path = write_config(tmp_path, "clock", default_hooks={**hooks, "logger": {"type": "LoggerHook", "interval": 10}})
+    statuses, errors, _ = run(path)
+    assert statuses == [0, 0], errors
+    assert "Saved checkpoint" in errors[0]
+    assert left_behind(tmp_path / "clock")["name"] == "iter_40.pth"

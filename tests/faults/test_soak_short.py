@@ -1,0 +1,21 @@
+"""The short form of benchmarks/soak.py: a handful of SIGKILLs at random moments of real runs, none lost, none differing.
+
+In full: ``python benchmarks/soak.py --kills 200``.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+SOAK = Path(__file__).resolve().parents[2] / "benchmarks" / "soak.py"
+
+
+def test_six_kills_at_random_moments(tmp_path):
+    options = ["--kills", "6", "--seed", "7", "--iters", "120", "--lanes", "1", "--no-write", "--folder", str(tmp_path)]
+    soak = subprocess.run(
+        [sys.executable, str(SOAK), *options], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert soak.returncode == 0, soak.stdout + soak.stderr
+    figures = dict(line.split(None, 1) for line in soak.stdout.splitlines())
+    assert int(figures["kills"]) >= 6
+    assert [figures[name] for name in ("lost", "differing", "checkpoints_skipped_as_bad", "left_over")] == ["0"] * 4

@@ -1,0 +1,189 @@
+"""When CheckpointHook asks for a save, which checkpoint is the best, and what it refuses."""
+
+import json
+
+import pytest
+from parts import make_runner
+from safetensors.torch import load_file
+
+from mmtrain.errors import ConfigError, RunError
+from mmtrain.hooks import CheckpointHook
+
+
+class Runner:
+    """Just enough of a runner to note what is asked of it."""
+
+    def __init__(self, by_epoch=False, end=20):
+        self.asked, self.iter, self.epoch, self.end = [], 0, 0, end
+        self.train_loop, self.saving, self.by_epoch = self, self, by_epoch
+        self.val_loop = None
+
+    @property
+    def finished(self):
+        return self.iter + 1 == self.end
+
+    def configure(self, policy, *, by_epoch):
+        self.policy, self.unit = policy, by_epoch
+
+    def protect(self, names):
+        self.protected = list(names)
+
+    def request_save(self, reason, **options):
+        self.asked.append((self.iter + 1, reason, options))
+
+
+def iterations(hook, end=20):
+    runner = Runner(end=end)
+    hook.before_run(runner)
+    hook.before_train(runner)
+    for runner.iter in range(end):
+        hook.after_train_iter(runner, batch_idx=0)
+    return runner.asked
+
+
+def test_every_interval_and_the_last():
+    assert [(at, why) for at, why, _ in iterations(CheckpointHook(interval=6))] == [
+        (6, "interval"), (12, "interval"), (18, "interval"), (20, "last"),
+    ]  # fmt: skip
+
+
+def test_the_last_one_is_not_asked_for_twice():
+    assert [at for at, _, _ in iterations(CheckpointHook(interval=10))] == [10, 20]
+    assert [at for at, _, _ in iterations(CheckpointHook(interval=6, save_last=False))] == [6, 12, 18]
+
+
+def test_save_begin():
+    assert [at for at, _, _ in iterations(CheckpointHook(interval=4, save_begin=10, save_last=False))] == [10, 14, 18]
+
+
+def test_weights_have_an_interval_of_their_own():
+    asked = iterations(CheckpointHook(weights_interval=8, save_last=False))
+    assert asked == [(8, "weights", {"weights_only": True}), (16, "weights", {"weights_only": True})]
+
+
+def test_seconds_are_told_by_a_clock_and_give_temporary_ones():
+    times = iter(range(0, 1000, 3))
+    asked = iterations(CheckpointHook(every_seconds=20, save_last=False, clock=lambda: next(times)))
+    assert asked
+    assert all((why, options) == ("time", {"temporary": True}) for _, why, options in asked)
+
+
+def test_epochs():
+    hook, runner = CheckpointHook(interval=2), Runner(by_epoch=True)
+    hook.before_run(runner)
+    hook.before_train(runner)
+    asked_at = []
+    for runner.epoch in range(5):
+        runner.asked.clear()
+        hook.after_train_epoch(runner)
+        if runner.asked:
+            asked_at.append(runner.epoch + 1)
+    assert runner.unit is True
+    assert asked_at == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"interval": 0}, "interval is 0"),
+        ({"interval": -2}, "interval is -2"),
+        ({"save_begin": -1}, "save_begin is -1"),
+        ({"every_seconds": 0}, "every_seconds is 0"),
+        ({"keep_every": -3}, "keep_every is -3"),
+        ({"on_save_error": "cry"}, "'continue' or 'stop'"),
+        ({"save_best": ["a", "b"], "rule": ["less", "less", "less"]}, "3 entries for 2"),
+        ({"save_best": "a", "rule": "more"}, "'greater' or 'less'"),
+    ],
+)
+def test_arguments_are_checked_at_once(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        CheckpointHook(**arguments)
+
+
+def test_a_template_without_a_number_is_refused(tmp_path):
+    hook = {"checkpoint": {"type": "CheckpointHook", "filename_tmpl": "model.pth"}}
+    with pytest.raises(ConfigError, match=r"filename_tmpl is 'model\.pth'"):
+        make_runner(tmp_path, default_hooks=hook).train()
+
+
+def best_run(tmp_path, **options):
+    hook = {"checkpoint": {"type": "CheckpointHook", "interval": -1, "save_last": False, **options}}
+    runner = make_runner(tmp_path, default_hooks=hook, train_cfg={"max_iters": 12, "val_interval": 3})
+    runner.train()
+    return json.loads((tmp_path / "best.json").read_text()), sorted(path.name for path in tmp_path.glob("*.pth"))
+
+
+@pytest.mark.parametrize(("metric", "better"), [("loss", min), ("accuracy", max)])
+def test_only_improvements_are_saved(tmp_path, metric, better):
+    from parts import logged
+
+    best, there = best_run(tmp_path, save_best=metric, max_keep_ckpts=1)
+    values = {step: value for step, (value,) in logged(tmp_path, metric, mode="val").items()}
+    assert best[metric]["value"] == better(values.values())
+    assert best[metric]["checkpoint"] in there
+
+
+def test_auto_takes_the_first_metric(tmp_path):
+    assert list(best_run(tmp_path, save_best="auto")[0]) == ["loss"]
+
+
+def test_a_metric_whose_rule_cannot_be_told(tmp_path):
+    with pytest.raises(ConfigError, match="greater or when less"):
+        best_run(tmp_path, save_best="accuracy", greater_keys=["qq"], less_keys=["zz"])
+
+
+def test_a_metric_that_goes_missing_is_a_failed_run():
+    hook = CheckpointHook(save_best="mIoU", rule="greater")
+    with pytest.raises(RunError, match=r"no 'mIoU'; it gave \['loss'\]"):
+        hook.after_val_epoch(Runner(), {"loss": 1.0})
+
+
+def test_weights_alone_are_plain_safetensors(tmp_path):
+    hook = {"checkpoint": {"type": "CheckpointHook", "weights_interval": 10}}
+    runner = make_runner(tmp_path, default_hooks=hook)
+    runner.train()
+    weights = load_file(tmp_path / "weights" / "iter_20.safetensors")
+    state = runner.model.state_dict()
+    assert weights.keys() == state.keys()
+    assert all((weights[name] == value).all() for name, value in state.items())
+    assert (tmp_path / "weights" / "iter_10.safetensors").exists()
+
+
+def test_retention_keeps_the_newest_and_the_multiples(tmp_path):
+    hook = {"checkpoint": {"type": "CheckpointHook", "interval": 2, "max_keep_ckpts": 2, "keep_every": 8}}
+    make_runner(tmp_path, default_hooks=hook).train()
+    there = {path.name for path in tmp_path.glob("*.pth")}
+    assert there == {"iter_8.pth", "iter_16.pth", "iter_18.pth", "iter_20.pth"}
+
+
+@pytest.mark.parametrize(("mode", "status"), [("continue", "continues"), ("stop", "stops")])
+def test_a_save_that_fails(tmp_path, monkeypatch, mode, status, capfd):
+    """A full disk at iteration 10: older checkpoints stay, the failure is repeated, and a later save ends it."""
+    from mmtrain.checkpoint.storage import LocalFiles
+
+    real, full = LocalFiles.write, {"now": False}
+
+    def write(self, handle, data):
+        if full["now"]:
+            raise OSError(28, "No space left on device")
+        return real(self, handle, data)
+
+    class Disk:
+        def before_save_checkpoint(self, runner, checkpoint):
+            full["now"] = checkpoint["name"] == "iter_10.pth"
+
+    monkeypatch.setattr(LocalFiles, "write", write)
+    hook = {"checkpoint": {"type": "CheckpointHook", "interval": 5, "async_save": False, "on_save_error": mode}}
+    runner = make_runner(tmp_path, default_hooks=hook, custom_hooks=[Disk()])
+    if mode == "stop":
+        with pytest.raises(RunError, match=r"iter_10\.pth could not be written.*No space left"):
+            runner.train()
+    else:
+        runner.train()
+    there = {path.name for path in tmp_path.iterdir() if path.name.startswith((".iter", "iter"))}
+    told = capfd.readouterr().err.count("checkpoint iter_10.pth could not be written")
+    if mode == "stop":
+        assert there == {"iter_5.pth"}
+    else:
+        assert there == {"iter_5.pth", "iter_15.pth", "iter_20.pth"}
+        assert told == 1 + 5  # at once, and at the log lines until iteration 15 was saved

@@ -1,0 +1,140 @@
+"""DDP and FSDP2 from inside, run by a pair of real processes."""
+
+import pytest
+import strategy_jobs
+
+
+@pytest.fixture
+def job(pair, tmp_path):
+    """Runs a job; what both ranks give is the same."""
+
+    def run(function, **kwargs):
+        results = pair.run("strategy_jobs", function, work_dir=str(tmp_path), **kwargs)
+        assert results[0] == results[1]
+        return results[0]
+
+    return run
+
+
+def fsdp(**options):
+    return {"type": "FSDPStrategy", **options}
+
+
+def ddp(**options):
+    return {"type": "DDPStrategy", **options}
+
+
+# ---- how a model is cut ----------------------------------------------------------------------------------------------
+def test_shards_by_class(pair, tmp_path):
+    found = pair.run("strategy_jobs", "layout", work_dir=str(tmp_path), strategy=fsdp(wrap="TinyBlock"))
+    assert found[0]["groups"] == ["TinyLanguageModel", "TinyBlock", "TinyBlock"]
+    for name, (own, whole) in found[0]["sizes"].items():
+        assert own + found[1]["sizes"][name][0] == whole
+
+
+def test_shards_by_size(job):
+    assert job("layout", strategy=fsdp(min_params=100, mesh={"replicate": 2}))["groups"].count("Linear") == 4
+
+
+def test_hybrid_sharding_repeats(job):
+    sizes = job("layout", strategy=fsdp(mesh={"replicate": 2, "shard": 1}))["sizes"]
+    assert all(own == whole for own, whole in sizes.values())
+
+
+@pytest.mark.parametrize(
+    ("strategy", "words"),
+    [
+        (fsdp(wrap="TinyBlok"), ["strategy.wrap", "'TinyBlok'", "did you mean 'TinyBlock'"]),
+        (fsdp(wrap=["Embedding"]), ["strategy.wrap", "embed.weight and head.weight are one parameter"]),
+        (fsdp(activation_checkpointing="Nothing"), ["strategy.activation_checkpointing", "'Nothing'", "TinyBlock"]),
+        (fsdp(mesh={"shard": 3}), ["strategy.mesh", "3 processes and 2 were started"]),
+        (fsdp(mesh={"dp": 2}), ["strategy.mesh.dp", "'replicate'"]),
+        (fsdp(mesh={"shard": 0}), ["strategy.mesh.shard", "positive"]),
+        (fsdp(mixed_precision={"param_type": "bfloat16"}), ["mixed_precision.param_type", "param_dtype"]),
+        (fsdp(mixed_precision={"param_dtype": "bf16"}), ["mixed_precision.param_dtype", "'bf16'", "bfloat16"]),
+        (fsdp(meta_init=True), ["strategy.meta_init", "TinyLanguageModel has no init_weights()"]),
+        (fsdp(warp="TinyBlock"), ["strategy.warp", "did you mean 'wrap'"]),
+        (ddp(static_graph=True), ["strategy.static_graph", "accumulative_counts=2"]),
+        (ddp(sync_bn="mm"), ["strategy.sync_bn", "'torch'"]),
+        (ddp(sync_bn="torch"), ["strategy.sync_bn", "CUDA"]),
+        ({"type": "SingleDeviceStrategy"}, ["2 were started", "DDPStrategy"]),
+    ],
+)
+def test_refused_in_one_sentence(job, strategy, words):
+    told = job("refused", strategy=strategy)
+    assert told.startswith("ConfigError: ")
+    assert "\n" not in told
+    assert all(word in told for word in words), told
+
+
+def test_an_init_weights_that_forgets_is_refused(job):
+    told = job("refused", model={"type": "Initialised", "forgets": True}, strategy=fsdp(meta_init=True))
+    assert "init_weights() gives no value to scale" in told
+
+
+# ---- initial weights -------------------------------------------------------------------------------------------------
+def test_built_normally_the_weights_are_those_of_one_process(job, tmp_path):
+    alone = strategy_jobs.initial_weights(str(tmp_path / "alone"), False)
+    assert job("initial_weights", meta_init=False) == alone
+
+
+def test_built_without_memory_every_value_is_drawn(job):
+    found = job("initial_weights", meta_init=True)
+    assert found["tied"]
+    normal = job("initial_weights", meta_init=False)
+    assert found["parameters"] == normal["parameters"]
+    weights = found["weights"]
+    assert weights["scale"] == [0.5]
+    assert weights["embed.weight"] == weights["head.weight"]
+    rows = {tuple(row) for row in weights["blocks.0.up.weight"]}
+    assert len(rows) == 21, "the ranks drew the same values for different rows"
+    assert weights["blocks.0.up.weight"] != weights["blocks.1.up.weight"]
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("strategy", [ddp(), fsdp(wrap="TinyBlock")], ids=["ddp", "fsdp"])
+def test_gradients_are_exchanged_at_a_windows_end_alone(job, strategy):
+    assert job("synchronised", strategy=strategy) == [False, False, True, False, False, True]
+
+
+@pytest.mark.parametrize("strategy", [ddp(), fsdp(wrap="TinyBlock")], ids=["ddp", "fsdp"])
+def test_no_collective_is_added_to_an_iteration_that_does_not_log(job, strategy):
+    counts = job("collectives", strategy=strategy)
+    # Entry k is what iteration k + 1 did. The first two look for the others' pace; 5 and 10 log.
+    assert [number for number, found in enumerate(counts, start=1) if found] == [1, 2, 5, 10]
+
+
+def test_mixed_precision(job):
+    plain = job("losses", strategy=fsdp(wrap="TinyBlock"))
+    mixed = {"param_dtype": "bfloat16", "reduce_dtype": "float32"}
+    found = job("losses", strategy=fsdp(wrap="TinyBlock", mixed_precision=mixed))
+    assert found["loss"] != plain["loss"]
+    assert found["loss"] == pytest.approx(plain["loss"], rel=0.02)
+    assert found["moments"] == ["torch.float32"]
+
+
+def test_cpu_offload_is_taken_and_has_no_effect_on_the_cpu(job):
+    assert job("losses", strategy=fsdp(cpu_offload=True)) == job("losses", strategy=fsdp())
+
+
+@pytest.mark.parametrize("strategy", [ddp(), fsdp(wrap="TinyBlock")], ids=["ddp", "fsdp"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_amp(job, strategy, dtype):
+    found = job("losses", strategy=strategy, optim_wrapper=amp(dtype=dtype))
+    assert found["loss"] == pytest.approx(job("losses", strategy=strategy)["loss"], rel=0.01)
+    assert found["update"] == 3
+
+
+@pytest.mark.parametrize("exponent", range(14, 24, 2))
+def test_an_overflow_in_one_shard_skips_the_step_on_all_ranks(job, exponent):
+    scale = {"init_scale": 2.0**exponent}
+    found = job("losses", strategy=fsdp(), optim_wrapper=amp(dtype="float16", loss_scale=scale))
+    assert found == {
+        **job("losses", strategy=ddp(), optim_wrapper=amp(dtype="float16", loss_scale=scale)),
+        **{"loss": found["loss"]},
+    }
+
+
+def amp(**options):
+    base = strategy_jobs.strategy_parts.changes(2)["optim_wrapper"]
+    return {**base, "type": "AmpOptimWrapper", **options}
