@@ -46,7 +46,7 @@ from mmtrain.registry import HOOKS  # noqa: E402
 TRAIN = ROOT / "tools" / "train.py"
 PRELOAD = ["mmtrain.cli.train", "mmtrain.runner.build", "mmtrain.hooks", "mmengine.dataset", "exactness", "soak"]
 PRELOAD += ["torch._dynamo", "torch.onnx", "torch.testing"]  # torch imports them with the first optimizer
-HANGS = 120.0  # seconds without an end, after which a start counts as hung
+HANGS = 300.0  # seconds without an end, after which a start counts as hung
 
 
 @HOOKS.register_module(force=True)
@@ -109,6 +109,8 @@ def forked(argv, log):
 
     from mmtrain.cli.train import main as train
 
+    # A child of a fork server would start its data workers through one of its own, which outlives a kill.
+    multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     sys.exit(train(argv))
 

@@ -105,6 +105,7 @@ class CheckpointHook(Hook):
         """Check the metrics of ``save_best`` against what one batch of validation gives, and start the clock."""
         self._last_save = self._clock()
         runner.saving.protect(record["checkpoint"] for record in self.best.values())
+        runner.saving.catch_up(self.best, resumed=runner.resumed_from)
         if self._best_metrics:
             self._name_metrics(runner)
 

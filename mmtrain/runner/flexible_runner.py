@@ -134,6 +134,12 @@ class FlexibleRunner:
         return self.signals.exit_status
 
     @property
+    def resumed_from(self) -> str | None:
+        """The name of the checkpoint that this run continues, None for one that began anew."""
+        checkpoint = self._resume.checkpoint
+        return checkpoint.name if checkpoint is not None else None
+
+    @property
     def rank(self) -> int:
         return dist.rank()
 

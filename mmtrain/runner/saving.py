@@ -135,6 +135,24 @@ class SaveService:
         self._logger.info("Saved checkpoint %s (%.1f MB)", self.store.root / pending.name, pending.bytes / 1e6)
         runner.hooks.call("after_save_checkpoint", runner, entry=pending.name)
 
+    def catch_up(self, best: Mapping[str, Any], *, resumed: str | None) -> None:
+        """Do what a kill just after a checkpoint was complete left undone: the record of the best, and retention.
+
+        The checkpoint that was resumed stays, whatever the policy says.
+        """
+        if not dist.is_main():
+            return
+        names = self.store.names()
+        known = {metric: record for metric, record in best.items() if record["checkpoint"] in names}
+        if known:
+            self.write_best(known)
+        self.store.protected = self._protected | ({resumed} if resumed else set())
+        try:
+            self.store.prune()
+        except OSError as error:
+            self._logger.warning("an old checkpoint could not be deleted: %s", error)
+        self.store.protected = self._protected
+
     def write_best(self, record: Mapping[str, Any]) -> None:
         """Write ``best.json``: metric, value, checkpoint."""
         if dist.is_main():

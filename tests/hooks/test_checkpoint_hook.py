@@ -1,11 +1,13 @@
 """When CheckpointHook asks for a save, which checkpoint is the best, and what it refuses."""
 
 import json
+import shutil
 
 import pytest
 from parts import make_runner
 from safetensors.torch import load_file
 
+from mmtrain.checkpoint.manifest import decode, encode
 from mmtrain.errors import ConfigError, RunError
 from mmtrain.hooks import CheckpointHook
 
@@ -21,6 +23,11 @@ class Runner:
     @property
     def finished(self):
         return self.iter + 1 == self.end
+
+    resumed_from = None
+
+    def catch_up(self, best, *, resumed):
+        self.caught_up = (best, resumed)
 
     def configure(self, policy, *, by_epoch):
         self.policy, self.unit = policy, by_epoch
@@ -187,3 +194,28 @@ def test_a_save_that_fails(tmp_path, monkeypatch, mode, status, capfd):
     else:
         assert there == {"iter_5.pth", "iter_15.pth", "iter_20.pth"}
         assert told == 1 + 5  # at once, and at the log lines until iteration 15 was saved
+
+
+def test_what_a_kill_left_undone_is_done_at_the_next_start(tmp_path):
+    """Killed after the rename of a checkpoint, before the record of the best and before retention."""
+    hook = {"checkpoint": {"type": "CheckpointHook", "interval": 5, "max_keep_ckpts": 1, "save_best": "loss"}}
+    options = {"default_hooks": hook, "train_cfg": {"max_iters": 20, "val_interval": 20}}
+    make_runner(tmp_path, **options).train()
+    recorded = (tmp_path / "best.json").read_text()
+    (tmp_path / "best.json").unlink()
+    shutil.copytree(tmp_path / "iter_20.pth", tmp_path / "iter_15.pth")
+    manifest = tmp_path / "iter_15.pth" / "manifest.json"
+    older = decode(manifest.read_bytes())
+    older.position["iteration"] = 15
+    manifest.write_bytes(encode(older))
+    make_runner(tmp_path, resume=True, **options).train()
+    assert (tmp_path / "best.json").read_text() == recorded
+    assert [path.name for path in tmp_path.glob("*.pth")] == ["iter_20.pth"]
+
+
+def test_the_resumed_checkpoint_is_not_pruned_at_once(tmp_path):
+    hook = {"checkpoint": {"type": "CheckpointHook", "interval": 5, "max_keep_ckpts": -1}}
+    make_runner(tmp_path, default_hooks=hook).train()
+    hook = {"checkpoint": {"type": "CheckpointHook", "interval": 50, "max_keep_ckpts": 1, "save_last": False}}
+    make_runner(tmp_path, default_hooks=hook, resume="iter_10.pth", train_cfg={"max_iters": 11}).train()
+    assert sorted(path.name for path in tmp_path.glob("*.pth")) == ["iter_10.pth", "iter_20.pth"]
