@@ -34,6 +34,7 @@ class Resume:
         self.checkpoint: Checkpoint | None = None
         self.weights_from: str | None = None
         self._logger = logger
+        self._begins_again = False  # asked to continue, but no start before this one came to a checkpoint
         self._lines: list[str] = []
         self._warnings: list[str] = []
 
@@ -70,10 +71,12 @@ class Resume:
         if checkpoint is not None:
             self.checkpoint = checkpoint
             self._lines.append(f"Auto resumed from the latest checkpoint {checkpoint.path}.")
-        elif problems:
+            return
+        if problems:
             told = "; ".join(map(str, problems))
             raise CheckpointError(f"no checkpoint in {self.store.root} is good: {told}")
-        elif weights is not None:
+        self._begins_again = True
+        if weights is not None:
             self.weights_from = weights
             self._lines.append(f"No checkpoint in {self.store.root}: starting from the weights of {weights}.")
         else:
@@ -93,8 +96,10 @@ class Resume:
         """Restore the chosen checkpoint, or load weights, or leave the fresh state as it is."""
         if self.checkpoint is not None:
             self._restore(runner, self.checkpoint)
-        elif self.weights_from is not None:
-            self.load_weights(runner)
+            return
+        self.load_weights(runner)
+        if self._begins_again:
+            self._cut_logs(runner, 0)
 
     def load_weights(self, runner: FlexibleRunner) -> None:
         """Copy the weights of ``load_from`` into the model; optimizer, schedule and position stay as they are."""

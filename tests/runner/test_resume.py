@@ -328,3 +328,9 @@ def test_without_positional_seeding_the_saved_generators_rule(tmp_path):
     forget(tmp_path / "cut", "iter_20.pth")
     make_runner(tmp_path / "cut", resume=True, **off).train()
     assert logged(tmp_path / "cut", "loss") == logged(tmp_path / "whole", "loss")
+
+
+def test_a_start_before_the_first_checkpoint_leaves_no_lines(tmp_path):
+    make_runner(tmp_path, default_hooks={"checkpoint": None}, train_cfg={"max_iters": 3}).train()
+    make_runner(tmp_path, resume=True, **EVERY_7).train()
+    assert list(logged(tmp_path, "loss")) == list(range(1, 21))
