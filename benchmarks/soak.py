@@ -20,11 +20,13 @@ Usage: python benchmarks/soak.py [--kills 200] [--seed 0] [--lanes 2] [--exec]
 """
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -47,6 +49,7 @@ TRAIN = ROOT / "tools" / "train.py"
 PRELOAD = ["mmtrain.cli.train", "mmtrain.runner.build", "mmtrain.hooks", "mmengine.dataset", "exactness", "soak"]
 PRELOAD += ["torch._dynamo", "torch.onnx", "torch.testing"]  # torch imports them with the first optimizer
 HANGS = 300.0  # seconds without an end, after which a start counts as hung
+WORKERS_LEAVE = 20.0  # seconds that data workers may outlive a killed parent
 
 
 @HOOKS.register_module(force=True)
@@ -101,7 +104,8 @@ def write_config(folder, name, *, seed, iters, accumulation):
 
 
 def forked(argv, log):
-    """What a process forked from the server does: the command, with its output in ``log``."""
+    """What a process forked from the server does: the command, in a process group of its own, its output in ``log``."""
+    os.setpgid(0, 0)
     with Path(log).open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -129,7 +133,7 @@ class Start:
         else:
             with log.open("ab") as file:
                 command = [sys.executable, str(TRAIN), *argv]
-                self._process = subprocess.Popen(command, stdout=file, stderr=file)
+                self._process = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
             self._wait = self._process.poll
 
     def status(self):
@@ -148,6 +152,17 @@ class Start:
         while self.status() is None:
             time.sleep(0.001)
 
+    def outlived(self):
+        """Whether its group, to which its data workers belong, still has a process after a while; that is killed."""
+        deadline = time.monotonic() + WORKERS_LEAVE
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            while time.monotonic() < deadline:
+                os.killpg(self._process.pid, 0)
+                time.sleep(0.05)
+            os.killpg(self._process.pid, signal.SIGKILL)
+            return True
+        return False
+
 
 class Run:
     """One config: its undisturbed run, and the one with kills."""
@@ -161,16 +176,22 @@ class Run:
         self.work_dir, self.phase = folder / "broken", folder / "broken.phase"
         self.kills, self.starts, self.skipped = Counter(), 0, 0
         self.lost = self.differs = None
-        self.left_over = []
+        self.left_over, self.processes = [], []
 
     def go(self, budget):
         """Do both; ``budget()`` says before each kill whether there shall be one more."""
+        try:
+            self._go(budget)
+        finally:
+            self.outlived = sum(process.outlived() for process in self.processes)
+
+    def _go(self, budget):
         whole = Start(self.whole, self.folder / "whole.log", workers=0, fork=self.fork)
+        self.processes.append(whole)
         whole.wait(HANGS, until=(self.folder / "whole.phase").exists)
         self.start_up = time.monotonic() - whole.begun
         if whole.wait(HANGS) != 0:
             self.lost = f"the undisturbed run ended with {whole.status()}: {_tail(self.folder / 'whole.log')}"
-            whole.kill()
             return
         self.span = (time.monotonic() - whole.begun) / 3
         while self.lost is None and not self._start(budget):
@@ -183,6 +204,7 @@ class Run:
         self.phase.unlink(missing_ok=True)
         newest, log = self._newest(), self.folder / f"start-{self.starts:03d}.log"
         process = Start(self.broken, log, workers=self.rng.choice([0, 2]), fork=self.fork)
+        self.processes.append(process)
         self.starts += 1
         after_step = self.starts % 2 == 0
         delay = self.rng.uniform(0, self.start_up * 2 if self.starts % 4 == 1 else self.span)
@@ -194,10 +216,9 @@ class Run:
                 process.kill()
                 self.kills.update([where] if process.status() == -9 else [])
         elif process.wait(HANGS) is None:
-            process.kill()
             self.lost = f"start {self.starts} hung: {_tail(log)}"
         self._read(log, newest)
-        if process.status() not in (0, -9):
+        if process.status() not in (None, 0, -9):
             self.lost = f"start {self.starts} ended with {process.status()}: {_tail(log)}"
         return process.status() == 0
 
@@ -280,12 +301,13 @@ class Soak:
             try:
                 run.go(lambda: self.kills < self.options.kills)
             except Exception as error:  # a broken lane must not look like a clean one
-                run.lost = f"the soak itself failed with {type(error).__name__}: {error}"
+                run.lost = run.lost or f"the soak itself failed with {type(error).__name__}: {error}"
             self._tell(run, number)
 
     def _tell(self, run, number):
         verdict = f"LOST: {run.lost}" if run.lost else f"DIFFERS: {run.differs}" if run.differs else "identical"
         left = f", left over: {run.left_over}" if run.left_over else ""
+        left += f", {run.outlived} starts with processes that outlived them" if run.outlived else ""
         kills = f"{run.kills.total()} kills, {run.starts} starts"
         print(f"run {number}: {kills}, {self.kills} in all, {verdict}{left}", file=sys.stderr, flush=True)
         if not run.lost and not run.differs:
@@ -299,6 +321,7 @@ class Soak:
             "differing": [f"{run.folder.name}: {run.differs}" for run in runs if run.differs],
             "checkpoints_skipped_as_bad": sum(run.skipped for run in runs),
             "left_over": sorted(f"{run.folder.name}: {name}" for run in runs for name in run.left_over),
+            "processes_that_outlived": sum(run.outlived for run in runs),
             "kills_by_place": dict(sum((run.kills for run in runs), Counter())),
             "iterations_of_a_run": self.options.iters, "seed": self.options.seed,
             "started_by": "fork of a server" if self.options.fork else "exec",

@@ -160,9 +160,8 @@ class CheckpointHook(Hook):
     def _name_metrics(self, runner: Any) -> None:
         if runner.val_loop is None:
             raise ConfigError("default_hooks.checkpoint.save_best needs a val_dataloader")
-        found = runner.val_loop.measure(max_batches=1, quiet=True)
-        names = list(found)
-        metrics = [names[0] if metric == "auto" and names else metric for metric in self._best_metrics]
+        found = runner.val_loop.metric_names()
+        metrics = [found[0] if metric == "auto" and found else metric for metric in self._best_metrics]
         for metric in metrics:
             if metric not in found:
                 raise ConfigError(

@@ -7,7 +7,7 @@ import torch
 
 from mmtrain import dist
 from mmtrain.errors import RunError
-from mmtrain.randomness import STREAM_VAL, mix, seed_generators
+from mmtrain.randomness import STREAM_VAL, capture, mix, restore, seed_generators
 from mmtrain.runner.model_call import ModelCall
 
 if TYPE_CHECKING:
@@ -57,8 +57,23 @@ class EvaluationLoop:
             if callable(close):
                 close()
 
+    def metric_names(self) -> list[str]:
+        """The names of the metrics, from one batch of every set, without hooks.
+
+        Model and generators are left as they were: a start that only asks must not move the run.
+        """
+        modules = list(self.runner.strategy.module.modules())
+        modes, generators = [module.training for module in modules], capture()
+        self.runner.strategy.module.eval()
+        try:
+            return list(self.measure(max_batches=1, quiet=True))
+        finally:
+            for module, mode in zip(modules, modes, strict=True):
+                module.training = mode
+            restore(generators)
+
     def measure(self, *, max_batches: int | None = None, quiet: bool = False) -> dict[str, float]:
-        """Evaluate every set; ``quiet`` calls no hook (a trial of the metrics' names at the start)."""
+        """Evaluate every set with the model as it is; ``quiet`` calls no hook."""
         runner = self.runner
         if runner.randomness.positional:
             seed_generators(mix(STREAM_VAL, runner.seed, dist.rank(), runner.progress.iteration))

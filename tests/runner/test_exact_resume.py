@@ -62,6 +62,8 @@ def changes_of(case):
     if case["by_epoch"]:
         ends = {"by_epoch": True, "max_iters": None, "max_epochs": 4, "val_interval": 1}
     hooks = {"checkpoint": {"type": "CheckpointHook", "interval": 4, "by_epoch": False, "max_keep_ckpts": 2}}
+    if case["ema"]:  # the metric is asked for at every start, which must move nothing
+        hooks["checkpoint"]["save_best"] = "loss"
     if case["ema"]:
         hooks["ema"] = {"type": "EMAHook", "momentum": 0.1}
     return {

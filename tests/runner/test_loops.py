@@ -297,3 +297,22 @@ def test_when_validation_is_due():
     plan = TrainPlan(max_iters=100, val_begin=20, val_interval=10, dynamic_intervals=((50, 5),))
     due = [done for done in range(1, 101) if plan.validates_after(done, is_end=done == 100)]
     assert due == [20, 30, 40, *range(50, 101, 5)]
+
+
+def test_asking_for_the_names_of_metrics_moves_nothing(tmp_path):
+    """It runs the model; batch norm's statistics and the generators must not notice, nor a frozen layer's mode."""
+    runner = make_runner(tmp_path)
+    runner.model.train()
+    runner.model.norm.eval()
+    before = {name: value.clone() for name, value in runner.model.state_dict().items()}
+    torch.manual_seed(4)
+    expected = torch.randn(3)
+    torch.manual_seed(4)
+    assert runner.val_loop.metric_names() == ["loss", "accuracy"]
+    assert torch.equal(torch.randn(3), expected)
+    assert all(torch.equal(value, before[name]) for name, value in runner.model.state_dict().items())
+    assert (runner.model.training, runner.model.drop.training, runner.model.norm.training) == (True, True, False)
+    runner.model.norm.train()
+    runner.val_loop.metric_names()
+    assert all(torch.equal(value, before[name]) for name, value in runner.model.state_dict().items())
+    runner.release()
