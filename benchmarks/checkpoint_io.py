@@ -24,6 +24,7 @@ Usage: python benchmarks/checkpoint_io.py [--rounds 5] [--layers 12] [--folder D
 import argparse
 import json
 import logging
+import operator
 import os
 import shutil
 import statistics
@@ -41,6 +42,8 @@ from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from mmtrain.checkpoint import CheckpointStore  # noqa: E402
+
 warnings.filterwarnings("ignore")  # torch's own, about deprecated parts that DCP and mmengine use
 logging.disable(logging.WARNING)  # mmengine's, at every save
 
@@ -101,8 +104,6 @@ class Bench:
     """One method for each contender; each returns seconds by name and leaves no file behind but the kept ones."""
 
     def __init__(self, state, folder):
-        from mmtrain.checkpoint import CheckpointStore
-
         self.state, self.folder = state, folder
         self.store = CheckpointStore(folder / "store", threads=2)
         self.buffers = [torch.empty_like(tensor) for tensor in state.tensors]
@@ -130,8 +131,7 @@ class Bench:
             for target, source in zip(self.buffers, self.state.tensors, strict=True):
                 target.copy_(source)
 
-        threads = torch.get_num_threads()
-        seconds = {}
+        threads, seconds = torch.get_num_threads(), {}
         for count in (2, 1):
             torch.set_num_threads(count)
             seconds[f"memory copy, {count} thread{'s' * (count > 1)}"] = timed(copy)
@@ -172,10 +172,10 @@ class Bench:
 
     def _dcp(self, name, **options):
         begin = time.perf_counter()
-        state = self.state.nested()
-        answer = torch.distributed.checkpoint.async_save(state, checkpoint_id=self.folder / "dcp", **options)
+        state, place = self.state.nested(), self.folder / "dcp"
+        future = torch.distributed.checkpoint.async_save(state, checkpoint_id=place, **options)
         stall = time.perf_counter() - begin
-        getattr(answer, "upload_completion", answer).result()
+        future.result()
         total = time.perf_counter() - begin
         self._remove("dcp")
         return {f"{name} stall": stall, f"{name} total": total}
@@ -202,15 +202,15 @@ class Bench:
                 list(pool.map(write, paths, self.sizes))
 
         seconds = {}
-        for name, function in (("disk, sequential", in_turn), ("disk, 2 threads", in_parallel)):
+        for name, function in {"disk, sequential": in_turn, "disk, 2 threads": in_parallel}.items():
             seconds[name] = timed(function)
             self._remove(*(path.name for path in paths))
         return seconds
 
     def mmtrain_sync(self):
-        seconds = timed(lambda: self.store.save("s.pth", self.state.sections, blocking=True))
+        seconds = {"mmtrain sync save": timed(lambda: self.store.save("s.pth", self.state.sections, blocking=True))}
         self._remove("store/s.pth")
-        return {"mmtrain sync save": seconds}
+        return seconds
 
     def torch_save(self):
         return self._with_fsync("torch.save", lambda path: torch.save(self.state.nested(), path))
@@ -218,9 +218,8 @@ class Bench:
     def mmengine_save(self):
         from mmengine.runner.checkpoint import save_checkpoint
 
-        return self._with_fsync(
-            "MMEngine save_checkpoint", lambda path: save_checkpoint(self.state.nested(), str(path))
-        )
+        name = "MMEngine save_checkpoint"
+        return self._with_fsync(name, lambda path: save_checkpoint(self.state.nested(), str(path)))
 
     def _with_fsync(self, name, save):
         path = self.folder / "one.pth"
@@ -263,10 +262,7 @@ class Bench:
     def _remove(self, *names):
         for name in names:
             path = self.folder / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     CONTENDERS = (
         copies_and_stall, dcp_async, dcp_async_reusing, mmtrain_async_behind_compute,
@@ -289,11 +285,8 @@ def reusing_stager():
     """DCP's stager that keeps its buffers from save to save, as far as it goes without an accelerator."""
     from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-    return DefaultStager(
-        StagingOptions(
-            use_pinned_memory=False, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=False
-        )
-    )
+    off = ("use_pinned_memory", "use_shared_memory", "use_async_staging", "use_non_blocking_copy")
+    return DefaultStager(StagingOptions(**dict.fromkeys(off, False)))
 
 
 def join_one_process():
@@ -307,12 +300,8 @@ def join_one_process():
 def memory_of(kind, layers, folder):
     """Print the peak of the resident set above what it was before two asynchronous saves, in states."""
     state = State(layers)
-    if kind == "DCP":
-        join_one_process()
-    else:
-        from mmtrain.checkpoint import CheckpointStore
-
-        store = CheckpointStore(folder / "store")
+    join_one_process()
+    store = CheckpointStore(folder / "store")
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak back, see proc(5)
     before = resident("VmRSS")
     for number in range(2):
@@ -331,8 +320,7 @@ def resident(field):
 def measure_memory(layers, folder):
     copies = {}
     for kind in ("mmtrain", "DCP"):
-        place = folder / f"memory-{kind}"
-        place.mkdir()
+        (place := folder / f"memory-{kind}").mkdir()
         command = [sys.executable, __file__, "--memory", kind, "--layers", str(layers), "--folder", str(place)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         copies[kind] = json.loads(done.stdout.splitlines()[-1])
@@ -363,7 +351,7 @@ def judge(seconds, memory):
         ("load / torch.load mmap + copy", ratio("mmtrain load", load), "<=", 1.0),
         ("peak extra memory / state", memory["mmtrain"], "<=", 1.1),
     ]
-    met = {"<=": lambda x, y: x <= y, "<": lambda x, y: x < y, ">=": lambda x, y: x >= y}
+    met = {"<=": operator.le, "<": operator.lt, ">=": operator.ge}
     return [{"what": w, "value": v, "target": f"{op} {bound}", "met": met[op](v, bound)} for w, v, op, bound in rows]
 
 
@@ -375,7 +363,6 @@ def report(seconds, targets, memory, size):
         print(f"{name:40}{median:10.3f}{min(values):10.3f}{speed}")
     for kind, copies in memory.items():
         print(f"{f'peak extra memory, {kind} async':40}{copies:10.2f} copies of the state")
-    print()
     for row in targets:
         print(f"{row['what']:56}{row['value']:8.3f}  {row['target']:8}{'met' if row['met'] else 'NOT MET'}")
 
@@ -385,7 +372,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, default=12, help="12 are 100 M parameters, 1.2 GB of state")
     parser.add_argument("--folder", type=Path, help="where to write; a temporary folder if not given")
-    parser.add_argument("--no-write", action="store_true", help="leave results/checkpoint_io.json as it is")
+    parser.add_argument("--no-write", action="store_true", help="leave results as they are")
     parser.add_argument("--memory", choices=["mmtrain", "DCP"], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:
@@ -402,8 +389,8 @@ def main():
     targets = judge(seconds, memory)
     report(seconds, targets, memory, size)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    figures = {"bytes": size, "tensors": len(bench.state.tensors), "files": files, "targets": targets}
-    figures |= {"peak_extra_memory_in_states": memory, "seconds": medians, "all_rounds": seconds}
+    figures = {"bytes": size, "files": files, "targets": targets, "peak_extra_memory_in_states": memory}
+    figures |= {"seconds": medians, "all_rounds": seconds}
     if not options.no_write:
         print(f"written to {write_result('checkpoint_io', figures)}")
     torch.distributed.destroy_process_group()

@@ -35,7 +35,7 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    aside = path.with_name(f".{path.name}.tmp")  # one run writes here at a time, and overwrites what a killed one left
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(aside)

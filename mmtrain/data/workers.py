@@ -261,7 +261,7 @@ def _die_with_parent(parent: int) -> None:
     import ctypes
 
     if os.getppid() != parent:
-        # Started through a fork server: that ends with the main process, and torch's watchdog follows.
+        _leave_after(parent)
         return
     try:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
@@ -269,6 +269,24 @@ def _die_with_parent(parent: int) -> None:
         return
     if os.getppid() != parent:
         os._exit(1)
+
+
+def _leave_after(pid: int) -> None:
+    """End this process when process ``pid`` has ended.
+
+    A worker that a fork server started is no child of the main process, and it holds the server's pipe open, so neither
+    the server nor torch's watchdog would ever notice that the main process was killed.
+    """
+    try:
+        handle = os.pidfd_open(pid)
+    except (OSError, AttributeError):  # gone already, or an old kernel or Python
+        return
+
+    def watch() -> None:
+        select.select([handle], [], [])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="mmtrain-parent", daemon=True).start()
 
 
 @contextmanager

@@ -23,15 +23,21 @@ def cut_logs(log_dirs: Iterable[str | Path], step: int) -> dict[Path, int]:
 
 
 def cut_json_lines(path: str | Path, step: int) -> int:
-    """Drop the lines whose ``step`` is larger, and a torn last line; returns how many. A missing file is no fault."""
+    """Drop the lines at the end whose ``step`` is larger, and a torn last one; returns how many.
+
+    Steps only grow within a file, so only what is dropped is parsed: a long run's log costs no more than a short one's.
+    A missing file is no fault.
+    """
     path = Path(path)
     if not path.exists():
         return 0
     lines = path.read_bytes().splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith(b"\n") and _line_step(line) <= step]
-    if len(kept) < len(lines):
-        _replace(path, kept)
-    return len(lines) - len(kept)
+    kept = len(lines)
+    while kept and not (lines[kept - 1].endswith(b"\n") and _line_step(lines[kept - 1]) <= step):
+        kept -= 1
+    if kept < len(lines):
+        _replace(path, lines[:kept])
+    return len(lines) - kept
 
 
 def cut_events(path: str | Path, step: int) -> int:

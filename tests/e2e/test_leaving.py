@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,26 @@ def test_workers_that_outlive_a_killed_parent_do_not_hold_the_lock(whole, tmp_pa
     status, errors = run(path)
     assert status == 0, errors
     assert_same(whole, left_behind(tmp_path / "broken"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers of a fork server notice a killed run by pidfd, on Linux")
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_workers_end_soon_after_a_killed_parent(tmp_path, method):
+    path = with_signal(tmp_path, "broken", signal.SIGKILL, 16)
+    path.write_text(path.read_text() + f"train_dataloader.update(num_workers=2, multiprocessing_context='{method}')\n")
+    process = start(path)
+    process.wait()
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            break
+        os.sched_yield()
+    else:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail("processes of the killed run are still there after 30 seconds")
+    process.stderr.close()
 
 
 def test_a_signal_to_the_whole_group_reaches_the_workers_too(whole, tmp_path):
