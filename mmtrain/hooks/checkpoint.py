@@ -63,7 +63,7 @@ class CheckpointHook(Hook):
         self.every_seconds = every_seconds
         self.keep_every = keep_every
         self.weights_interval = weights_interval
-        self.published_keys = [published_keys] if isinstance(published_keys, str) else list(published_keys or [])
+        self.published_keys = published_keys
         self.policy = {
             "max_keep": max_keep_ckpts, "keep_every": keep_every, "optimizer": save_optimizer,
             "schedules": save_param_scheduler, "frozen": save_frozen, "asynchronous": async_save,
@@ -82,6 +82,11 @@ class CheckpointHook(Hook):
             raise ConfigError(f"{where}.interval is {self.interval}; expected a positive number, or -1 for none")
         if self.save_begin < 0:
             raise ConfigError(f"{where}.save_begin is {self.save_begin}; expected 0 or more")
+        if self.published_keys:
+            raise ConfigError(
+                f"{where}.published_keys is not supported; publish from a checkpoint instead, at any time: "
+                "tools/checkpoint.py export WORK_DIR OUT.pth --format mmengine"
+            )
         if self.policy["on_error"] not in ("continue", "stop"):
             raise ConfigError(f"{where}.on_save_error is {self.policy['on_error']!r}; expected 'continue' or 'stop'")
         if self._rules and len(self._rules) not in (1, len(self._best_metrics)):

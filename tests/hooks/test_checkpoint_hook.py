@@ -97,6 +97,7 @@ def test_epochs():
         ({"save_begin": -1}, "save_begin is -1"),
         ({"every_seconds": 0}, "every_seconds is 0"),
         ({"keep_every": -3}, "keep_every is -3"),
+        ({"published_keys": ["meta"]}, "checkpoint.py export"),
         ({"on_save_error": "cry"}, "'continue' or 'stop'"),
         ({"save_best": ["a", "b"], "rule": ["less", "less", "less"]}, "3 entries for 2"),
         ({"save_best": "a", "rule": "more"}, "'greater' or 'less'"),
