@@ -120,11 +120,6 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return total
 
 
-def any_rank(flag: bool) -> bool:
-    """Whether the flag is set on at least one rank; a collective."""
-    return any(gather_objects(flag))
-
-
 def on_main(function: Callable[[], T]) -> T:
     """Run ``function`` on rank 0 alone and give everyone its result; an exception reaches everyone too."""
     if world_size() == 1:

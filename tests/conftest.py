@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+TESTS = Path(__file__).resolve().parent
+sys.path[:0] = [str(TESTS), *(str(TESTS / name) for name in ("dist", "contract", "strategies"))]
 
 torch.set_num_threads(1)
 
@@ -19,3 +20,13 @@ def _generators_are_put_back():
     state = capture()
     yield
     restore(state)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """Two processes that run jobs together."""
+    from ranks import Group
+
+    group = Group(2)
+    yield group
+    group.close()

@@ -5,19 +5,17 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mmtrain import dist
 from mmtrain.errors import ConfigError
 from mmtrain.optim import OptimWrapper
 from mmtrain.registry import STRATEGIES
-from mmtrain.strategies.base import Strategy
-from mmtrain.strategies.state import load_module_state, load_optimizer_tensors, module_state, optimizer_tensors
-from mmtrain.types import StepResult
+from mmtrain.strategies.torch_engines import OwnOptimizer
 
 
 @STRATEGIES.register_module()
-class SingleDeviceStrategy(Strategy):
+class SingleDeviceStrategy(OwnOptimizer):
     """Trains on one device: the first accelerator where there is one, else the CPU, or the one that is named.
 
     ``device`` is a torch device string such as ``"cpu"`` or ``"cuda:1"``.
@@ -49,27 +47,6 @@ class SingleDeviceStrategy(Strategy):
     def forward_context(self) -> AbstractContextManager[Any]:
         assert self.optim is not None
         return self.optim.optim_context(self.model)
-
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        assert self.optim is not None
-        self.optim.backward(loss)
-
-    def step(self) -> StepResult:
-        assert self.optim is not None
-        return self.optim.finish_window()
-
-    def model_state(self) -> dict[str, Tensor]:
-        return module_state(self.model)
-
-    def load_model_state(self, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
-        load_module_state(self.model, state, strict=strict)
-
-    def optimizer_state(self) -> dict[str, Tensor]:
-        return {} if self.optim is None else optimizer_tensors(self.model, self.optim)
-
-    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
-        if self.optim is not None:
-            load_optimizer_tensors(self.model, self.optim, state)
 
     def teardown(self) -> None:
         """Nothing was entered."""

@@ -1,4 +1,4 @@
-"""What DDP and FSDP2 share: the optimizer steps here, and state has the model's own names."""
+"""What strategies on torch share: the optimizer steps here, and state has the model's own names."""
 
 from collections.abc import Mapping
 
@@ -17,23 +17,11 @@ from mmtrain.strategies.state import (
 from mmtrain.types import StepResult
 
 
-class TorchEngine(Strategy):
-    """A strategy on torch's own wrappers; subclasses say how the model is wrapped and when gradients are exchanged."""
-
-    def setup(self) -> None:
-        if not dist.is_distributed():
-            name = type(self).__name__
-            raise ConfigError(
-                f"strategy.type: {name} needs several processes and this one is alone; start them with "
-                f"torchrun --nproc-per-node=N, or leave `strategy` out"
-            )
-        self.device = dist.default_device()
-
-    def share_buffers(self) -> None:
-        broadcast_buffers(self.model)
+class OwnOptimizer(Strategy):
+    """A strategy whose optimizer is torch's, over the parameters that the model's own names lead to."""
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        # `forward_context` has decided already whether this backward exchanges gradients.
+        # Whether this backward exchanges gradients was decided in `forward_context`, where ranks have any to exchange.
         assert self.optim is not None
         self.optim.backward(loss)
 
@@ -53,6 +41,22 @@ class TorchEngine(Strategy):
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
         if self.optim is not None:
             load_optimizer_tensors(self.model, self.optim, state)
+
+
+class TorchEngine(OwnOptimizer):
+    """A strategy on torch's own wrappers; subclasses say how the model is wrapped and when gradients are exchanged."""
+
+    def setup(self) -> None:
+        if not dist.is_distributed():
+            name = type(self).__name__
+            raise ConfigError(
+                f"strategy.type: {name} needs several processes and this one is alone; start them with "
+                f"torchrun --nproc-per-node=N, or leave `strategy` out"
+            )
+        self.device = dist.default_device()
+
+    def share_buffers(self) -> None:
+        broadcast_buffers(self.model)
 
     def teardown(self) -> None:
         """The process group outlives the strategy: who joined it leaves it."""
