@@ -2,6 +2,7 @@
 
 import numbers
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,12 @@ def _whole(least: int, text: str, *, none: bool = False) -> Kind:
 
 def _one_of(*values: str) -> Kind:
     return Kind(" or ".join(map(repr, values)), lambda value: value in values)
+
+
+def _is_seconds(value: Any) -> bool:
+    if value is None or isinstance(value, timedelta):
+        return True
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= float(value) < float("inf")
 
 
 _ANY = Kind("anything", lambda value: True)
@@ -125,7 +132,7 @@ SECTIONS: dict[str, dict[str, Kind]] = {
         "dynamic_intervals": _is("a list of pairs", list, tuple, none=True),
         "flush_at_epoch_end": _BOOL,
         "nonfinite": _one_of("stop", "skip"),
-        "ledger": _ANY,
+        "ledger": _BOOL,
     },
     "val_cfg": _EVAL_CFG,
     "test_cfg": _EVAL_CFG,
@@ -141,7 +148,7 @@ SECTIONS: dict[str, dict[str, Kind]] = {
         "mp_cfg": _SECTION,
         "dist_cfg": _SECTION,
         "resource_limit": _whole(1, "a positive whole number", none=True),
-        "timeout": _ANY,
+        "timeout": Kind("seconds, or 0 or None for no limit", _is_seconds),
     },
     "load_options": {
         "revise_keys": _is("a list of (pattern, replacement)", list, tuple),

@@ -14,6 +14,8 @@ from torch import Tensor
 
 T = TypeVar("T")
 
+_model_parallel = 1
+
 
 def is_distributed() -> bool:
     """Whether a process group is up in this process."""
@@ -26,6 +28,27 @@ def rank() -> int:
 
 def world_size() -> int:
     return torch.distributed.get_world_size() if is_distributed() else 1
+
+
+def set_model_parallel(size: int) -> None:
+    """Say that ``size`` ranks with consecutive numbers hold one copy of the model, and so work on the same samples."""
+    global _model_parallel  # noqa: PLW0603 - the world is the process's, not an object's
+    _model_parallel = size
+
+
+def model_parallel() -> int:
+    """The number of ranks that hold one copy of the model among them, 1 where each has the whole of it."""
+    return _model_parallel
+
+
+def data_rank() -> int:
+    """Which part of the samples this process works on: its rank among the copies of the model."""
+    return rank() // _model_parallel
+
+
+def data_size() -> int:
+    """The number of parts that samples are divided into: the number of copies of the model."""
+    return world_size() // _model_parallel
 
 
 def local_rank() -> int:
@@ -45,17 +68,17 @@ def default_device() -> torch.device:
     return torch.device("cpu")
 
 
-def init(backend: str | None = None, timeout: timedelta | None = None) -> None:
+def init(backend: str | None = None, timeout: timedelta | None = None, *, store: Any = None) -> None:
     """Join the process group that the launcher's environment variables describe (``RANK``, ``WORLD_SIZE``, ...).
 
-    ``backend`` defaults to nccl where there is CUDA and to gloo elsewhere.
+    ``backend`` defaults to nccl where there is CUDA and to gloo elsewhere; ``store`` is where the processes meet,
+    without one torch opens it.
     """
     if is_distributed():
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     chosen = backend or ("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    store = _store_of_attempt(timeout)
     if store is None:
         torch.distributed.init_process_group(chosen, timeout=timeout)
     else:
@@ -63,22 +86,18 @@ def init(backend: str | None = None, timeout: timedelta | None = None) -> None:
         torch.distributed.init_process_group(chosen, timeout=timeout, store=store, rank=rank, world_size=size)
 
 
-def _store_of_attempt(timeout: timedelta | None) -> Any:
-    """The store of torchrun's agent, with a part of its own for each attempt; None without an agent.
+def set_timeout(timeout: timedelta) -> None:
+    """Give every process group there is this limit for a collective; only nccl and gloo have one."""
+    from torch.distributed import distributed_c10d
 
-    The agent's store lives on when it starts the processes again (``--max-restarts`` with a given ``--master-port``);
-    torch would then read the addresses of the processes that are gone.
-    """
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        return None
-    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = torch.distributed.TCPStore(host, port, is_master=False, timeout=timeout or timedelta(minutes=5))
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return torch.distributed.PrefixStore(f"mmtrain/attempt_{attempt}", store)
+    for group, (backend, _) in distributed_c10d._world.pg_map.items():
+        if "nccl" in backend or "gloo" in backend:
+            distributed_c10d._set_pg_timeout(timeout, group)
 
 
 def shutdown() -> None:
     """Leave the process group, where there is one."""
+    set_model_parallel(1)
     if is_distributed():
         torch.distributed.destroy_process_group()
 

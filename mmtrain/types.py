@@ -23,6 +23,19 @@ class Stateful(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """What a reader says that it read for a batch on this rank.
+
+    ``indices`` are the sample indices as int64 in native byte order; ``start`` is the position of the first in the
+    order of pass ``epoch``, where the others follow it.
+    """
+
+    epoch: int
+    start: int
+    indices: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """One batch as the training stream hands it over, together with what it means for the position.
 
@@ -30,13 +43,15 @@ class Batch:
     consume in this iteration. ``epoch_end`` is True for the last batch of a pass over the data. ``weight`` is this
     rank's share of the samples times the number of ranks: 1 where all have equally many. The mean over ranks of each
     rank's mean loss times its weight is the mean over the global batch. A weight of 0 marks a stand-in: a rank that has
-    no sample left computes one of another rank's along, because the others' collectives need it.
+    no sample left computes one of another rank's along, because the others' collectives need it. ``reading`` is there
+    where the stream was asked for it (`data.Stream.report_readings`).
     """
 
     data: Any
     samples: int
     epoch_end: bool
     weight: float = 1.0
+    reading: Reading | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from parts import Counter, logged, make_runner
 
-from mmtrain.checkpoint import CheckpointStore
+from mmtrain.checkpoint import CheckpointStore, zero_shards
 
 VALUES = ("loss", "lr", "grad_norm", "accuracy", "smooth")
 
@@ -61,6 +61,8 @@ def left_behind(work_dir):
         for section in ("model", "optimizer")
         for name in checkpoint.tensor_names(section)
     }
+    engine = dict(zero_shards.contents(checkpoint.path))  # DeepSpeed's own files hold these tensors instead
+    assert tensors or engine
     state = checkpoint.state()
     state.pop("log")  # times of iterations are among them
     store.close()
@@ -70,6 +72,7 @@ def left_behind(work_dir):
         "val": logged(work_dir, "loss", "accuracy", mode="val"),
         "state": state,
         "tensors": tensors,
+        "engine": engine,
         "position": checkpoint.manifest.position,
     }
 

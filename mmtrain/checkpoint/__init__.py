@@ -1,5 +1,6 @@
 """Checkpoints that exist only when they are proven: written aside, hashed, renamed into place, verified when read."""
 
+from mmtrain.checkpoint.disks import Disks, find_disks
 from mmtrain.checkpoint.foreign import Weights, load_weights
 from mmtrain.checkpoint.lock import WorkDirLock
 from mmtrain.checkpoint.manifest import FileRecord, Manifest
@@ -14,6 +15,7 @@ from mmtrain.checkpoint.verify import Problem, find_problems
 __all__ = [
     "Checkpoint",
     "CheckpointStore",
+    "Disks",
     "Entry",
     "FileRecord",
     "Files",
@@ -27,6 +29,7 @@ __all__ = [
     "WorkDirLock",
     "copy_matched",
     "describe",
+    "find_disks",
     "find_problems",
     "load_weights",
     "match",

@@ -22,7 +22,7 @@ def scan(root: Path, *, verify: Verify = "size") -> tuple[list[Entry], list[Prob
         problems += faults
         if manifest is not None and not faults:
             entries.append(entry_of(path, manifest))
-    return sorted(entries, key=_age), problems
+    return sorted(entries, key=age), problems
 
 
 def inspect(path: Path, *, verify: Verify) -> tuple[Manifest | None, list[Problem]]:
@@ -47,7 +47,7 @@ def newest_good(root: Path, *, verify: Verify) -> tuple[Entry | None, list[Probl
         problems += faults
         if manifest is not None:
             ordered.append(entry_of(path, manifest))
-    for entry in sorted(ordered, key=_age, reverse=True):
+    for entry in sorted(ordered, key=age, reverse=True):
         _, faults = inspect(root / entry.name, verify=verify)
         if not faults:
             return entry, problems
@@ -60,12 +60,13 @@ def entry_of(path: Path, manifest: Manifest) -> Entry:
     return Entry(path.name, manifest.iteration, manifest.epoch, manifest.temporary, manifest.created, manifest.bytes)
 
 
+def age(entry: Entry) -> tuple[int, str, str]:
+    """What checkpoints are ordered by: the iteration, then the time of saving."""
+    return entry.iteration, entry.created, entry.name
+
+
 def _candidates(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
     paths = (path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith("."))
     return [path for path in paths if (path / MANIFEST).exists() or _NUMBERED.search(path.name)]
-
-
-def _age(entry: Entry) -> tuple[int, str, str]:
-    return entry.iteration, entry.created, entry.name

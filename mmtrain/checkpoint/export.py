@@ -4,9 +4,10 @@ One safetensors file, MMEngine's ``.pth`` (``{"state_dict": ..., "meta": ...}``)
 is only ever one that the caller built from a config of the user's: nothing that stands in a checkpoint is executed.
 """
 
+import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmtrain.checkpoint import zero_shards
 from mmtrain.checkpoint.manifest import Manifest
 from mmtrain.checkpoint.plain_files import write_weights
 from mmtrain.checkpoint.reader import Checkpoint
 from mmtrain.errors import CheckpointError, ConfigError
 
 FORMATS = ("safetensors", "mmengine", "huggingface")
+#: What a published model may hold; ``ema_state_dict`` where the run keeps running averages.
+PUBLISHED = ("meta", "state_dict", "ema_state_dict")
 _HOOKS = "hooks."
 
 
@@ -30,6 +34,8 @@ def read_weights(checkpoint: Checkpoint, *, average: str | None = None) -> dict[
     the average of, in the type of the weights, as a validation uses them.
     """
     weights = {name: checkpoint.read("model", name) for name in checkpoint.tensor_names("model")}
+    if not weights and zero_shards.shards(checkpoint.path):
+        weights = zero_shards.read_whole(checkpoint.path)
     if average is not None:
         for name, value in averages_in(checkpoint)[average].items():
             if name not in weights or weights[name].shape != value.shape:
@@ -88,7 +94,30 @@ def write_mmengine(path: Path, weights: Mapping[str, Tensor], meta: Mapping[str,
     ``torch.load(path, weights_only=True)`` is enough for it. Raises CheckpointError where it cannot be written.
     """
     with _aside(path) as aside:
-        torch.save({"meta": dict(meta), "state_dict": dict(weights)}, aside)
+        _save({"meta": dict(meta), "state_dict": dict(weights)}, aside)
+
+
+def publish(checkpoint: Checkpoint, keys: Collection[str]) -> Path:
+    """MMEngine's published model: ``<checkpoint's stem>-<8 digits of its sha256>.pth`` beside the checkpoint.
+
+    ``keys`` are among `PUBLISHED`. ``state_dict`` holds the running averages where the run has them, and
+    ``ema_state_dict`` the weights themselves then, as MMEngine's EMAHook swaps them. Raises CheckpointError where it
+    cannot be written.
+    """
+    averages = next((name for name, found in averages_in(checkpoint).items() if found), None)
+    content: dict[str, Any] = {"meta": mmengine_meta(checkpoint.manifest)}
+    content["state_dict"] = read_weights(checkpoint, average=averages)
+    if averages is not None and "ema_state_dict" in keys:
+        content["ema_state_dict"] = read_weights(checkpoint)
+    stem = checkpoint.path.with_suffix("")
+    nameless = stem.with_name(f".{stem.name}.published")
+    with _aside(nameless) as aside:
+        _save({key: value for key, value in content.items() if key in keys}, aside)
+    digest = hashlib.sha256()
+    with nameless.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return nameless.replace(stem.with_name(f"{stem.name}-{digest.hexdigest()[:8]}.pth"))
 
 
 def mmengine_meta(manifest: Manifest) -> dict[str, Any]:
@@ -139,18 +168,45 @@ def write_huggingface(path: Path, model: nn.Module, *, dtype: torch.dtype | None
     return left_out
 
 
+def _save(content: Mapping[str, Any], path: Path) -> None:
+    with path.open("wb") as file:  # torch.save keeps the name of a path in the file, so equal contents would differ
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_pretrained(path: Path, model: Any, weights: Mapping[str, Tensor]) -> None:
+    """The directory that ``from_pretrained`` reads for a Hugging Face ``model`` with these weights, in one file.
+
+    ``model.safetensors`` in it is a plain one. Raises CheckpointError where it cannot be written.
+    """
+    with _aside(path) as aside:
+        for part in ("config", "generation_config"):
+            settings = getattr(model, part, None)
+            if settings is not None:
+                settings.save_pretrained(str(aside))
+        write_weights(aside / "model.safetensors", weights)
+        if path.is_dir():
+            shutil.rmtree(path)
+
+
 @contextmanager
 def _aside(path: Path) -> Iterator[Path]:
     """Something to write that takes its place by a rename: a reader finds all of it or nothing."""
-    aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    aside = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(aside)  # a killed one's
         yield aside
         aside.replace(path)
     except (OSError, RuntimeError) as error:  # torch.save tells a full disk as a RuntimeError
         raise CheckpointError(f"{path} could not be written: {error}") from error
     finally:
-        if aside.is_dir():
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            aside.unlink(missing_ok=True)
+        _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mmtrain.checkpoint import safe_pickle
+from mmtrain.checkpoint import safe_pickle, zero_shards
 from mmtrain.checkpoint.fetch import fetched
 from mmtrain.checkpoint.manifest import MANIFEST
 from mmtrain.checkpoint.matching import revise
@@ -74,6 +74,8 @@ def _read(path: Path, *, section: str, verify: bool) -> Weights:
         if names:
             return Weights({n: checkpoint.read(section, n) for n in names}, "mmtrain checkpoint", str(path))
     for folder in (path, *_deepspeed_tag(path)):
+        if zero_shards.shards(folder):
+            return Weights(zero_shards.read_whole(folder), "DeepSpeed directory, ZeRO", str(folder))
         if (folder / _DEEPSPEED).exists():
             return _read_deepspeed(folder)
     for name in _HF_FILES:

@@ -5,8 +5,8 @@ together cover the tensor. Sections keep what belongs together: ``model``, ``opt
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -18,12 +18,22 @@ INDEX = "tensors.json"
 
 @dataclass(frozen=True, slots=True)
 class PieceEntry:
-    """A box of a tensor: ``shape`` elements from ``offsets`` on, row-major in ``file`` from byte ``start`` on."""
+    """A box of a tensor: ``shape`` elements from ``offsets`` on, row-major in ``file`` from byte ``start`` on.
+
+    ``copies`` are further places, file and start, of the same bytes: other disks have their own.
+    """
 
     file: str
     start: int
     offsets: tuple[int, ...]
     shape: tuple[int, ...]
+    copies: tuple[tuple[str, int], ...] = ()
+
+    def places(self) -> Iterator["PieceEntry"]:
+        """The box in each file that holds it."""
+        yield self
+        for file, start in self.copies:
+            yield PieceEntry(file, start, self.offsets, self.shape)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,31 +73,36 @@ def decode_index(data: bytes, where: str = INDEX) -> Index:
     for entries in index.values():
         for entry in entries.values():
             for piece in entry.pieces:
-                check_inside(piece.file, where)
+                for place in piece.places():
+                    check_inside(place.file, where)
     return index
 
 
-def merge(parts: Sequence[Index]) -> Index:
+def merge(parts: Sequence[Index], *, copies: bool = False) -> Index:
     """Join what each rank wrote into one index, names in order.
 
-    Raises CheckpointError where the ranks disagree about a tensor or the pieces do not cover it: such a checkpoint must
-    not come to be.
+    With ``copies`` several ranks may have written the same box, each to a disk of its own. Raises CheckpointError where
+    the ranks disagree about a tensor or the pieces do not cover it: such a checkpoint must not come to be.
     """
-    merged: Index = {}
-    for section in sorted({section for part in parts for section in part}):
-        names = sorted({name for part in parts for name in part.get(section, {})})
-        merged[section] = {}
-        for name in names:
-            versions = [part[section][name] for part in parts if name in part.get(section, {})]
-            merged[section][name] = _join(f"{section}/{name}", versions)
-    return merged
+    held: dict[str, dict[str, list[TensorEntry]]] = {}
+    for part in parts:  # every rank has sections of its own: only one pass over the parts is linear in the ranks
+        for section, entries in part.items():
+            named = held.setdefault(section, {})
+            for name, entry in entries.items():
+                named.setdefault(name, []).append(entry)
+    return {
+        section: {name: _join(f"{section}/{name}", entries, copies=copies) for name, entries in sorted(named.items())}
+        for section, named in sorted(held.items())
+    }
 
 
-def _join(path: str, versions: Sequence[TensorEntry]) -> TensorEntry:
+def _join(path: str, versions: Sequence[TensorEntry], *, copies: bool) -> TensorEntry:
     first = versions[0]
     if any((v.dtype, v.shape) != (first.dtype, first.shape) for v in versions):
         raise CheckpointError(f"{path}: the ranks hold it with different types or shapes: {_described(versions)}")
     pieces = tuple(piece for version in versions for piece in version.pieces)
+    if copies:
+        pieces = _with_copies(pieces)
     alias = next((version.alias for version in versions if version.alias is not None), None)
     if alias is not None and not pieces:
         return TensorEntry(first.dtype, first.shape, alias=alias)
@@ -95,6 +110,16 @@ def _join(path: str, versions: Sequence[TensorEntry]) -> TensorEntry:
     if held != prod(first.shape):
         raise CheckpointError(f"{path}: the ranks hold {held} of its {prod(first.shape)} elements")
     return TensorEntry(first.dtype, first.shape, pieces)
+
+
+def _with_copies(pieces: Iterable[PieceEntry]) -> tuple[PieceEntry, ...]:
+    """One piece for each box, the first that was written, with the places of the others."""
+    boxes: dict[Any, PieceEntry] = {}
+    for piece in pieces:
+        first = boxes.setdefault((piece.offsets, piece.shape), piece)
+        if all((piece.file, piece.start) != (place.file, place.start) for place in first.places()):
+            boxes[piece.offsets, piece.shape] = replace(first, copies=(*first.copies, (piece.file, piece.start)))
+    return tuple(boxes.values())
 
 
 def _described(versions: Iterable[TensorEntry]) -> str:
@@ -106,15 +131,23 @@ def _entry_to_json(entry: TensorEntry) -> dict[str, Any]:
     if entry.alias is not None:
         document["alias"] = entry.alias
     else:
-        document["pieces"] = [
-            {"file": p.file, "start": p.start, "offsets": p.offsets, "shape": p.shape} for p in entry.pieces
-        ]
+        document["pieces"] = [_piece_to_json(piece) for piece in entry.pieces]
+    return document
+
+
+def _piece_to_json(piece: PieceEntry) -> dict[str, Any]:
+    document = {"file": piece.file, "start": piece.start, "offsets": piece.offsets, "shape": piece.shape}
+    if piece.copies:
+        document["copies"] = [{"file": file, "start": start} for file, start in piece.copies]
     return document
 
 
 def _entry_from_json(document: Mapping[str, Any]) -> TensorEntry:
     pieces = tuple(
-        PieceEntry(str(p["file"]), int(p["start"]), tuple(p["offsets"]), tuple(p["shape"]))
+        PieceEntry(
+            str(p["file"]), int(p["start"]), tuple(p["offsets"]), tuple(p["shape"]),
+            tuple((str(copy["file"]), int(copy["start"])) for copy in p.get("copies", ())),
+        )
         for p in document.get("pieces", ())
-    )
+    )  # fmt: skip
     return TensorEntry(str(document["dtype"]), tuple(document["shape"]), pieces, document.get("alias"))

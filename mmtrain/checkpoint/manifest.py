@@ -29,13 +29,26 @@ class FileRecord:
     xxh3_128: str
 
 
+@dataclass(frozen=True, slots=True)
+class DiskPart:
+    """What one disk holds of a checkpoint whose ranks do not share one: the ranks that wrote there, and its files.
+
+    ``marker`` is one of the files: it stands in a directory that holds this part. A file may be in several parts.
+    """
+
+    marker: str
+    ranks: tuple[int, ...]
+    files: tuple[str, ...]
+
+
 @dataclass(slots=True, kw_only=True)
 class Manifest:
     """What `CheckpointStore.save` was told, and the files that hold the state.
 
     ``position`` is `mmtrain.progress.Progress` as a dict; ``config`` the text of the run's config; ``temporary`` marks
     a checkpoint that retention may drop as soon as a newer one stands; ``meta`` takes any further JSON values.
-    ``files`` is keyed by the path inside the checkpoint, with forward slashes.
+    ``files`` is keyed by the path inside the checkpoint, with forward slashes. ``parts`` is empty unless the ranks
+    wrote to disks of their own: each disk then holds this same manifest and the files of its own part.
     """
 
     name: str
@@ -50,6 +63,7 @@ class Manifest:
     temporary: bool = False
     sections: list[str] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
+    parts: list[DiskPart] = field(default_factory=list)
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="microseconds"))
     format: int = FORMAT
 
@@ -72,6 +86,8 @@ class Manifest:
 def encode(manifest: Manifest) -> bytes:
     """Return the file's bytes. Raises CheckpointError where a field is no JSON value."""
     document = {"format": manifest.format, **asdict(manifest), "checksum": _BLANK}
+    if not manifest.parts:
+        del document["parts"]
     try:
         text = json.dumps(document, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -103,7 +119,11 @@ def _build(document: Mapping[str, Any], where: str) -> Manifest:
     try:
         values = {key: value for key, value in document.items() if key in known}
         values["files"] = {path: FileRecord(**record) for path, record in document["files"].items()}
-        manifest = Manifest(**values)
+        parts = [DiskPart(p["marker"], tuple(p["ranks"]), tuple(p["files"])) for p in document.get("parts", [])]
+        manifest = Manifest(**{**values, "parts": parts})
+        strangers = {path for part in parts for path in (part.marker, *part.files)} - manifest.files.keys()
+        if strangers:
+            raise KeyError(min(strangers))
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{where}: a field of format {FORMAT} is missing or malformed ({error})") from error
     for path in manifest.files:

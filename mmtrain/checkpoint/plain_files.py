@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,13 +36,17 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    aside = path.with_name(f".{path.name}.tmp")  # one run writes here at a time, and overwrites what a killed one left
+    # A directory, because safetensors writes beside its target too, under a name that nobody knows after a kill. One
+    # run writes here at a time, and clears away what a killed one left.
+    aside = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(aside)
-        with aside.open("rb") as file:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        write(aside / path.name)
+        with (aside / path.name).open("rb") as file:
             os.fsync(file.fileno())
-        aside.replace(path)
+        (aside / path.name).replace(path)
     except Exception as error:  # safetensors has an error class of its own for the same faults
-        aside.unlink(missing_ok=True)
         raise CheckpointError(f"{path} could not be written: {error}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

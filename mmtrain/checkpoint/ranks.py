@@ -13,24 +13,35 @@ from typing import Any, TypeVar
 import torch
 
 from mmtrain import dist
+from mmtrain.checkpoint.disks import Disks
 
 T = TypeVar("T")
 
 
 class Ranks:
-    """This process among those that write one checkpoint together. Making one is a collective of all processes."""
+    """This process among those that write one checkpoint together. Making one is a collective of all processes.
 
-    def __init__(self, timeout: timedelta | None = None) -> None:
+    ``disks`` says which of them see the same directory; all of them where it is silent.
+    """
+
+    def __init__(self, disks: Disks | None = None, *, timeout: timedelta | None = None) -> None:
         self.rank = dist.rank()
         self.size = dist.world_size()
+        self.disks = disks or Disks.shared(self.size)
+        self.own = self.disks.ranks_with(self.rank)
         self._group: Any = None
         if self.size > 1:
             self._group = torch.distributed.new_group(backend="gloo", timeout=timeout)
 
     @property
     def main(self) -> bool:
-        """Whether this is rank 0, which writes the manifest and renames."""
+        """Whether this is rank 0, which decides."""
         return self.rank == 0
+
+    @property
+    def leader(self) -> bool:
+        """Whether this is the rank that writes the manifest of its disk and renames there; on a shared one rank 0."""
+        return self.rank == self.own[0]
 
     def gather(self, value: T) -> list[T]:
         """Everyone gets everyone's value, in the order of ranks."""
@@ -39,6 +50,14 @@ class Ranks:
         values: list[Any] = [None] * self.size
         torch.distributed.all_gather_object(values, value, group=self._group)
         return values
+
+    def gather_on_leaders(self, value: T) -> list[T]:
+        """Every disk's leader gets everyone's value, in the order of ranks; others may get nothing."""
+        if self.size == 1 or not self.disks.one:
+            return self.gather(value)
+        values: list[Any] | None = [None] * self.size if self.main else None
+        torch.distributed.gather_object(value, values, dst=0, group=self._group)
+        return values or []
 
     def on_main(self, function: Callable[[], T]) -> T:
         """Rank 0 runs ``function``; everyone gets its result or its exception."""
@@ -56,6 +75,12 @@ class Ranks:
         if failure is not None:
             raise failure
         return value
+
+    def on_leaders(self, function: Callable[[], T]) -> T:
+        """Each disk's leader runs ``function``; everyone gets its own leader's result, or the first one's exception."""
+        if self.disks.one:
+            return self.on_main(function)
+        return self.disks.on_leaders(function, gather=self.gather)
 
     def close(self) -> None:
         """Leave the group. Safe after the process group itself was left."""

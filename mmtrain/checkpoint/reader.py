@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmtrain import launch
 from mmtrain.checkpoint import tree
-from mmtrain.checkpoint.index import INDEX, Index, TensorEntry, decode_index
+from mmtrain.checkpoint.index import INDEX, Index, PieceEntry, TensorEntry, decode_index
 from mmtrain.checkpoint.manifest import Manifest
 from mmtrain.checkpoint.pieces import PieceReader
 from mmtrain.checkpoint.sharding import cut, local_part, overlap
 from mmtrain.checkpoint.tensors import DTYPES, is_plain
+from mmtrain.checkpoint.verify import files_here, parts_here
 from mmtrain.errors import CheckpointError
 
 _SHOWN = 5
@@ -43,6 +45,8 @@ class Checkpoint:
         self.path = path
         self.manifest = manifest
         self._index: Index | None = None
+        # The files of this disk's part; None where the checkpoint is not divided among disks.
+        self._here = frozenset(files_here(path, manifest)) if manifest.parts else None
 
     def __repr__(self) -> str:
         return f"Checkpoint({str(self.path)!r}, iteration={self.manifest.iteration})"
@@ -63,9 +67,13 @@ class Checkpoint:
         return self._tree("state")
 
     def rng(self, rank: int = 0) -> Any:
-        """What rank ``rank`` saved as its generators; None where it saved none (a larger world than at the save)."""
+        """What rank ``rank`` saved as its generators.
+
+        None where it saved none (a larger world than at the save) or where it lies on another disk.
+        """
         stem = f"rng/rank_{rank:05d}"
-        return self._tree(stem) if f"{stem}.json" in self.manifest.files else None
+        files = self.manifest.files if self._here is None else self._here
+        return self._tree(stem) if f"{stem}.json" in files else None
 
     def sections(self) -> list[str]:
         """The sections of tensors that were saved (`state` and `rng` have functions of their own)."""
@@ -134,13 +142,15 @@ class Checkpoint:
         return entry if entry.alias is None else self.tensor_info(section, entry.alias)
 
     def _fill(self, target: Tensor, source: TensorEntry, reader: PieceReader) -> None:
+        launch.beat()
         local, box = local_part(target)
         dtype = saved_dtype(source)
         filled = 0
-        for piece in source.pieces:
-            shared = overlap(box, piece)
+        for saved in source.pieces:
+            shared = overlap(box, saved)
             if shared is None:
                 continue
+            piece = saved if self._here is None else self._on_this_disk(saved)
             filled += prod(shared[1])
             destination = cut(local, box[0], shared)
             if shared == (piece.offsets, piece.shape) and dtype == local.dtype and is_plain(destination):
@@ -150,6 +160,21 @@ class Checkpoint:
         if filled != prod(box[1]):
             files = ", ".join(sorted({piece.file for piece in source.pieces})) or "no file"
             raise CheckpointError(f"{self.path}: {files} hold {filled} of the {prod(box[1])} elements of a tensor")
+
+    def _on_this_disk(self, piece: PieceEntry) -> PieceEntry:
+        """The same box in a file that lies here."""
+        for place in piece.places():
+            if self._here is None or place.file in self._here:
+                return place
+        here = {part.marker for part in parts_here(self.path, self.manifest)}
+        away = [part for part in self.manifest.parts if part.marker not in here]
+        parts = f"{len(away)} of its {len(self.manifest.parts)} parts"
+        raise CheckpointError(
+            f"{self.path}: {piece.file} is needed here and lies on the disk of another node: this directory lacks "
+            f"{parts} ({', '.join(_ranks(part.ranks) for part in away)}); go on with as many processes as saved it "
+            f"({self.manifest.world_size}) and the nodes in the same order, or copy the directories {self.name} of all "
+            "nodes into one (the names of their files differ) and put that on each node"
+        )
 
     def _tree(self, stem: str) -> Any:
         try:
@@ -172,6 +197,10 @@ def saved_dtype(entry: TensorEntry) -> torch.dtype:
             f"the checkpoint holds a tensor of type {entry.dtype}, which this version of torch has not"
         )
     return DTYPES[entry.dtype]
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    return f"of rank {ranks[0]}" if len(ranks) == 1 else f"of ranks {_some([*map(str, ranks)])}"
 
 
 def _some(names: Sequence[str]) -> str:

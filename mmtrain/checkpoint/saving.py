@@ -1,4 +1,4 @@
-"""One save, from the plan to the renamed directory: what every rank writes, and what rank 0 adds."""
+"""One save, from the plan to the renamed directory: what every rank writes, and what each disk's leader adds."""
 
 import contextlib
 import threading
@@ -16,6 +16,7 @@ from mmtrain.checkpoint import tree
 from mmtrain.checkpoint.index import INDEX, Index, PieceEntry, TensorEntry, encode_index, merge
 from mmtrain.checkpoint.manifest import MANIFEST, FileRecord, Manifest, encode
 from mmtrain.checkpoint.parallel import run_all
+from mmtrain.checkpoint.parts import divide, markers
 from mmtrain.checkpoint.ranks import Ranks
 from mmtrain.checkpoint.sharding import Held, Piece
 from mmtrain.checkpoint.staging import Staged
@@ -180,14 +181,18 @@ class Saver:
         try:
             parts = self._together(lambda: self._write(job))
             if job.adopt:
-                known = {path for part in parts for path in part.files}
+                known = self._ranks.on_leaders(lambda: {path for part in parts for path in part.files})
                 parts += self._together(lambda: self._adopt(job.transaction.directory, known))
-            pending.bytes, remarks = self._ranks.on_main(lambda: self._commit(job, parts))
+            shared = self._ranks.disks.one
+            if shared:
+                pending.bytes, remarks = self._ranks.on_main(lambda: self._commit(job, parts))
+            else:
+                pending.bytes, remarks = self._commit_parts(job, parts)
             pending.remarks += remarks
-            if self._ranks.main:
+            if self._ranks.main or not shared:
                 retain(pending)
         except BaseException as error:
-            if self._ranks.main:
+            if self._ranks.leader:
                 pending.remarks += job.transaction.abort()
             if not isinstance(error, Exception):
                 raise
@@ -196,18 +201,17 @@ class Saver:
             job.plan, job.staged, job.failure = Plan(), None, None  # lets go of the live tensors
 
     def _together(self, work: Callable[[], Part]) -> list[Part]:
-        """Every rank works, then all hear of all. Raises on every rank where one failed."""
+        """Every rank works, then leaders hear what all have written. Raises on every rank where one failed."""
         cause = None
         try:
             part = work()
         except Exception as error:
             part, cause = Part(failure=str(error) or repr(error)), error
-        parts = self._ranks.gather(part)
-        for rank, other in enumerate(parts):
-            if other.failure is not None:
-                where = f"rank {rank}: " if len(parts) > 1 else ""
-                raise CheckpointError(where + other.failure) from cause
-        return parts
+        for rank, failure in enumerate(self._ranks.gather(part.failure)):
+            if failure is not None:
+                where = f"rank {rank}: " if self._ranks.size > 1 else ""
+                raise CheckpointError(where + failure) from cause
+        return self._ranks.gather_on_leaders(part)
 
     def _write(self, job: Job) -> Part:
         """Write everything that this rank has planned. The directories are made by whoever comes first."""
@@ -234,7 +238,8 @@ class Saver:
     def _adopt(self, directory: Path, known: Collection[str]) -> Part:
         """Hash and fsync what others wrote into the directory; the ranks divide the files among themselves."""
         paths = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
-        mine = [path for path in paths if path not in known][self._ranks.rank :: self._ranks.size]
+        own = self._ranks.own
+        mine = [path for path in paths if path not in known][own.index(self._ranks.rank) :: len(own)]
         records = run_all(self._pool, [partial(self._adopt_one, directory / path) for path in mine])
         return Part(dict(zip(mine, records, strict=True)))
 
@@ -243,16 +248,36 @@ class Saver:
         return FileRecord(path.stat().st_size, hash_file(path))
 
     def _commit(self, job: Job, parts: Sequence[Part]) -> tuple[int, list[str]]:
-        """Index, manifest, rename into place, pointer: rank 0 alone. Returns the checkpoint's bytes and remarks."""
-        transaction, manifest = job.transaction, job.manifest
-        files = {path: record for part in parts for path, record in part.files.items()}
-        index = encode_index(merge([part.index for part in parts]))
-        files[INDEX] = write_hashed(transaction.directory / INDEX, [memoryview(index)], self._files)
-        manifest.files = dict(sorted(files.items()))
-        write_blob(transaction.directory / MANIFEST, encode(manifest), self._files)
-        remarks = transaction.publish()
-        remarks += attempt(lambda: write_pointer(self._root, manifest.name, self._files), "the pointer was not written")
-        return manifest.bytes, remarks
+        """Describe, rename into place, pointer: rank 0 alone. Returns the checkpoint's bytes and remarks."""
+        size = self._describe(job, parts)
+        remarks = job.transaction.publish()
+        return size, remarks + self._point(job.manifest.name)
+
+    def _commit_parts(self, job: Job, parts: Sequence[Part]) -> tuple[int, list[str]]:
+        """The same on every disk; no leader renames before the directories of all are complete."""
+        size = self._ranks.on_leaders(lambda: self._describe(job, parts))
+        remarks = self._ranks.on_leaders(job.transaction.publish)
+        return size, remarks + (self._point(job.manifest.name) if self._ranks.leader else [])
+
+    def _describe(self, job: Job, parts: Sequence[Part]) -> int:
+        """Write index and manifest, and bring the directory to the disk. Returns the checkpoint's bytes."""
+        directory, manifest, disks = job.transaction.directory, job.manifest, self._ranks.disks
+        index = encode_index(merge([part.index for part in parts], copies=not disks.one))
+        common = {INDEX: write_hashed(directory / INDEX, [memoryview(index)], self._files)}
+        if disks.one:
+            files = {path: record for part in parts for path, record in part.files.items()}
+            manifest.files = dict(sorted((files | common).items()))
+        else:
+            manifest.files, manifest.parts = divide([part.files for part in parts], disks, common)
+            for marker, ranks, data in markers(disks):
+                if self._ranks.rank in ranks:
+                    write_blob(directory / marker, data, self._files)
+        write_blob(directory / MANIFEST, encode(manifest), self._files)
+        job.transaction.seal()
+        return manifest.bytes
+
+    def _point(self, name: str) -> list[str]:
+        return attempt(lambda: write_pointer(self._root, name, self._files), "the pointer was not written")
 
 
 def failed(path: Path, error: BaseException) -> CheckpointError:

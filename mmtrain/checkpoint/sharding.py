@@ -50,7 +50,7 @@ def collect(section: str, tensors: Mapping[str, Tensor], *, writers: Mapping[str
     pieces, writes, aliases = [], [], {}
     seen: dict[Any, str] = {}
     for name in sorted(tensors):
-        piece, first_copy = _piece(section, name, tensors[name])
+        piece, first_copy = _piece(section, name, tensors[name], rank)
         identity = _memory(piece)
         if identity is not None and identity in seen:
             aliases[name] = seen[identity]
@@ -66,6 +66,26 @@ def collect(section: str, tensors: Mapping[str, Tensor], *, writers: Mapping[str
 def is_sharded(tensor: Tensor) -> bool:
     """Whether this is a DTensor; told without importing torch.distributed.tensor, which takes a second."""
     return hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
+
+
+def holders(tensor: Tensor) -> list[int]:
+    """The ranks that hold the same box of a sharded tensor as this one, ascending; none where this one holds none.
+
+    A tensor on a part of a mesh (``mesh['dp']`` of dp and tp) is repeated along the dimensions left out.
+    """
+    sharded: Any = tensor
+    mesh = sharded.device_mesh
+    names = mesh.mesh_dim_names or tuple(range(mesh.ndim))
+    placed = dict(zip(names, sharded.placements, strict=True))
+    root = mesh._get_root_mesh()
+    if root is None or not set(names) <= set(root.mesh_dim_names or ()):
+        root = mesh
+    place = root.get_coordinate()
+    if place is None:
+        return []
+    axes = zip(place, root.mesh_dim_names or names, strict=True)
+    same = tuple(at if name in placed and not placed[name].is_replicate() else slice(None) for at, name in axes)
+    return sorted(root.mesh[same].flatten().tolist())
 
 
 def local_part(tensor: Tensor) -> tuple[Tensor, Box]:
@@ -111,7 +131,7 @@ def _axes(box: Box, origin: Iterable[int]) -> Iterator[tuple[int, int, int]]:
     return zip(box[0], box[1], origin, strict=True)
 
 
-def _piece(section: str, name: str, tensor: Tensor) -> tuple[Piece, bool]:
+def _piece(section: str, name: str, tensor: Tensor, rank: int) -> tuple[Piece, bool]:
     where = f"{section}/{name}"
     if not isinstance(tensor, Tensor):
         raise CheckpointError(
@@ -124,10 +144,7 @@ def _piece(section: str, name: str, tensor: Tensor) -> tuple[Piece, bool]:
             raise CheckpointError(
                 f"{where}: a sum over ranks that is still pending (a Partial placement) cannot be saved"
             )
-        coordinate = sharded.device_mesh.get_coordinate()
-        first_copy = coordinate is not None and not any(
-            at for at, placement in zip(coordinate, sharded.placements, strict=True) if placement.is_replicate()
-        )
+        first_copy = holders(tensor)[:1] == [rank]
     local, (offsets, _) = local_part(tensor)
     if local.is_meta or local.layout is not torch.strided or local.is_quantized:
         raise CheckpointError(

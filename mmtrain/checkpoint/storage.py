@@ -83,7 +83,7 @@ class LocalFiles:
 
 
 class Transaction:
-    """The making of one checkpoint ``root/name``: `begin`, write into ``directory``, then `publish` or `abort`."""
+    """The making of one checkpoint ``root/name``: `begin`, write into ``directory``, `seal`, `publish`; or `abort`."""
 
     def __init__(self, root: Path, name: str, files: Files, token: str | None = None) -> None:
         self.root = root
@@ -100,15 +100,18 @@ class Transaction:
                     self._files.mkdir(parent)
         self._files.mkdir(self.directory)
 
+    def seal(self) -> None:
+        """Bring the entries of the finished directory to the disk."""
+        for directory in sorted((p for p in self.directory.rglob("*") if p.is_dir()), reverse=True):
+            self._files.fsync_path(directory)
+        self._files.fsync_path(self.directory)
+
     def publish(self) -> list[str]:
-        """Rename the finished directory into place, durably; return remarks on what could not be cleared away.
+        """Rename the sealed directory into place, durably; return remarks on what could not be cleared away.
 
         A checkpoint of the same name stays until the new one stands. What is no checkpoint of ours but bears the name
         is kept under another one.
         """
-        for directory in sorted((p for p in self.directory.rglob("*") if p.is_dir()), reverse=True):
-            self._files.fsync_path(directory)
-        self._files.fsync_path(self.directory)
         final, aside, remarks = self.root / self.name, None, []
         if os.path.lexists(final):
             aside, remark = self._aside(final)
@@ -162,6 +165,13 @@ def write_pointer(root: Path, name: str, files: Files) -> None:
             files.unlink(temporary)
         raise
     files.fsync_path(root)
+
+
+def device_of(path: Path) -> int:
+    """The file system that ``path`` is on, or would be made on, as the kernel numbers them."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path.stat().st_dev
 
 
 def read_pointer(root: Path) -> str | None:

@@ -11,7 +11,10 @@ import xxhash
 from torch import Tensor
 
 from mmtrain.checkpoint import catalog, storage
+from mmtrain.checkpoint.disks import Disks, find_disks
 from mmtrain.checkpoint.manifest import Manifest
+from mmtrain.checkpoint.newest import entries_on_all, manifest_hash, newest_on_all
+from mmtrain.checkpoint.parts import state_of_main, write_replicas_here
 from mmtrain.checkpoint.ranks import Ranks
 from mmtrain.checkpoint.reader import Checkpoint
 from mmtrain.checkpoint.retention import Entry, Retention, to_delete
@@ -39,7 +42,9 @@ class CheckpointStore:
     * ``step_sections``: sections that only the optimizer's step changes, and changes alike on all ranks. They may
       still be copied during the next forward and backward, and their whole tensors are spread over the ranks that
       write;
-    * ``exclusive``: the caller holds the lock of the work directory, so leftovers of any other process are dead.
+    * ``exclusive``: the caller holds the lock of the work directory, so leftovers of any other process are dead;
+    * ``disks``: which ranks see the same ``root``; found out where it is not said. Ranks with disks of their own keep
+      a part each of every checkpoint (`mmtrain.checkpoint.parts`), and one is good if all of its parts are.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class CheckpointStore:
         step_sections: Iterable[str] = ("optimizer",),
         exclusive: bool = False,
         threads: int = 2,
+        disks: Disks | None = None,
     ) -> None:
         self.root = Path(root)
         self.keep = keep or Retention()
@@ -60,11 +66,27 @@ class CheckpointStore:
         self.exclusive = exclusive
         self._fs = fs or LocalFiles()
         self._step_sections = frozenset(step_sections)
-        self._ranks = Ranks()
+        self._ranks = Ranks(disks or find_disks(self.root))
         self._stager = Stager(threads)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mmtrain-write")
         self._saver = Saver(self.root, self._fs, self._pool, self._ranks)
         self._last: PendingSave | None = None
+        self._device = storage.device_of(self.root.absolute())
+
+    @property
+    def disks(self) -> Disks:
+        """Which ranks see the same ``root``."""
+        return self._ranks.disks
+
+    @property
+    def divided(self) -> bool:
+        """Whether ranks have disks of their own, so that each holds a part of every checkpoint."""
+        return not self.disks.one
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank clears up on its disk: rank 0, or the lowest of those that share a disk with it."""
+        return self._ranks.leader
 
     # ---- saving
 
@@ -97,7 +119,9 @@ class CheckpointStore:
         manifest.sections = sorted(tensors)
         writers = self._agree(name, tensors)
         pending = PendingSave(name, self.root / name)
-        token = self._ranks.on_main(lambda: self._begin(pending))
+        token = self._begin_all(pending)
+        if self.divided:  # parts of one checkpoint have one manifest
+            manifest = self._ranks.on_main(lambda: manifest)
         job = Job(pending, Transaction(self.root, name, self._fs, token), manifest, adopt=bool(extra_writers))
         in_thread = self.async_save if blocking is None else not blocking
         try:
@@ -154,10 +178,15 @@ class CheckpointStore:
     def newest_good(self, verify: Verify = "full") -> tuple[Checkpoint | None, list[Problem]]:
         """Return the newest checkpoint that verifies, or None, and the faults of those passed over; a collective.
 
-        Leftovers of killed runs are cleared away first. Rank 0 looks and decides.
+        Leftovers of killed runs are cleared away first. Rank 0 looks and decides; where ranks have disks of their own
+        each disk's leader looks, and what is good on all of them counts.
         """
         if self._last is not None:
             self._last.join()
+        if self.divided:
+            self._ranks.on_leaders(self.recover)
+            name, problems = newest_on_all(self.root, self._ranks, verify=verify)
+            return (None if name is None else self.open(name, verify="none")), problems
 
         def look() -> tuple[Entry | None, list[Problem]]:
             self.recover()
@@ -170,6 +199,42 @@ class CheckpointStore:
         """Open one checkpoint by its name here or by a path. Raises CheckpointError naming every file that is wrong."""
         return open_checkpoint(name_or_path, root=self.root, verify=verify)
 
+    def open_on_all(self, name_or_path: str | Path, verify: Verify = "full") -> Checkpoint:
+        """Open one checkpoint on every rank; a collective. Each disk's leader verifies it, the others see that it is
+        there.
+
+        Raises CheckpointError, on every rank, where one of them cannot open it or sees another save of that name.
+        """
+        word: tuple[str, Exception | None] = ("", None)
+        checkpoint = None
+        try:
+            checkpoint = self.open(name_or_path, verify if self._ranks.leader else "size")
+            word = (manifest_hash(checkpoint.path), None)
+        except (CheckpointError, OSError) as error:
+            word = ("", error)
+        words = self._ranks.gather(word)
+        for rank, (digest, failure) in enumerate(words):
+            if failure is not None:
+                raise self._ranks.disks.named(rank, failure)
+            if digest != words[0][0]:
+                raise CheckpointError(
+                    f"{name_or_path}: rank {rank} sees another save of this name than rank 0; "
+                    "copy the same checkpoint to all nodes"
+                )
+        assert checkpoint is not None
+        return checkpoint
+
+    def own_rng(self, checkpoint: Checkpoint) -> Any:
+        """What this rank saved as its generators, from whichever disk has it; None where none has. A collective."""
+        rank = self._ranks.rank
+        if not self.divided:
+            return checkpoint.rng(rank)
+        held: dict[int, Any] = {}
+        if self._ranks.leader:
+            found = {other: checkpoint.rng(other) for other in range(self._ranks.size)}
+            held = {other: value for other, value in found.items() if value is not None}
+        return next((others[rank] for others in self._ranks.gather(held) if rank in others), None)
+
     # ---- clearing up
 
     def recover(self) -> list[str]:
@@ -177,11 +242,22 @@ class CheckpointStore:
         return storage.recover(self.root, self._fs, exclusive=self.exclusive)
 
     def prune(self, policy: Retention | None = None) -> list[str]:
-        """Delete what the policy does not keep; return the names. Raises OSError where one cannot be deleted."""
-        doomed = to_delete(self.entries(), policy or self.keep, self.protected)
+        """Delete what the policy does not keep; return the names. Raises OSError where one cannot be deleted.
+
+        A collective where ranks have disks of their own: each leader deletes on its own. On a shared one rank 0 calls.
+        """
+        doomed = self._doomed(policy or self.keep)
         for name in doomed:
             storage.delete_checkpoint(self.root, name, self._fs)
         return doomed
+
+    def _doomed(self, policy: Retention) -> list[str]:
+        """What goes on this disk: rank 0 decides, by the checkpoints that every disk has."""
+        if not self.divided:
+            return to_delete(self.entries(), policy, self.protected)
+        common = entries_on_all(self.root, self._ranks)
+        doomed = self._ranks.on_main(lambda: to_delete(common, policy, self.protected))
+        return doomed if self._ranks.leader else []
 
     # ---- the steps of a save
 
@@ -202,17 +278,21 @@ class CheckpointStore:
         for _, other in words:
             if other is not None:
                 raise CheckpointError(other)
+        own = self._ranks.own  # each disk gets every whole tensor, from one of its own ranks
         if len({said for said, _ in words}) == 1:
-            return {s: spread(sizes[s], self._ranks.size) if s in self._step_sections else {} for s in sizes}
-        everyone = self._ranks.gather(
-            sizes
-        )  # some ranks hold what others do not: the first that holds a tensor writes it
-        return {
-            section: {n: r for r in reversed(range(self._ranks.size)) for n in everyone[r].get(section, {})}
-            for section in sizes
-        }
+            shares = {s: spread(sizes[s], len(own)) for s in self._step_sections & sizes.keys()}
+            return {
+                section: {name: own[shares[section][name] if section in shares else 0] for name in names}
+                for section, names in sizes.items()
+            }
+        # some ranks hold what others do not: the first that holds a tensor writes it
+        everyone = self._ranks.gather(sizes)
+        return {section: {n: r for r in reversed(own) for n in everyone[r].get(section, {})} for section in sizes}
 
     def _begin(self, pending: PendingSave) -> str:
+        if storage.device_of(self.root.absolute()) != self._device:  # else the save would go to the disk beneath
+            problem = f"{self.root} is on another disk than at the start; its mount has gone"
+            raise failed(pending.path, OSError(problem))
         pending.remarks += self.recover()
         transaction = Transaction(self.root, pending.name, self._fs)
         try:
@@ -222,11 +302,25 @@ class CheckpointStore:
             raise failed(pending.path, error) from error
         return transaction.token
 
+    def _begin_all(self, pending: PendingSave) -> str:
+        """Begin on every disk, or on none."""
+        try:
+            return self._ranks.on_leaders(lambda: self._begin(pending))
+        except CheckpointError:
+            if self.divided and self._ranks.leader:
+                self.recover()  # of what this process itself has begun, too
+            raise
+
     def _plan(self, tensors: Sections, writers: Mapping[str, Mapping[str, int]], *, state: Any, rng: Any) -> Plan:
         plan, rank = Plan(), self._ranks.rank
+        if self.divided:
+            state = state_of_main(state, self._ranks)
         for section, named in tensors.items():
-            plan.add_section(section, collect(section, named, writers=writers.get(section, {}), rank=rank), rank=rank)
-        if self._ranks.main:
+            held = collect(section, named, writers=writers.get(section, {}), rank=rank)
+            if self.divided:
+                write_replicas_here(held, named, self._ranks)
+            plan.add_section(section, held, rank=rank)
+        if self._ranks.leader:
             plan.add_tree("state", state)
         plan.add_tree(f"rng/rank_{rank:05d}", rng)
         return plan
@@ -251,7 +345,7 @@ class CheckpointStore:
 
     def _retain(self, pending: PendingSave) -> None:
         """Let retention act after a save; what it cannot delete is a remark, for the checkpoint stands."""
-        for name in to_delete(self.entries(), self.keep, self.protected):
+        for name in self._doomed(self.keep):
             problems = storage.attempt(
                 lambda: storage.delete_checkpoint(self.root, name, self._fs),  # noqa: B023
                 f"{name} could not be deleted",

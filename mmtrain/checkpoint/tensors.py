@@ -16,6 +16,7 @@ import torch
 import xxhash
 from torch import Tensor
 
+from mmtrain import launch
 from mmtrain.checkpoint.manifest import FileRecord
 from mmtrain.checkpoint.sharding import Piece
 from mmtrain.checkpoint.storage import Files
@@ -130,6 +131,7 @@ def write_hashed(path: Path, chunks: Iterable[memoryview], files: Files) -> File
         for chunk in chunks:
             hasher.update(chunk)
             files.write(handle, chunk)
+            launch.beat()
             size += chunk.nbytes
         files.fsync(handle)
     finally:

@@ -6,7 +6,8 @@ from typing import Literal
 
 import xxhash
 
-from mmtrain.checkpoint.manifest import MANIFEST, FileRecord, Manifest, decode
+from mmtrain import launch
+from mmtrain.checkpoint.manifest import MANIFEST, DiskPart, FileRecord, Manifest, decode
 from mmtrain.errors import CheckpointError
 
 Verify = Literal["full", "size", "none"]
@@ -39,14 +40,28 @@ def read_manifest(directory: Path) -> Manifest:
 def find_problems(directory: Path, manifest: Manifest, *, verify: Verify = "full") -> list[Problem]:
     """Compare every file with the manifest: there, of the right size and, with ``verify='full'``, of the right hash.
 
-    Files that the manifest does not list are left alone. ``verify='none'`` compares nothing.
+    Files that the manifest does not list, and parts of other disks, are left alone. ``verify='none'`` compares nothing.
     """
     problems: list[Problem] = []
-    for path, record in manifest.files.items() if verify != "none" else ():
-        fault = _fault(directory / path, record, hashes=verify == "full")
+    for path in files_here(directory, manifest) if verify != "none" else ():
+        fault = _fault(directory / path, manifest.files[path], hashes=verify == "full")
         if fault:
             problems.append(Problem(directory.name, path, fault))
     return problems
+
+
+def parts_here(directory: Path, manifest: Manifest) -> list[DiskPart]:
+    """The parts that lie in this directory: one of a disk, or several that were copied together."""
+    return [part for part in manifest.parts if (directory / part.marker).exists()]
+
+
+def files_here(directory: Path, manifest: Manifest) -> list[str]:
+    """The files that must lie in this directory: all, or those of `parts_here`. With no part here all are wanted."""
+    parts = parts_here(directory, manifest)
+    if not parts:
+        return list(manifest.files)
+    wanted = {path for part in parts for path in part.files}
+    return [path for path in manifest.files if path in wanted]
 
 
 def _fault(path: Path, record: FileRecord, *, hashes: bool) -> str:
@@ -70,4 +85,5 @@ def hash_file(path: Path) -> str:
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):
             hasher.update(buffer[:count])
+            launch.beat()
     return hasher.hexdigest()

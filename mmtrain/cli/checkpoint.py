@@ -53,6 +53,12 @@ def _diff(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(function="checkpoint_diff:diff")
 
 
+def _audit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("work_dir", help="a work dir, or a checkpoint")
+    parser.add_argument("checkpoint", nargs="?", help="one of its checkpoints; default: the newest good one")
+    parser.set_defaults(function="checkpoint_audit:audit")
+
+
 def _export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help="a checkpoint or a work dir")
     parser.add_argument("out", help="the file to write, or the directory for huggingface")
@@ -89,6 +95,7 @@ _VERBS = (
     ("show", "what a checkpoint holds", _show),
     ("verify", "compare every byte with its hash", _verify),
     ("diff", "name the first thing in which two checkpoints differ", _diff),
+    ("audit", "prove from a run's ledger that no sample was lost or repeated, or name those", _audit),
     ("export", "write the weights for other programs", _export),
     ("prune", "delete old checkpoints, never the newest good one nor the best", _prune),
 )

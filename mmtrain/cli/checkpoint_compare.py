@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmtrain.checkpoint import Checkpoint
+from mmtrain.checkpoint import Checkpoint, zero_shards
 
 # Scalars that measure the machine and not the run. A checkpoint keeps those of the interval that is not yet logged.
 MEASURED = ("time", "*_time", "eta", "memory", "save_*")
@@ -47,6 +47,7 @@ def compare_checkpoints(
     """
     sections = dict.fromkeys([*_SECTIONS, *a.sections(), *b.sections()])
     groups = [_section(a, b, section, names) for section in sections]
+    groups.append(_engine_files(a, b, names))
     groups += _states(a.state(), b.state(), [*ignore], names)
     groups += _ranks(a, b, [*ignore], names)
     return [group for group in groups if group.compared]
@@ -105,6 +106,23 @@ def flatten(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
 
 
 # ---- groups -------------------------------------------------------------------------------------------------------
+def _engine_files(a: Checkpoint, b: Checkpoint, names: Names) -> Group:
+    """What DeepSpeed wrote itself; the config that it puts into its files is not compared."""
+    group = Group("DeepSpeed's files")
+    ours, theirs = (_engine_leaves(checkpoint) for checkpoint in (a, b))
+    for path in {**ours, **theirs}:
+        group.compared += 1
+        how = difference(ours.get(path, ABSENT), theirs.get(path, ABSENT), names)
+        if how:
+            group.differences.append(Difference(" ".join(path), how))
+    return group
+
+
+def _engine_leaves(checkpoint: Checkpoint) -> dict[tuple[str, ...], Any]:
+    files = zero_shards.contents(checkpoint.path)
+    return {path: leaf for name, held in files for path, leaf in flatten(held, (name,)) if "ds_config" not in path}
+
+
 def _section(a: Checkpoint, b: Checkpoint, section: str, names: Names) -> Group:
     group = Group(f"{section} tensors")
     ours, theirs = (dict.fromkeys(checkpoint.tensor_names(section)) for checkpoint in (a, b))

@@ -9,7 +9,7 @@ from typing import Any
 
 from mmtrain.checkpoint import CheckpointStore, Manifest, Problem, Retention, WorkDirLock, to_delete
 from mmtrain.checkpoint.catalog import inspect, newest_good, scan
-from mmtrain.checkpoint.verify import Verify
+from mmtrain.checkpoint.verify import Verify, files_here, parts_here
 from mmtrain.cli.checkpoint_find import existing_directory, is_checkpoint, work_dir
 from mmtrain.cli.checkpoint_text import counted, size, table, when
 from mmtrain.errors import ConfigError, RunError
@@ -118,12 +118,21 @@ def verify(arguments: argparse.Namespace) -> int:
         for problem in one.problems:
             print(f"BAD   {problem}")
         if one.manifest is not None and not one.problems:
-            print(f"good  {one.name} ({counted(len(one.manifest.files), 'file')}, {size(one.manifest.bytes)})")
+            print(f"good  {one.name} ({_on_disk(path if is_checkpoint(path) else path / one.name, one.manifest)})")
     bad = sum(bool(one.problems) for one in found)
     if bad and len(found) > 1:
         good = [one.name for one in found if not one.problems]
         print(f"{bad} of {counted(len(found), 'checkpoint')} damaged; " + _remaining(good))
     return 1 if bad else 0
+
+
+def _on_disk(path: Path, manifest: Manifest) -> str:
+    files = files_here(path, manifest)
+    told = f"{counted(len(files), 'file')}, {size(sum(manifest.files[name].size for name in files))}"
+    here = len(parts_here(path, manifest))
+    if here == len(manifest.parts):
+        return told
+    return f"{told}; {here} of its {len(manifest.parts)} parts, the others lie on the disks of other nodes"
 
 
 def _remaining(good: list[str]) -> str:

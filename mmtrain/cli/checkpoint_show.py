@@ -23,9 +23,13 @@ def show(arguments: argparse.Namespace) -> int:
         print(checkpoint.manifest.config, end="")
         return 0
     lines = [str(checkpoint.path), *table(_facts(checkpoint.manifest), indent="  ")]
-    lines += ["", *table(_sections(checkpoint), right=(1, 2), indent="  ")]
-    lines += ["", *_states(checkpoint), ""]
     rows = _tensor_rows(checkpoint)
+    if rows:
+        lines += ["", *table(_sections(checkpoint), right=(1, 2), indent="  ")]
+    lines += ["", *_states(checkpoint), ""]
+    if not rows:  # an engine's files, which say what they hold when they are loaded
+        print("\n".join(lines[:-1]))
+        return 0
     title = "tensors"
     if not arguments.tensors:
         title = f"largest tensors (of {len(rows)}; --tensors lists all)"
@@ -43,6 +47,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
     windows = counted(meta.get("accumulative_counts", 1), "iteration")
     moments = "" if meta.get("has_optimizer", True) else ", whose state was not saved"
     temporary = ", temporary: it goes when a newer one exists" if manifest.temporary else ""
+    parts = f", divided among {len(manifest.parts)} disks" if manifest.parts else ""
     facts = [
         ("position", f"iteration {manifest.iteration:,}, update {position.get('update', 0):,}"),
         ("data", f"{counted(manifest.epoch, 'epoch')} done and {position.get('offset', 0):,}{of} samples of the next"),
@@ -54,9 +59,19 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         ("batch", f"{meta.get('batch_size') or '?'} a process, {windows} an update"),
         ("optimizer", f"{meta.get('optimizer') or '-'}{moments}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items()) or "-"),
-        ("on disk", f"{size(manifest.bytes)} in {counted(len(manifest.files), 'file')}"),
+        ("on disk", f"{size(manifest.bytes)} in {counted(len(manifest.files), 'file')}{parts}"),
     ]
-    if not meta.get("has_frozen", True):
+    native = meta.get("native")
+    if native is not None:
+        own = [record.size for path, record in manifest.files.items() if path.endswith("_states.pt")]
+        facts.append(
+            (
+                "engine",
+                f"DeepSpeed {native['version']}, ZeRO stage {native['stage']}, {native['dtype']}: weights and moments "
+                f"in {counted(len(own), 'file')} of its own, {size(sum(own))}",
+            )
+        )
+    if not (meta.get("has_frozen", True) and (native or {}).get("frozen", True)):
         facts.append(("frozen", "not saved (save_frozen=False); they come from the model's construction"))
     return facts
 

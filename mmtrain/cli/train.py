@@ -6,6 +6,7 @@ from typing import Any
 
 from mmtrain.cli.errors import run_command
 from mmtrain.config import load_config, parse_overrides
+from mmtrain.errors import ConfigError
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -23,6 +24,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--deterministic", action="store_true", help="randomness.deterministic=True")
     parser.add_argument("--amp", action="store_true", help="train with AmpOptimWrapper")
     parser.add_argument("--auto-scale-lr", action="store_true", help="auto_scale_lr.enable=True")
+    parser.add_argument(
+        "--deepspeed", metavar="zero1|zero2|zero3|FILE.json",
+        help="train with DeepSpeedStrategy: a preset (zero2_offload, zero3_offload too) or DeepSpeed's config file",
+    )  # fmt: skip
     parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], help="what started the processes")
     parser.add_argument("--local-rank", "--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument(
@@ -55,7 +60,25 @@ def config_from(arguments: argparse.Namespace) -> Any:
             overrides["resume"] = arguments.resume
         else:
             overrides["resume"], overrides["load_from"] = True, arguments.resume
+    if arguments.deepspeed is not None:
+        overrides |= _deepspeed(arguments, overrides)
     return load_config(arguments.config, overrides)
+
+
+def _deepspeed(arguments: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, Any]:
+    """The overrides of ``--deepspeed``. Raises ConfigError where the config has chosen another strategy."""
+    from mmtrain.strategies.zero.options import preset_or_file
+
+    config = preset_or_file(arguments.deepspeed)
+    own = load_config(arguments.config, overrides).get("strategy") or {}
+    kind = str(getattr(own.get("type", ""), "__name__", own.get("type", ""))).rpartition(".")[2]
+    if own and kind != "DeepSpeedStrategy":
+        raise ConfigError(
+            f"--deepspeed {arguments.deepspeed} contradicts strategy.type={kind!r} in the config; drop one"
+        )
+    if own.get("config") is not None:
+        raise ConfigError(f"--deepspeed {arguments.deepspeed} contradicts strategy.config in the config; drop one")
+    return {"strategy.type": "DeepSpeedStrategy", "strategy.config": config}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,4 +94,4 @@ def main(argv: Sequence[str] | None = None) -> int:
         runner.train()
         return runner.exit_status
 
-    return run_command(command, debug=arguments.debug)
+    return run_command(command, debug=arguments.debug, launcher=arguments.launcher)

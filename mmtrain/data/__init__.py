@@ -4,6 +4,7 @@ from mmtrain.data.build import LOADER_KEYS, build_eval_loader, build_train_strea
 from mmtrain.data.collate import default_collate, pad_collate, pseudo_collate, resolve_collate
 from mmtrain.data.eval_loader import EvalLoader, IterableEvalLoader
 from mmtrain.data.iterable_stream import ForeignStream, IterableStream
+from mmtrain.data.ledger import Ledger, build_ledger
 from mmtrain.data.permutation import epoch_order
 from mmtrain.data.sampler import DefaultSampler, Draw, InfiniteSampler, PositionSampler
 from mmtrain.data.stream import Stream, TrainStream
@@ -18,10 +19,12 @@ __all__ = [
     "InfiniteSampler",
     "IterableEvalLoader",
     "IterableStream",
+    "Ledger",
     "PositionSampler",
     "Stream",
     "TrainStream",
     "build_eval_loader",
+    "build_ledger",
     "build_train_stream",
     "default_collate",
     "epoch_order",

@@ -30,6 +30,7 @@ class CustomSampler:
     def __init__(self, make: Callable[[], Iterable[int]], batch_size: int, *, place: Place, drop_last: bool) -> None:
         self._make = make
         sampler = make()
+        self.order: dict[str, Any] = {"sampler": type(sampler).__name__, "drop_last": drop_last}
         try:
             self._length = len(sampler)  # type: ignore[arg-type]
         except TypeError:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from mmtrain import dist
 from mmtrain.data.collate import is_built_in, resolve_collate
 from mmtrain.data.custom_sampler import is_own_order, sampler_maker
 from mmtrain.data.iterable_stream import IterableStream
@@ -147,6 +148,11 @@ def _own_sampler(sampler: Any, dataset: Any, *, seed: int, path: str) -> Any:
             len(made)
         except TypeError:
             raise ConfigError(f"{path}: {type(made).__name__} has no length, expected a sampler with __len__") from None
+        if dist.model_parallel() > 1:
+            raise ConfigError(
+                f"{path}: {type(made).__name__} divides samples among ranks itself, and under tensor parallelism some "
+                "ranks must read the same; leave the sampler out, or name 'DefaultSampler'"
+            )
         return made
     # A name without shuffle=False means shuffling in MMEngine too; only what was said is refused.
     if made.shuffle and not (isinstance(sampler, dict) and "shuffle" not in sampler):

@@ -53,14 +53,27 @@ class ComputedOrder:
         bits = max(2, (size - 1).bit_length())
         self._widths = (bits // 2, bits - bits // 2)
         self._keys = [np.uint64(mix(STREAM_SHUFFLE, seed, epoch, round_)) for round_ in range(_ROUNDS)]
-        self._start = self._stop = 0
-        self._chunk: list[int] = []
+        self._asked = 0
+        self._ahead: dict[tuple[int, int], list[int]] = {}
 
     def take(self, start: int, stop: int) -> list[int]:
-        if start < self._start or stop > self._stop:
-            self._start, self._stop = start, min(max(stop, start + _CHUNK), self._size)
-            self._chunk = self._permute(np.arange(self._start, self._stop, dtype=np.uint64)).tolist()
-        return self._chunk[start - self._start : stop - self._start]
+        stop = min(stop, self._size)
+        if start >= stop:
+            return []
+        if (start, stop) not in self._ahead:
+            self._compute_ahead(start, stop, step=start - self._asked)
+        self._asked = start
+        return self._ahead[start, stop]
+
+    def _compute_ahead(self, start: int, stop: int, *, step: int) -> None:
+        """Compute these positions, and those of the next calls if they go on in the same steps."""
+        count, rows = stop - start, 1
+        if step >= count:  # one rank of several takes a part of every step
+            rows = max(1, min(_CHUNK // count, (self._size - stop) // step + 1))
+        starts = start + step * np.arange(rows, dtype=np.int64)
+        positions = (starts[:, None] + np.arange(count)).astype(np.uint64)
+        values = self._permute(positions.ravel()).reshape(rows, count).tolist()
+        self._ahead = {(first, first + count): row for first, row in zip(starts.tolist(), values, strict=True)}
 
     def _permute(self, positions: np.ndarray) -> np.ndarray:
         values = self._network(positions)
@@ -73,13 +86,13 @@ class ComputedOrder:
         for key in self._keys:
             right = values & np.uint64((1 << right_bits) - 1)
             left = values >> np.uint64(right_bits)
-            left ^= _scramble(right ^ key) >> np.uint64(64 - left_bits)
+            left ^= scramble(right ^ key) >> np.uint64(64 - left_bits)
             values = (right << np.uint64(left_bits)) | left
             left_bits, right_bits = right_bits, left_bits
         return values
 
 
-def _scramble(x: np.ndarray) -> np.ndarray:
+def scramble(x: np.ndarray) -> np.ndarray:
     """Scramble every number by the SplitMix64 finaliser (Steele et al., 2014); uint64 arithmetic wraps around."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

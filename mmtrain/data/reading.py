@@ -2,10 +2,11 @@
 
 import pickle
 import traceback
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from torch.utils.data import Subset
 
@@ -15,6 +16,14 @@ from mmtrain.errors import RunError
 from mmtrain.randomness import STREAM_BATCH, STREAM_SAMPLE, STREAM_VAL, fold, mix, seed_generators
 
 Collate = Callable[[list[Any]], Any]
+
+
+class Reported(NamedTuple):
+    """A batch with the pass and the sample indices (int64) that its reader read; it travels from a worker."""
+
+    data: Any
+    epoch: int
+    indices: bytes
 
 
 @dataclass
@@ -71,7 +80,8 @@ class SeededReader:
     whole batch in one call, so it is seeded once a batch in both cases.
     ``validation`` seeds from the validation stream, where every pass counts as the same one.
 
-    Called with a draw it returns what ``collate`` gave, None for a draw without samples, or a `Failure`.
+    Called with a draw it returns what ``collate`` gave, None for a draw without samples, or a `Failure`; with
+    ``reports`` what ``collate`` gave is in a `Reported`.
     """
 
     def __init__(
@@ -79,6 +89,7 @@ class SeededReader:
     ) -> None:
         self.dataset = dataset
         self._collate = collate
+        self.reports = False
         self._place = place
         self._refuse_none = refuse_none
         self._sample_stream = STREAM_VAL if validation else STREAM_SAMPLE
@@ -96,7 +107,10 @@ class SeededReader:
         if isinstance(samples, Failure):
             return samples
         try:
-            return self._collate(samples)
+            data = self._collate(samples)
+            if not self.reports:
+                return data
+            return Reported(data, draw.epoch, array("q", draw.indices[: len(samples)]).tobytes())
         except Exception as error:
             name = getattr(self._collate, "__name__", type(self._collate).__name__)
             return Failure(

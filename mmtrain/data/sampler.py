@@ -45,6 +45,18 @@ class IndexSource(Protocol):
 
     def draws(self, epoch: int, offset: int) -> Iterator[Draw]: ...
 
+    @property
+    def order(self) -> dict[str, Any]:
+        """What the order of a pass is a function of, besides the pass, as plain values for the record."""
+        ...
+
+
+def share(offset: int, count: int, rank: int, world_size: int) -> tuple[int, int]:
+    """Return the positions [start, stop) of one rank in a global batch of ``count`` samples at ``offset``."""
+    each, extra = divmod(count, world_size)
+    start = offset + rank * each + min(rank, extra)
+    return start, start + each + (rank < extra)
+
 
 def check_sizes(size: int, batch_size: Any, *, world_size: int, drop_last: bool, path: str) -> None:
     """Check that a pass over ``size`` samples gives at least one batch.
@@ -111,6 +123,10 @@ class PositionSampler:
     def iterations_per_epoch(self) -> int:
         return iterations_per_epoch(self.size, self.global_batch, drop_last=self.drop_last)
 
+    @property
+    def order(self) -> dict[str, Any]:
+        return {"size": self.size, "seed": self.seed, "shuffle": self.shuffle, "drop_last": self.drop_last}
+
     def normalise(self, epoch: int, offset: int) -> tuple[int, int]:
         needed = self.global_batch if self.drop_last else 1
         return (epoch + 1, 0) if self.size - offset < needed else (epoch, offset)
@@ -123,7 +139,7 @@ class PositionSampler:
         epoch, offset = self.normalise(epoch, offset)
         while True:
             count = min(self.global_batch, self.size - offset)
-            start, stop = self._share(offset, count)
+            start, stop = share(offset, count, self.rank, self.world_size)
             following = self.normalise(epoch, offset + count)
             weight = (stop - start) * self.world_size / count
             if start == stop:
@@ -131,12 +147,6 @@ class PositionSampler:
             indices = self._order(epoch).take(start, stop)
             yield Draw(epoch, offset, indices, count, following[0] != epoch, weight)
             epoch, offset = following
-
-    def _share(self, offset: int, count: int) -> tuple[int, int]:
-        """Return the positions [start, stop) of this rank in a global batch of ``count`` samples at ``offset``."""
-        each, extra = divmod(count, self.world_size)
-        start = offset + self.rank * each + min(self.rank, extra)
-        return start, start + each + (self.rank < extra)
 
     def _order(self, epoch: int) -> Order:
         if self._held is None or self._held[0] != epoch:

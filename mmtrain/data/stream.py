@@ -10,10 +10,10 @@ from mmtrain.data.collate import is_built_in, resolve_collate
 from mmtrain.data.custom_sampler import choose_source
 from mmtrain.data.options import split_options
 from mmtrain.data.reading import SeededReader, reads_whole_batches
-from mmtrain.data.sampler import Draw
+from mmtrain.data.sampler import Draw, share
 from mmtrain.data.workers import WorkerPool, crowding
 from mmtrain.errors import ConfigError
-from mmtrain.types import Batch, StateDict
+from mmtrain.types import Batch, Reading, StateDict
 
 
 class Stream(ABC):
@@ -58,6 +58,18 @@ class Stream(ABC):
     @abstractmethod
     def close(self) -> None:
         """End the workers. The next batch, if one is taken, starts them again where the stream stands."""
+
+    def report_readings(self) -> None:
+        """Let every batch say which samples were read for it (`types.Batch.reading`); called before the first.
+
+        Raises:
+            ConfigError: this stream cannot know.
+        """
+        kind = type(self.dataset).__name__
+        raise ConfigError(
+            f"train_cfg.ledger: {kind} can only be iterated over, so nobody knows which samples its batches hold; "
+            "leave the ledger out, or give a data set with __getitem__ and __len__"
+        )
 
     def state_dict(self) -> StateDict:
         """Return what the position does not say, as of the last batch handed over."""
@@ -129,6 +141,8 @@ class TrainStream(Stream):
                 f"{place.path}.dataset: {type(dataset).__name__} reads whole batches (__getitems__), so its randomness "
                 "is seeded once a batch and depends on the batch size"
             )
+        self._reader = reader
+        self._place = place
         self._pool = WorkerPool(reader, workers, path=place.path)
         self._started = False
         self._from = (0, 0)  # where to start; behind `_last` once a batch was handed over
@@ -163,7 +177,14 @@ class TrainStream(Stream):
             self._started = True
         draw, data = self._pool.take()
         self._last = draw
-        return Batch(data, draw.samples, draw.epoch_end, draw.weight)
+        if not self._reader.reports:
+            return Batch(data, draw.samples, draw.epoch_end, draw.weight)
+        start, _ = share(draw.offset, draw.samples, self._place.rank, self._place.world_size)
+        reading = Reading(data.epoch, start, data.indices)
+        return Batch(data.data, draw.samples, draw.epoch_end, draw.weight, reading)
+
+    def report_readings(self) -> None:
+        self._reader.reports = True
 
     def close(self) -> None:
         self._pool.close()

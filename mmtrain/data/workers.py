@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data._utils import signal_handling
 from torch.utils.data._utils.pin_memory import pin_memory as pin
 
+from mmtrain import launch
 from mmtrain.data.options import WorkerOptions
 from mmtrain.data.reading import Failure, describe, travels
 from mmtrain.errors import RunError
@@ -244,6 +245,7 @@ class _WorkerStart:
         for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), _go_on)
+        launch.answer_with_stacks()
         signal.signal(signal.SIGTERM, self._terminate)
         signal.set_wakeup_fd(-1)  # it may be the main process's
 

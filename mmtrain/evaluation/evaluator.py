@@ -29,6 +29,12 @@ class Evaluator:
             for method in ("process", "evaluate"):
                 if not callable(getattr(built, method, None)):
                     raise ConfigError(f"{here} is a {type(built).__name__} without a method {method!r}: no metric")
+            if dist.model_parallel() > 1 and _gathers_itself(built):
+                raise ConfigError(
+                    f"{here}: {type(built).__name__} gathers its results in an evaluate() of its own, over all ranks, "
+                    "which would count samples several times under tensor parallelism; derive it from MMEngine's "
+                    "BaseMetric and give it compute_metrics() alone"
+                )
             self.metrics.append(built)
         self._dataset_meta: Any = None
 
@@ -88,17 +94,23 @@ def _as_dict(sample: Any) -> Any:
     return convert() if callable(convert) else sample
 
 
+def _gathers_itself(metric: Any) -> bool:
+    """Whether a metric puts the results of ranks together in its own way."""
+    from mmengine.evaluator import BaseMetric
+
+    return not isinstance(metric, BaseMetric) or type(metric).evaluate is not BaseMetric.evaluate
+
+
 def _gathered(metric: Any, size: int) -> dict[str, Any]:
     """`evaluate` over several ranks.
 
     MMEngine's own way drops samples when ranks have different numbers of them, as it expects padded data sets; here
     every sample counts once. A metric with an `evaluate` of its own gathers in its own way.
     """
-    from mmengine.evaluator import BaseMetric
-
-    if not isinstance(metric, BaseMetric) or type(metric).evaluate is not BaseMetric.evaluate:
+    if _gathers_itself(metric):
         return metric.evaluate(size)
-    ranks = dist.gather_objects(list(metric.results))
+    # Ranks that share a copy of the model have the same results.
+    ranks = dist.gather_objects(list(metric.results))[:: dist.model_parallel()]
     metric.results.clear()
     rows = zip_longest(*ranks, fillvalue=_NOTHING)
     results = [item for row in rows for item in row if item is not _NOTHING][:size]

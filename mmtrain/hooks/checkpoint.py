@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from mmtrain.checkpoint.export import PUBLISHED
 from mmtrain.errors import ConfigError, RunError
 from mmtrain.hooks.base import Hook
 from mmtrain.hooks.metric_rule import GREATER_KEYS, LESS_KEYS, infer_rule
@@ -21,8 +22,11 @@ class CheckpointHook(Hook):
       goes when a newer one exists;
     * ``keep_every``: checkpoints at multiples of this (in the unit of ``interval``) are never deleted;
     * ``save_frozen``: False leaves out parameters that do not train; they come from the model's own construction;
-    * ``weights_interval``: also write the weights alone, as safetensors under ``weights/``, this often;
+    * ``weights_interval``: also write the weights alone, this often, under ``weights/``: ``iter_N.safetensors``, or the
+      directory ``iter_N`` for a Hugging Face model, which ``from_pretrained`` reads;
     * ``async_save``: training goes on while a checkpoint is written;
+    * ``published_keys``: when the run is complete, write the last and the best checkpoint once more as
+      ``<name>-<hash>.pth`` for MMEngine with these of its keys: "meta", "state_dict", "ema_state_dict";
     * ``on_save_error``: "continue" or "stop" when a checkpoint cannot be written.
 
     Raises ConfigError at the start where an argument cannot be right, the metric of ``save_best`` among them.
@@ -63,7 +67,7 @@ class CheckpointHook(Hook):
         self.every_seconds = every_seconds
         self.keep_every = keep_every
         self.weights_interval = weights_interval
-        self.published_keys = published_keys
+        self.published_keys = [published_keys] if isinstance(published_keys, str) else list(published_keys or [])
         self.policy = {
             "max_keep": max_keep_ckpts, "keep_every": keep_every, "optimizer": save_optimizer,
             "schedules": save_param_scheduler, "frozen": save_frozen, "asynchronous": async_save,
@@ -74,6 +78,7 @@ class CheckpointHook(Hook):
         self._best_metrics = [save_best] if isinstance(save_best, str) else list(save_best or [])
         self._rules = [rule] if isinstance(rule, str) else list(rule or [])
         self.best: dict[str, dict[str, Any]] = {}
+        self._kept: dict[str, dict[str, Any]] = {}  # the records whose checkpoints stand: what best.json says
         self._check()
 
     def _check(self) -> None:
@@ -82,10 +87,9 @@ class CheckpointHook(Hook):
             raise ConfigError(f"{where}.interval is {self.interval}; expected a positive number, or -1 for none")
         if self.save_begin < 0:
             raise ConfigError(f"{where}.save_begin is {self.save_begin}; expected 0 or more")
-        if self.published_keys:
+        if not set(self.published_keys) <= set(PUBLISHED):
             raise ConfigError(
-                f"{where}.published_keys is not supported; publish from a checkpoint instead, at any time: "
-                "tools/checkpoint.py export WORK_DIR OUT.pth --format mmengine"
+                f"{where}.published_keys is {self.published_keys}; expected some of {', '.join(PUBLISHED)}"
             )
         if self.policy["on_error"] not in ("continue", "stop"):
             raise ConfigError(f"{where}.on_save_error is {self.policy['on_error']!r}; expected 'continue' or 'stop'")
@@ -110,7 +114,7 @@ class CheckpointHook(Hook):
         """Check the metrics of ``save_best`` against what one batch of validation gives, and start the clock."""
         self._last_save = self._clock()
         runner.saving.protect(record["checkpoint"] for record in self.best.values())
-        runner.saving.catch_up(self.best, resumed=runner.resumed_from)
+        self._kept = runner.saving.catch_up(self.best, resumed=runner.resumed_from)
         if self._best_metrics:
             self._name_metrics(runner)
 
@@ -138,9 +142,16 @@ class CheckpointHook(Hook):
     def _is_due(self, done: int, interval: int) -> bool:
         return interval > 0 and done >= max(self.save_begin, 1) and (done - self.save_begin) % interval == 0
 
+    def after_run(self, runner: Any) -> None:
+        """Publish the last and the best checkpoint of a finished run where ``published_keys`` asks for it."""
+        if self.published_keys and runner.train_loop is not None and runner.train_loop.finished:
+            best = {record["checkpoint"] for record in self._kept.values()}
+            runner.saving.publish(best, self.published_keys, last=self.save_last)
+
     # ---- the best -----------------------------------------------------------------------------------------------
     def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
         """Ask for a save when a metric is the best so far; the record is written when that checkpoint exists."""
+        self._drop_unsaved(runner)
         for metric, rule in zip(self._best_metrics, self._rules, strict=True):
             if metrics is None or metric not in metrics:
                 raise RunError(f"save_best: validation gave no {metric!r}; it gave {sorted(metrics or {})}")
@@ -152,15 +163,25 @@ class CheckpointHook(Hook):
     def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
         """Name the checkpoint that is being written in the records it is the best of; it must not be retired."""
         self._last_save = self._clock()
+        self._drop_unsaved(runner)
         for record in self.best.values():
             if record["checkpoint"] is None:
                 record["checkpoint"] = checkpoint["name"]
         runner.saving.protect(record["checkpoint"] for record in self.best.values())
 
+    def _drop_unsaved(self, runner: Any) -> None:
+        """Where the save of the best one failed, the best one is still the one before it."""
+        for metric in [metric for metric, record in self.best.items() if record["checkpoint"] in runner.saving.failed]:
+            del self.best[metric]
+            if metric in self._kept:
+                self.best[metric] = dict(self._kept[metric])
+
     def after_save_checkpoint(self, runner: Any, entry: str) -> None:
         """Write ``best.json`` once the checkpoint it names is complete."""
-        if any(record["checkpoint"] == entry for record in self.best.values()):
-            runner.saving.write_best(self.best)
+        complete = {metric: dict(record) for metric, record in self.best.items() if record["checkpoint"] == entry}
+        if complete:
+            self._kept |= complete
+            runner.saving.write_best(self._kept)
 
     def _name_metrics(self, runner: Any) -> None:
         if runner.val_loop is None:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmtrain.checkpoint.sharding import cut, local_part
 from mmtrain.errors import CheckpointError, ConfigError
 from mmtrain.hooks.base import Hook
 from mmtrain.registry import HOOKS
@@ -58,6 +59,7 @@ class EMAHook(Hook):
         self.steps = 0
         self.averages: dict[str, Tensor] = {}
         self._parameters: dict[str, Tensor] | None = None
+        self._shapes: dict[str, torch.Size] = {}  # of the whole parameters: an engine may have cut flat ones
         self._matched = False
         self._trained: dict[str, Tensor] | None = None
         self._check()
@@ -83,7 +85,9 @@ class EMAHook(Hook):
             if end is not None and getattr(self, name) > end:
                 raise ConfigError(f"EMAHook: {name} is {getattr(self, name)}, but the run ends at {end}")
         # Now, not at the first update: some models switch requires_grad on and off while they train.
-        self._parameters = {name: value for name, value in runner.model.named_parameters() if value.requires_grad}
+        trained = runner.strategy.trained_tensors()
+        self._parameters = {name: found.tensor for name, found in trained.items()}
+        self._shapes = {name: found.shape for name, found in trained.items()}
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         result = runner.update_result
@@ -143,12 +147,13 @@ class EMAHook(Hook):
             if average is None:
                 matched[name] = _copy(source)
                 continue
-            if average.shape != source.shape:
+            shape = self._shapes.get(name, source.shape)
+            if average.shape != shape:
                 raise CheckpointError(
                     f"EMAHook: the saved average of {name!r} has shape {tuple(average.shape)}, "
-                    f"the model's has {tuple(source.shape)}"
+                    f"the model's has {tuple(shape)}"
                 )
-            matched[name] = _placed_like(average, source)
+            matched[name] = _placed_like(average.reshape(source.shape), source)
         return matched
 
     # ---- validation and test ------------------------------------------------------------------------------------
@@ -157,12 +162,14 @@ class EMAHook(Hook):
 
     def after_val_epoch(self, runner: Any, metrics: Mapping[str, Any] | None = None) -> None:
         self._swap_out(runner.model)
+        runner.strategy.forget_gathered()  # copies of the averages
 
     def before_test_epoch(self, runner: Any) -> None:
         self._swap_in(runner.model)
 
     def after_test_epoch(self, runner: Any, metrics: Mapping[str, Any] | None = None) -> None:
         self._swap_out(runner.model)
+        runner.strategy.forget_gathered()
 
     def on_exception(self, runner: Any, error: BaseException) -> None:
         """An error inside a validation leaves the model with the weights that are trained."""
@@ -187,8 +194,18 @@ class EMAHook(Hook):
 
     # ---- state --------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
-        """The number of updates averaged, and the averages by parameter name (none before the first)."""
-        return {"steps": self.steps, "averages": dict(self.averages)}
+        """The number of updates averaged, and the averages by parameter name (none before the first).
+
+        A collective where an engine keeps parameters in another shape than the model's.
+        """
+        return {"steps": self.steps, "averages": {name: self._in_shape(name) for name in self.averages}}
+
+    def _in_shape(self, name: str) -> Tensor:
+        average = self.averages[name]
+        shape = self._shapes.get(name, average.shape)
+        if average.shape == shape:
+            return average
+        return (average.full_tensor() if hasattr(average, "full_tensor") else average).reshape(shape)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.steps = int(state_dict["steps"])
@@ -204,9 +221,10 @@ def _copy(source: Tensor) -> Tensor:
 def _placed_like(average: Tensor, source: Any) -> Tensor:
     """A loaded average on the device, and in the shards, of the tensor it belongs to."""
     if hasattr(source, "device_mesh") and not hasattr(average, "device_mesh"):
-        from torch.distributed.tensor import distribute_tensor
-
-        return distribute_tensor(average.to(source.device), source.device_mesh, source.placements)
+        placed = torch.empty_like(source, dtype=average.dtype, requires_grad=False)
+        own, box = local_part(placed)
+        own.copy_(cut(average, (0,) * average.dim(), box))
+        return placed
     return average.to(source.device)
 
 

@@ -1,12 +1,19 @@
 """How several processes become one run: who started them, the group they join, and how they hear of a failure."""
 
+from mmtrain.launch.agreement import refuse_difference as refuse_difference
 from mmtrain.launch.agreement import refuse_disagreement as refuse_disagreement
 from mmtrain.launch.alarm import Failure as Failure
 from mmtrain.launch.environment import World as World
 from mmtrain.launch.environment import recognise as recognise
+from mmtrain.launch.group import TIMEOUT as TIMEOUT
 from mmtrain.launch.group import end_process as end_process
+from mmtrain.launch.group import end_watch as end_watch
 from mmtrain.launch.group import join as join
 from mmtrain.launch.group import leave as leave
 from mmtrain.launch.group import report as report
+from mmtrain.launch.group import report_before_joining as report_before_joining
 from mmtrain.launch.group import speaks as speaks
+from mmtrain.launch.group import watch as watch
 from mmtrain.launch.group import write_errors_to as write_errors_to
+from mmtrain.launch.stacks import answer_with_stacks as answer_with_stacks
+from mmtrain.launch.watchdog import beat as beat

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-KEY, HEARD = "mmtrain/failure", "mmtrain/heard"
+KEY, TOLD, HEARD = "mmtrain/failure", "mmtrain/told", "mmtrain/heard"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,10 @@ class Alarm:
         self._over.set()
         return first.status
 
+    def tell(self, cause: Failure) -> None:
+        """Print a cause that rank 0 cannot print."""
+        self._tell(cause, None)
+
     def _first(self, own: Failure) -> Failure:
         note = self._store.compare_set(KEY, "", json.dumps(asdict(own)))
         return Failure(**json.loads(note))
@@ -97,8 +101,10 @@ class Alarm:
             else:
                 where = "" if alike else f"rank {first.rank}: "
                 sys.stderr.write(f"\nerror: {where}{first.sentence}\n")
-                if not alike and self.errors is not None and first.trace:
+                if not alike and first.trace and self.errors is not None:
                     sys.stderr.write(f"Its traceback is in {self.errors / f'rank_{first.rank}.txt'}\n")
+                elif not alike and first.trace and not _is_told_in_one_sentence(first):
+                    sys.stderr.write(first.trace)
             sys.stderr.flush()
 
     def _heard(self) -> None:
@@ -111,6 +117,7 @@ class Alarm:
         """The store may end with this process: stay until every other rank is about to leave, or is gone."""
         deadline = time.monotonic() + 2 * self._grace + 1.0
         try:
+            self._store.set(TOLD, "")
             while time.monotonic() < deadline and self._store.add(HEARD, 0) < self.size - 1:
                 time.sleep(0.05)
         except Exception:

@@ -7,6 +7,8 @@ import atexit
 import logging
 import os
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,21 +16,30 @@ from typing import Any
 from mmtrain.errors import ConfigError
 from mmtrain.launch.alarm import Alarm, Failure
 from mmtrain.launch.environment import World, rank_before_joining, recognise
+from mmtrain.launch.meeting import SECONDS, open_store, tell_as_rank_0, tell_before_meeting, wait_for_all
+from mmtrain.launch.watchdog import Watchdog
+
+TIMEOUT = 1800.0  # seconds
+_FOR_EVER = timedelta(days=7)  # the watchdog ends a run that is stuck, and knows a rank that works from one that hangs
 
 
 class _Group:
     """What this process has entered."""
 
+    met = False  # stays set: this process has looked for the others
+    store: Any = None
     alarm: Alarm | None = None
+    watchdog: Watchdog | None = None
+    errors: Path | None = None
     joined = False
     entered = False  # stays set after leaving
 
 
-def join(launcher: str = "none", *, backend: str | None = None, timeout: Any = None) -> World | None:
+def join(launcher: str = "none", *, backend: str | None = None) -> World | None:
     """Join the processes that the launcher started; return None for a process that is alone.
 
-    A process group that is up already is used as it is. ``backend`` defaults to nccl with CUDA, gloo elsewhere;
-    ``timeout`` is a number of seconds or a timedelta. Raises ConfigError for a set-up that cannot be right.
+    A process group that is up already is used as it is. ``backend`` defaults to nccl with CUDA, gloo elsewhere.
+    Raises ConfigError for a set-up that cannot be right, RunError where ranks do not come.
     """
     from mmtrain import dist
 
@@ -38,10 +49,41 @@ def join(launcher: str = "none", *, backend: str | None = None, timeout: Any = N
     if world is None or world.size == 1:
         return world
     os.environ.update(world.variables())
-    dist.init(_checked(backend), _seconds(timeout))
-    _Group.joined = _Group.entered = True
-    _Group.alarm = Alarm(_own_store(), world.rank, world.size)
+    _Group.met = _Group.entered = True
+    _Group.store = store = open_store(world)
+    _Group.alarm = Alarm(store.clone(), world.rank, world.size)
+    wait_for_all(store, world)
+    dist.init(_checked(backend), timedelta(seconds=SECONDS), store=store)
+    _Group.joined = True
+    store.set_timeout(_FOR_EVER)
+    dist.set_timeout(_FOR_EVER)
     return world
+
+
+def watch(timeout: Any, position: Callable[[], int] | None = None) -> None:
+    """Have a `Watchdog` end the run when nothing moves for ``timeout`` seconds; 0 and None have none.
+
+    ``position`` gives the iterations done, once there is a loop. A group that somebody else has made has its own
+    limits and is not watched. Raises ConfigError for a limit that is none.
+    """
+    from mmtrain import dist
+
+    seconds = checked_timeout(timeout)
+    if _Group.joined and position is not None:
+        dist.set_timeout(_FOR_EVER)  # also of the groups that strategy and store have made
+    if seconds and _Group.watchdog is None and (dist.world_size() == 1 or _Group.joined):
+        store = _Group.store.clone() if _Group.joined else None
+        _Group.watchdog = Watchdog(seconds, rank=dist.rank(), size=dist.world_size(), store=store, alarm=_Group.alarm)
+        _Group.watchdog.errors = _Group.errors
+    if _Group.watchdog is not None and position is not None:
+        _Group.watchdog.position = position
+
+
+def end_watch() -> None:
+    """Stop what `watch` began."""
+    watchdog, _Group.watchdog = _Group.watchdog, None
+    if watchdog is not None:
+        watchdog.close()
 
 
 def leave() -> None:
@@ -54,7 +96,7 @@ def leave() -> None:
     _Group.joined = False
     if _Group.alarm is not None:
         _Group.alarm.close()
-        _Group.alarm = None
+        _Group.alarm = _Group.store = None
     dist.shutdown()
 
 
@@ -73,9 +115,11 @@ def end_process(status: int) -> None:
 
 
 def write_errors_to(directory: Path) -> None:
-    """Say where tracebacks of ranks go from here on."""
-    if _Group.alarm is not None:
-        _Group.alarm.errors = directory
+    """Say where tracebacks and stacks of ranks go from here on."""
+    _Group.errors = directory
+    for listener in (_Group.alarm, _Group.watchdog):
+        if listener is not None:
+            listener.errors = directory
 
 
 def report(sentence: str, status: int, trace: str) -> int | None:
@@ -85,6 +129,29 @@ def report(sentence: str, status: int, trace: str) -> int | None:
     """
     alarm = _Group.alarm
     return None if alarm is None else alarm.report(Failure(alarm.rank, sentence, status, trace))
+
+
+def report_before_joining(launcher: str, own: Failure, say: Callable[[str], object]) -> None:
+    """Tell of a failure before the group is up, so that nobody waits; ``say`` prints it, after the words it is given.
+
+    Rank 0 says what it met; another rank's failure rank 0 tells, where it can be found, else that rank itself.
+    """
+    try:
+        world = recognise(launcher)
+    except ConfigError:  # the command line is the same everywhere
+        if rank_before_joining() == 0:
+            say("")
+        return
+    if world is None or world.size == 1:
+        say("")
+        return
+    own = replace(own, rank=world.rank)
+    if world.rank == 0:
+        say("")
+        if not _Group.met:
+            tell_as_rank_0(world, own)
+    elif _Group.met or not tell_before_meeting(world, own):
+        say(f"rank {world.rank}: ")
 
 
 def speaks() -> bool:
@@ -102,17 +169,12 @@ def _checked(backend: str | None) -> str | None:
     return "cpu:gloo,cuda:nccl" if backend == "nccl" else backend
 
 
-def _seconds(timeout: Any) -> timedelta | None:
-    if timeout is None or isinstance(timeout, timedelta):
-        return timeout
-    if isinstance(timeout, int | float) and not isinstance(timeout, bool) and timeout > 0:
-        return timedelta(seconds=timeout)
-    raise ConfigError(f"env_cfg.timeout is {timeout!r}; expected a positive number of seconds")
-
-
-def _own_store() -> Any:
-    """The group's store over a connection of its own: a thread that reads it never waits for the main thread."""
-    from torch.distributed.distributed_c10d import _get_default_store
-
-    store = _get_default_store()
-    return store.clone() if hasattr(store, "clone") else store
+def checked_timeout(timeout: Any) -> float:
+    """Seconds from a number or a timedelta; 0 for None. Raises ConfigError for anything else."""
+    if isinstance(timeout, timedelta):
+        return timeout.total_seconds()
+    if timeout is None:
+        return 0.0
+    if isinstance(timeout, int | float) and not isinstance(timeout, bool) and 0 <= timeout < float("inf"):
+        return float(timeout)
+    raise ConfigError(f"env_cfg.timeout is {timeout!r}; expected seconds, or 0 for no limit")

@@ -28,6 +28,22 @@ class _ConsoleHandler(logging.StreamHandler):
             super().emit(record)
 
 
+class _LogFile(logging.FileHandler):
+    """A log file whose disk may fill up or go away: that is said once, on the terminal, and the run goes on."""
+
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._told:
+            self._told = True
+            sys.stderr.write(
+                f"cannot write {self.baseFilename} ({error.strerror}); its lines are on the terminal alone\n"
+            )
+
+
 def make_logger(name: str = "mmtrain", *, level: str | int = "INFO", file: str | Path | None = None) -> logging.Logger:
     """Return the logger ``name`` with exactly one console handler and, on rank 0, one for ``file``.
 
@@ -47,7 +63,7 @@ def make_logger(name: str = "mmtrain", *, level: str | int = "INFO", file: str |
     handlers: list[logging.Handler] = [_ConsoleHandler(live_line)]
     if file is not None and dist.is_main():
         Path(file).parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+        handlers.append(_LogFile(file, encoding="utf-8"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter(LINE_FORMAT, DATE_FORMAT))
         logger.addHandler(handler)

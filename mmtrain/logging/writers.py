@@ -114,11 +114,16 @@ class VisualizerWriter:
         if not targets:
             return
         named: dict[str, float] = {}
+        evaluated = kind in ("val", "test")
         for name, value in scalars.items():
             number = plain(value)
-            if name != "step" and isinstance(number, (int, float)):
-                bare = kind in ("val", "test") and "/" not in name and name not in ("epoch", "iter")
-                named[f"{kind}/{name}" if bare else name] = number
+            if (
+                name == "step"
+                or not isinstance(number, (int, float))
+                or (kind != "train" and name in ("epoch", "iter"))
+            ):
+                continue  # training draws the curves of epoch and iter, a second point at a step would be one too many
+            named[f"{kind}/{name}" if evaluated and "/" not in name else name] = number
         for target in targets:
             target.add_scalars(dict(named), step=step)
 

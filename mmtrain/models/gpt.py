@@ -75,6 +75,23 @@ class GPT(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
+    def tensor_parallel_plan(self, size: int) -> dict[str, str]:
+        """Which layers ``size`` processes cut among them, by name: whole heads, and channels inside the MLP.
+
+        Embedding and head, which share one weight, stay whole. Raises ConfigError where the heads cannot be divided.
+        """
+        if self.heads % size:
+            raise ConfigError(
+                f"strategy.mesh.tp: the {self.heads} heads of the model cannot be divided among {size} processes; "
+                "use a size that divides model.heads"
+            )
+        return {
+            "blocks.*.attention.qkv": "colwise",
+            "blocks.*.attention.out": "rowwise",
+            "blocks.*.mlp.up": "colwise",
+            "blocks.*.mlp.down": "rowwise",
+        }
+
     def forward(
         self, input_ids: Tensor, labels: Tensor | None = None, *, return_logits: bool = False
     ) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from mmtrain import dist
 from mmtrain.config_source import config_error
 from mmtrain.optim.wrappers import OptimWrapper
 from mmtrain.registry import OPTIM_WRAPPERS
@@ -127,6 +128,9 @@ class AmpOptimWrapper(OptimWrapper):
             return None
         self.scaler.unscale_(self.optimizer)
         found = self.scaler._found_inf_per_device(self.optimizer)
+        if dist.model_parallel() > 1:  # torch tells only the ranks of the first gradient's mesh
+            for flag in found.values():
+                flag.copy_(dist.sum_over_ranks(flag))
         return any(flag.item() for flag in found.values())
 
     def _apply(self, kwargs: Mapping[str, Any]) -> None:

@@ -129,6 +129,10 @@ class OptimWrapper:
             return ~torch.isfinite(self._loss_sum)
         return torch.tensor(True) if self._loss_bad else None
 
+    def end_window(self) -> None:
+        """Say that the window is over, where an engine has stepped and cleared the gradients itself."""
+        self._window_over = True
+
     def clear_gradients(self) -> None:
         """Set every gradient to None."""
         self._window_over = True
@@ -271,9 +275,12 @@ class OptimWrapper:
         """The total norm of the gradients, over all shards where they are sharded."""
         norm_type = self.clip_grad.get("norm_type", 2.0) if self.clip_grad else 2.0
         foreach = self.clip_grad.get("foreach") if self.clip_grad else None
-        gradients = [p.grad for p in self._with_gradients() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, norm_type, foreach=foreach)
-        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        norms = []
+        for group in _by_mesh(self._with_gradients()):
+            gradients = [p.grad for p in group if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(gradients, norm_type, foreach=foreach)
+            norms.append(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+        return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), norm_type)
 
     def _nonfinite(self, norm: Tensor) -> bool:
         """Whether this window's losses or gradients are not finite on any rank; reads from the device."""
@@ -295,7 +302,23 @@ class OptimWrapper:
         assert norm is not None
         if clip.get("error_if_nonfinite") and not math.isfinite(norm.item()):
             raise RunError(f"the gradients' norm is {norm.item()} and clip_grad.error_if_nonfinite is set")
-        torch.nn.utils.clip_grads_with_norm_(self._with_gradients(), clip["max_norm"], norm, clip.get("foreach"))
+        for group in _by_mesh(self._with_gradients()):
+            torch.nn.utils.clip_grads_with_norm_(group, clip["max_norm"], norm, clip.get("foreach"))
+
+
+@OPTIM_WRAPPERS.register_module()
+class DeepSpeedOptimWrapper(OptimWrapper):
+    """MMEngine's name for the wrapper of a run under DeepSpeedStrategy, where any `OptimWrapper` will do."""
+
+
+def _by_mesh(parameters: list[Tensor]) -> list[list[Tensor]]:
+    """Parameters apart by the mesh of ranks they lie on; under tensor parallelism torch cannot take them together."""
+    if dist.model_parallel() == 1:
+        return [parameters]
+    groups: dict[Any, list[Tensor]] = {}
+    for parameter in parameters:
+        groups.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
+    return list(groups.values()) or [[]]
 
 
 def _checked_clip(clip_grad: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -4,16 +4,22 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mmtrain import dist
+
 if TYPE_CHECKING:
     from mmtrain.runner.flexible_runner import FlexibleRunner
 
 
 def opening_lines(runner: "FlexibleRunner") -> list[str]:
     """Where the run writes, what it trains, and how long it will be."""
-    sizes = [parameter.numel() for parameter in runner.model.parameters()]
-    trained = sum(parameter.numel() for parameter in runner.model.parameters() if parameter.requires_grad)
+    # A parameter that ZeRO-3 has cut is empty between its uses, and remembers its size.
+    sizes = [getattr(parameter, "ds_numel", parameter.numel()) for parameter in runner.model.parameters()]
+    trains = [parameter.requires_grad for parameter in runner.model.parameters()]
+    trained = sum(size for size, own in zip(sizes, trains, strict=True) if own)
     share = "all trained" if trained == sum(sizes) else f"{trained:,} of them trained"
     processes = "1 process" if runner.world_size == 1 else f"{runner.world_size} processes"
+    if dist.model_parallel() > 1:
+        processes += f" as dp {dist.data_size()} x tp {dist.model_parallel()}"
     return [
         f"Run {runner.experiment_name} in {runner.log_dir} ({runner.device.type}, {processes}, seed {runner.seed})",
         f"Model {type(runner.model).__name__}: {sum(sizes):,} parameters, {share}",

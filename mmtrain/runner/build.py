@@ -10,21 +10,22 @@ from typing import Any
 from torch import nn
 
 from mmtrain import dist, launch
-from mmtrain.checkpoint import WorkDirLock
+from mmtrain.checkpoint import Disks, WorkDirLock
 from mmtrain.config import check_config, import_custom_modules
 from mmtrain.config_keys import DEFAULT_HOOKS, LOOP_NAMES, named_sets
 from mmtrain.config_source import positions
-from mmtrain.data import build_eval_loader, build_train_stream
+from mmtrain.data import build_eval_loader, build_ledger, build_train_stream
 from mmtrain.errors import ConfigError
 from mmtrain.evaluation import build_evaluator
 from mmtrain.logging import ConsoleWriter, JsonLinesWriter, Scalars, VisualizerWriter, build_visualizer
 from mmtrain.optim import OptimWrapper, build_optim_wrapper, build_schedules, scale_lr
 from mmtrain.randomness import STREAM_BUILD, draw_seed, mix, seed_generators, set_deterministic
 from mmtrain.registry import HOOKS, LOOPS, MODELS, STRATEGIES, build, resolve
+from mmtrain.runner.compare import data_fingerprint
 from mmtrain.runner.flexible_runner import Parts, Randomness
 from mmtrain.runner.hook_points import HookList
 from mmtrain.runner.loops import TrainLoop, TrainPlan
-from mmtrain.runner.place import Place, apply_env, make_place, take_lock
+from mmtrain.runner.place import Place, apply_env, find_work_disks, make_place, take_lock, watch_seconds
 from mmtrain.runner.resume import Resume
 from mmtrain.runner.saving import SaveService
 from mmtrain.strategies import Strategy
@@ -39,13 +40,25 @@ def assemble(cfg: Any, *, task: str = "train") -> Parts:
 def _assemble_checked(cfg: Any, task: str) -> Parts:
     import_custom_modules(cfg)
     check_config(cfg)
-    join_processes(cfg)
+    try:
+        join_processes(cfg)
+        return _assemble_joined(cfg, task)
+    except BaseException:
+        launch.end_watch()
+        raise
+
+
+def _assemble_joined(cfg: Any, task: str) -> Parts:
     default = {"type": "SingleDeviceStrategy" if dist.world_size() == 1 else "DDPStrategy"}
     strategy: Strategy = build(STRATEGIES, cfg.get("strategy") or default, path="strategy")
     strategy.setup()
-    lock = take_lock(cfg) if task == "train" else None
+    dist.set_model_parallel(strategy.model_parallel)
+    if task == "train":
+        strategy.check_config(cfg)
+    disks = find_work_disks(cfg) if task == "train" else Disks.shared(dist.world_size())
+    lock = take_lock(cfg, disks) if task == "train" else None
     try:
-        return _assemble(cfg, task, strategy, lock)
+        return _assemble(cfg, task, strategy, lock, disks)
     except BaseException:
         if lock is not None:
             lock.release()
@@ -54,31 +67,33 @@ def _assemble_checked(cfg: Any, task: str) -> Parts:
 
 
 def join_processes(cfg: Any) -> None:
-    """Join the processes that a launcher started, once it is known that their config can be right."""
+    """Join the processes that a launcher started, once it is known that their config can be right, and watch them."""
     env = cfg.get("env_cfg") or {}
-    options = env.get("dist_cfg") or {}
-    launch.join(
-        cfg.get("launcher") or "none", backend=options.get("backend"),
-        timeout=env.get("timeout") or options.get("timeout"),
-    )  # fmt: skip
+    launch.join(cfg.get("launcher") or "none", backend=(env.get("dist_cfg") or {}).get("backend"))
+    if dist.world_size() > 1:
+        launch.watch(watch_seconds(cfg))
     launch.refuse_disagreement(cfg)
 
 
-def _assemble(cfg: Any, task: str, strategy: Strategy, lock: WorkDirLock | None) -> Parts:
+def _assemble(cfg: Any, task: str, strategy: Strategy, lock: WorkDirLock | None, disks: Disks) -> Parts:
     place = make_place(cfg)
     launch.write_errors_to(place.log_dir / "errors")
     hooks = build_hooks(cfg)
-    resume = Resume.choose(cfg, place.work_dir, hooks, logger=place.logger, task=task)
+    resume = Resume.choose(cfg, place.work_dir, hooks, logger=place.logger, task=task, disks=disks)
     randomness = build_randomness(cfg, resume.seed)
     apply_env(cfg.get("env_cfg") or {}, deterministic=randomness.deterministic)
     trains = task == "train" and cfg.get("train_dataloader") is not None
     stream = _train_stream(cfg, randomness) if trains else None
     val_sets = build_sets(cfg, "val", randomness) if task in ("train", "val") else {}
     test_sets = build_sets(cfg, "test", randomness) if task == "test" else {}
+    refuse_other_data(stream, val=val_sets, test=test_sets)
     remarks: list[str] = [*getattr(stream, "remarks", [])]
     plan = build_plan(cfg.get("train_cfg"), stream) if trains else None
     prepare_model(cfg, strategy, randomness, _optim_factory(cfg, stream, remarks) if trains else None)
     schedules = _schedules(cfg, strategy, plan, stream, remarks) if plan is not None else None
+    ledger = None
+    if plan is not None and plan.ledger and strategy.optim is not None:
+        ledger = build_ledger(stream, accumulative_counts=strategy.optim.accumulative_counts)
     visualizer = build_visualizer(cfg.get("visualizer"), save_dir=place.log_dir, name=place.experiment_name)
     return Parts(
         cfg=cfg, work_dir=place.work_dir, log_dir=place.log_dir, timestamp=place.timestamp,
@@ -88,7 +103,7 @@ def _assemble(cfg: Any, task: str, strategy: Strategy, lock: WorkDirLock | None)
         train_loop_class=loop_class(cfg.get("train_cfg")) if plan is not None else TrainLoop,
         schedules=schedules, val_sets=val_sets, test_sets=test_sets, visualizer=visualizer, resume=resume,
         eval_fp16={kind: bool((cfg.get(f"{kind}_cfg") or {}).get("fp16")) for kind in ("val", "test")},
-        remarks=remarks, config_text=place.config_text, lock=lock,
+        remarks=remarks, ledger=ledger, config_text=place.config_text, lock=lock,
     )  # fmt: skip
 
 
@@ -134,7 +149,7 @@ def build_randomness(cfg: Any, resumed_seed: int | None) -> Randomness:
 def _train_stream(cfg: Any, randomness: Randomness) -> Any:
     seed_generators(mix(STREAM_BUILD, randomness.seed))
     return build_train_stream(
-        cfg["train_dataloader"], seed=randomness.seed, rank=dist.rank(), world_size=dist.world_size(),
+        cfg["train_dataloader"], seed=randomness.seed, rank=dist.data_rank(), world_size=dist.data_size(),
         per_sample=randomness.per_sample, path="train_dataloader",
     )  # fmt: skip
 
@@ -160,13 +175,24 @@ def build_sets(cfg: Any, kind: str, randomness: Randomness) -> dict[str, tuple[A
         if name and isinstance(evaluators, Mapping) and "type" not in evaluators:
             own = evaluators.get(name)
         built = build_eval_loader(
-            loader, seed=randomness.seed, rank=dist.rank(), world_size=dist.world_size(), path=path
+            loader, seed=randomness.seed, rank=dist.data_rank(), world_size=dist.data_size(), path=path
         )
         evaluator = build_evaluator(own, path=f"{kind}_evaluator.{name}" if name else f"{kind}_evaluator")
         if evaluator is not None and hasattr(built.dataset, "metainfo"):
             evaluator.dataset_meta = built.dataset.metainfo
         sets[name] = (built, evaluator)
     return sets
+
+
+def refuse_other_data(stream: Any, **sets: Mapping[str, tuple[Any, Any]]) -> None:
+    """Raise ConfigError, on every rank, where one of them has another data set than rank 0; a collective."""
+    if dist.world_size() == 1:
+        return
+    found = {"train_dataloader": stream} if stream is not None else {}
+    for kind, named in sets.items():
+        found |= {f"{kind}_dataloader.{name}".rstrip("."): loader for name, (loader, _) in named.items()}
+    facts = {f"data set in {path} (fingerprint)": data_fingerprint(loader.dataset) for path, loader in found.items()}
+    launch.refuse_difference(facts, "give all nodes the same data")
 
 
 def build_plan(train_cfg: Any, stream: Any) -> TrainPlan:
@@ -241,7 +267,7 @@ def _optim_factory(cfg: Any, stream: Any, remarks: list[str]) -> Callable[[nn.Mo
         optim = build_optim_wrapper(model, cfg["optim_wrapper"], path="optim_wrapper")
         scaling = cfg.get("auto_scale_lr") or {}
         if scaling.get("enable"):
-            effective = stream.batch_size * dist.world_size() * optim.accumulative_counts
+            effective = stream.batch_size * dist.data_size() * optim.accumulative_counts
             remark = scale_lr(scaling, optim, effective_batch=effective)
             remarks.extend([remark] if remark else [])
         return optim

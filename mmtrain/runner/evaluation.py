@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmtrain import dist
+from mmtrain import dist, launch
 from mmtrain.errors import RunError
 from mmtrain.randomness import STREAM_VAL, capture, mix, restore, seed_generators
 from mmtrain.runner.model_call import ModelCall
@@ -76,7 +76,7 @@ class EvaluationLoop:
         """Evaluate every set with the model as it is; ``quiet`` calls no hook."""
         runner = self.runner
         if runner.randomness.positional:
-            seed_generators(mix(STREAM_VAL, runner.seed, dist.rank(), runner.progress.iteration))
+            seed_generators(mix(STREAM_VAL, runner.seed, dist.data_rank(), runner.progress.iteration))
         runner.strategy.share_buffers()
         runner.strategy.forget_gathered()
         metrics: dict[str, float] = {}
@@ -95,6 +95,7 @@ class EvaluationLoop:
         for index, batch in enumerate(loader):
             if max_batches is not None and index >= max_batches:
                 break
+            launch.beat()
             if batch is None:  # the last batch of the set has no sample for this rank
                 if runner.strategy.forward_is_collective:
                     self._predict(loader.stand_in(), None, _LossMean())
@@ -107,7 +108,7 @@ class EvaluationLoop:
             if not quiet:
                 for hook in after:
                     hook(runner, batch_idx=index, data_batch=batch, outputs=outputs)
-        total = int(dist.sum_over_ranks(torch.tensor(count)).item())
+        total = int(dist.sum_over_ranks(torch.tensor(count)).item()) // dist.model_parallel()
         if total == 0:
             raise RunError(f"the {self.kind} set is empty: its loader gave no batch")
         metrics = losses.mean()

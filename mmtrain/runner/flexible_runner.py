@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmtrain import dist
+from mmtrain import dist, launch
+from mmtrain.data.ledger import Ledger
 from mmtrain.errors import ConfigError
 from mmtrain.progress import Progress
 from mmtrain.registry import RUNNERS
@@ -23,6 +24,7 @@ from mmtrain.runner.compare import Scale, data_fingerprint
 from mmtrain.runner.evaluation import EvaluationLoop
 from mmtrain.runner.hook_points import HookList
 from mmtrain.runner.loops import TrainLoop, TrainPlan
+from mmtrain.runner.place import watch_seconds
 from mmtrain.runner.saving import SaveRequest, SaveService
 from mmtrain.runner.signals import Signals
 from mmtrain.strategies import Strategy
@@ -63,6 +65,7 @@ class Parts:
     train_dataloader: Any = None
     train_plan: TrainPlan | None = None
     train_loop_class: type[TrainLoop] = TrainLoop
+    ledger: Ledger | None = None
     schedules: Any = None
     val_sets: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     test_sets: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
@@ -94,7 +97,7 @@ class FlexibleRunner:
         self.model: nn.Module = parts.strategy.model
         self.optim_wrapper: Any = parts.strategy.optim
         self.device: torch.device = parts.strategy.device
-        self.train_dataloader = parts.train_dataloader
+        self.train_dataloader, self.ledger = parts.train_dataloader, parts.ledger
         self.config_text = parts.config_text
         self._eval_fp16 = parts.eval_fp16
         self._resume, self._lock = parts.resume, parts.lock
@@ -140,6 +143,12 @@ class FlexibleRunner:
         return checkpoint.name if checkpoint is not None else None
 
     @property
+    def data_moved_by(self) -> Any:
+        """``resume_data``, where it has moved this run to other data or another place of them; else None."""
+        choice = self.cfg.get("resume_data")
+        return None if self.resumed_from is None or choice in (None, "continue") else choice
+
+    @property
     def rank(self) -> int:
         return dist.rank()
 
@@ -171,7 +180,7 @@ class FlexibleRunner:
         """How this run counts samples, iterations and updates."""
         batch = self.train_dataloader.batch_size
         return Scale(
-            global_batch=batch * self.world_size if batch else None,
+            global_batch=batch * dist.data_size() if batch else None,
             accumulative_counts=self.optim_wrapper.accumulative_counts,
             iterations_per_epoch=self.iterations_per_epoch,
         )
@@ -241,7 +250,10 @@ class FlexibleRunner:
 
     # ---- running ------------------------------------------------------------------------------------------------
     def train(self) -> nn.Module:
-        """Train from the beginning, or from the checkpoint that the config asks to resume; returns the model."""
+        """Train from the beginning, or from the checkpoint that the config asks to resume; returns the model.
+
+        Raises RunError where the last checkpoint could not be written, although the training itself is complete.
+        """
         if self.train_loop is None:
             raise ConfigError("train() needs train_dataloader, train_cfg and optim_wrapper in the config")
         begun = time.perf_counter()
@@ -253,6 +265,7 @@ class FlexibleRunner:
             self.train_loop.run()
             self.hooks.call("after_run", self)
             self._say(closing_lines(self, seconds=time.perf_counter() - begun))
+            self.saving.check_complete()
         return self.model
 
     def _say(self, lines: list[str]) -> None:
@@ -291,9 +304,17 @@ class _Running:
         self._runner = runner
 
     def __enter__(self) -> None:
-        self._runner.signals.__enter__()
+        runner = self._runner
+        launch.watch(watch_seconds(runner.cfg), lambda: runner.progress.iteration)
+        runner.signals.__enter__()
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            self._put_away(error)
+        finally:
+            launch.end_watch()
+
+    def _put_away(self, error: BaseException | None) -> None:
         runner = self._runner
         if error is not None:
             _tell(runner, error)

@@ -77,7 +77,8 @@ class TrainLoop:
                 f"{type(runner.strategy).__name__} does not exchange; return the loss from forward(), or train it with "
                 "FSDPStrategy"
             )
-        self._rank = dist.rank() if runner.randomness.diff_rank_seed else 0
+        self._ledger = runner.ledger
+        self._rank = dist.data_rank() if runner.randomness.diff_rank_seed else 0
         self._positional = runner.randomness.positional
         self._window = self._micro = 0
 
@@ -95,6 +96,8 @@ class TrainLoop:
         self._window, self._micro = 1, 0  # a resume begins at an update boundary
         self._take, self._record = runner.train_dataloader.__next__, runner.scalars.record
         self._before, self._after = runner.hooks.points["before_train_iter"], runner.hooks.points["after_train_iter"]
+        if self._ledger is not None:
+            self._ledger.begin(runner.progress, moved_by=runner.data_moved_by)
         runner.strategy.module.train()
         runner.hooks.call("before_train", runner)
         runner.set_schedule()
@@ -138,6 +141,8 @@ class TrainLoop:
         last = self._enter_window()
         weight = batch.weight
         outputs = self._compute(data, last=last, weight=weight)
+        if self._ledger is not None:
+            self._ledger.observe(batch, self._micro - 1)
         for name, value in outputs.items():
             record(name, value if weight == 1.0 else value * weight)
         progress.advance(batch.samples, epoch_end=batch.epoch_end)

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from mmtrain import dist
-from mmtrain.checkpoint import WorkDirLock
+from mmtrain import dist, launch
+from mmtrain.checkpoint import Disks, WorkDirLock, find_disks
 from mmtrain.config import dump_config
 from mmtrain.errors import ConfigError
 from mmtrain.logging import make_logger
@@ -33,20 +33,38 @@ def _name_and_work_dir(cfg: Any) -> tuple[str, Path]:
     return name, Path(cfg.get("work_dir") or Path("work_dirs") / name)
 
 
-def take_lock(cfg: Any) -> WorkDirLock | None:
-    """The work dir's lock, taken by rank 0 for the length of the run. Raises RunError that names who holds it."""
+def find_work_disks(cfg: Any) -> Disks:
+    """Which ranks see the same work dir. Raises ConfigError where one cannot write there."""
     _, work_dir = _name_and_work_dir(cfg)
+    try:
+        return find_disks(work_dir)
+    except OSError as error:
+        raise _unwritable(work_dir, error) from error
 
-    def acquire() -> WorkDirLock:
+
+def take_lock(cfg: Any, disks: Disks) -> WorkDirLock | None:
+    """The work dir's lock, for the length of the run: taken by rank 0, or on each disk by its leader.
+
+    Raises RunError that names who holds it.
+    """
+    _, work_dir = _name_and_work_dir(cfg)
+    held: list[WorkDirLock] = []
+
+    def acquire() -> None:
         try:
-            return WorkDirLock(work_dir).acquire()
+            held.append(WorkDirLock(work_dir).acquire())
         except OSError as error:
             raise _unwritable(work_dir, error) from error
 
-    if dist.world_size() == 1:
-        return acquire()
-    held: list[WorkDirLock] = []
-    dist.on_main(lambda: held.append(acquire()))
+    try:
+        if disks.one:
+            dist.on_main(acquire)
+        else:
+            disks.on_leaders(acquire)
+    except BaseException:
+        for lock in held:
+            lock.release()
+        raise
     return held[0] if held else None
 
 
@@ -98,6 +116,15 @@ def _new_directory(work_dir: Path, timestamp: str) -> Path:
     except OSError as error:
         raise _unwritable(work_dir, error) from error
     raise ConfigError(f"work_dir {str(work_dir)!r} holds a thousand runs begun in one second")
+
+
+def watch_seconds(cfg: Any) -> Any:
+    """How long nothing may move: ``env_cfg.timeout``, which MMEngine calls ``env_cfg.dist_cfg.timeout``."""
+    env = cfg.get("env_cfg") or {}
+    options = env.get("dist_cfg") or {}
+    if "timeout" in env and "timeout" in options:
+        raise ConfigError("env_cfg.timeout and env_cfg.dist_cfg.timeout are one setting: give one of them")
+    return env.get("timeout", options.get("timeout", launch.TIMEOUT))
 
 
 def apply_env(env: Mapping[str, Any], *, deterministic: bool) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mmtrain import dist, randomness
-from mmtrain.checkpoint import Checkpoint, CheckpointStore, copy_matched, describe, load_weights
+from mmtrain import randomness
+from mmtrain.checkpoint import Checkpoint, CheckpointStore, Disks, copy_matched, describe, load_weights
 from mmtrain.checkpoint.reader import saved_dtype
 from mmtrain.checkpoint.verify import Verify
 from mmtrain.errors import CheckpointError, ConfigError
@@ -17,6 +18,7 @@ from mmtrain.runner import compare
 from mmtrain.runner.hook_points import HookList
 from mmtrain.runner.state import restore_small_state
 from mmtrain.strategies.base import SavedTensor
+from mmtrain.strategies.zero import universal
 
 if TYPE_CHECKING:
     from mmtrain.runner.flexible_runner import FlexibleRunner
@@ -44,11 +46,22 @@ class Resume:
         return self.checkpoint.manifest.seed if self.checkpoint is not None else None
 
     @classmethod
-    def choose(cls, cfg: Any, work_dir: Path, hooks: HookList, *, logger: logging.Logger, task: str) -> Resume:
-        """Choose by the table in docs/resume.md. Raises ConfigError or CheckpointError that names the fault."""
+    def choose(
+        cls, cfg: Any, work_dir: Path, hooks: HookList, *, logger: logging.Logger, task: str, disks: Disks
+    ) -> Resume:
+        """Choose by the table in docs/resume.md; ``disks`` says which ranks see the same work dir.
+
+        Raises ConfigError or CheckpointError that names the fault.
+        """
+        root = _root(work_dir, hooks)
+        known = disks if root == work_dir or task != "train" else None  # checkpoints may lie on other disks than logs
         # A training run holds the work dir's lock, so whatever another process left half-written there is dead.
-        store = CheckpointStore(_root(work_dir, hooks), exclusive=task == "train")
+        store = CheckpointStore(root, exclusive=task == "train", disks=known)
         self = cls(store, logger, verify=(cfg.get("load_options") or {}).get("verify", "full"))
+        if store.divided:
+            self._lines.append(f"The ranks do not share {root}: {store.disks}; each disk keeps a part of a checkpoint.")
+        if task == "train":
+            universal.remove_leftovers(root)
         resume, load_from = cfg.get("resume", False), cfg.get("load_from")
         if task != "train":
             if load_from is None:
@@ -88,12 +101,22 @@ class Resume:
                 f"resume=True needs a checkpoint directory, and {str(path)!r} is a file of weights, which does not say "
                 "where its run stood; start from it with resume=False, load_from=..."
             )
-        self.checkpoint = self.store.open(path, self._verify)
+        self.checkpoint = self.store.open_on_all(path, self._verify)
         self._lines.append(f"Resumed from the checkpoint {self.checkpoint.path}.")
 
     # ---- restoring ----------------------------------------------------------------------------------------------
     def prepare(self, runner: FlexibleRunner) -> None:
-        """Restore the chosen checkpoint, or load weights, or leave the fresh state as it is."""
+        """Restore the chosen checkpoint, or load weights, or leave the fresh state as it is.
+
+        Raises ConfigError where the engine's own format cannot be kept on disks that are not shared.
+        """
+        native = runner.strategy.native(frozen=True) if self.store.divided else None
+        if native is not None and native.description["stage"] < 3:
+            raise ConfigError(
+                f"the ranks do not share {self.store.root}, and with ZeRO stage {native.description['stage']} "
+                "DeepSpeed's rank 0 alone writes the weights that all ranks read back; use stage 3, or a work_dir that "
+                "all nodes share"
+            )
         if self.checkpoint is not None:
             self._restore(runner, self.checkpoint)
             return
@@ -108,12 +131,11 @@ class Resume:
         options = dict(runner.cfg.get("load_options") or {})
         revise_keys = {"revise_keys": options["revise_keys"]} if "revise_keys" in options else {}
         weights = load_weights(self.weights_from, verify=self._verify == "full", **revise_keys)
+        own = runner.strategy.model_state()
         report = copy_matched(
-            weights.tensors,
-            runner.strategy.model_state(),
-            source=weights.source,
-            allow_mismatch=options.get("allow_mismatch", False),
+            weights.tensors, own, source=weights.source, allow_mismatch=options.get("allow_mismatch", False)
         )
+        runner.strategy.model_state_filled(own)
         self._lines.append(f"Loaded the weights of {weights.source} ({weights.kind}): {'; '.join(describe(report))}.")
 
     def _restore(self, runner: FlexibleRunner, checkpoint: Checkpoint) -> None:
@@ -126,7 +148,7 @@ class Resume:
         state = checkpoint.state()
         report = restore_small_state(runner, state)
         self._restore_position(runner, checkpoint, choice)
-        own = checkpoint.rng(dist.rank())
+        own = self.store.own_rng(checkpoint)
         if own is not None:
             randomness.restore(own["generators"])
             runner.train_dataloader.load_state_dict(own["data"])
@@ -138,19 +160,44 @@ class Resume:
 
     def _cut_logs(self, runner: FlexibleRunner, iteration: int) -> None:
         """Cut what earlier runs in this work dir logged past the checkpoint: those iterations are done again."""
-        if dist.is_main():
+        if self.store.leads:  # rank 0; with disks of their own each leader, for rank 0 may have been on another node
             log_dirs = [path.parent for path in sorted(Path(runner.work_dir).glob("*/vis_data"))]
             cut_logs(log_dirs, iteration)
 
     def _restore_tensors(self, runner: FlexibleRunner, checkpoint: Checkpoint) -> None:
-        meta, own = checkpoint.manifest.meta, runner.strategy.model_state()
-        if not meta.get("has_frozen", True):
-            saved = set(checkpoint.tensor_names("model"))
+        meta = checkpoint.manifest.meta
+        native = meta.get("native")
+        if native is not None and runner.strategy.takes_native(native):
+            runner.strategy.load_native(checkpoint.path, native)
+            return
+        with self._by_name(checkpoint, native) as source:
+            self._restore_by_name(runner, source, meta)
+
+    def _by_name(self, checkpoint: Checkpoint, native: Any) -> AbstractContextManager[Any]:
+        """The tensors by name, also of a checkpoint that an engine wrote in its own format."""
+        if native is None:
+            return nullcontext(checkpoint)
+        if self.store.divided:
+            raise CheckpointError(
+                f"{checkpoint.path} was saved by {native['world']} processes in ZeRO stage {native['stage']}, and what "
+                "reads it elsewhere must see all of its files, which lie on several disks; copy them onto one"
+            )
+        self._lines.append(
+            f"The checkpoint is DeepSpeed's (ZeRO stage {native['stage']}, {native['world']} processes) and was read "
+            "through its universal format."
+        )
+        return universal.opened(checkpoint.path, native, room=self.store.root)
+
+    def _restore_by_name(self, runner: FlexibleRunner, source: Any, meta: Any) -> None:
+        own = runner.strategy.model_state()
+        if not (meta.get("has_frozen", True) and (meta.get("native") or {}).get("frozen", True)):
+            saved = set(source.tensor_names("model"))
             own = {name: value for name, value in own.items() if name in saved}
-        checkpoint.load("model", own, strict=True)
+        source.load("model", own)
+        runner.strategy.model_state_filled(own)
         if meta.get("has_optimizer", True):
-            targets = runner.strategy.optimizer_targets(_saved(checkpoint, "optimizer"))
-            checkpoint.load("optimizer", targets)
+            targets = runner.strategy.optimizer_targets(_saved(source, "optimizer"))
+            source.load("optimizer", targets)
             runner.strategy.load_optimizer_state(targets)
         else:
             self._lines.append("The checkpoint has no optimizer state (save_optimizer=False): moments start anew.")
@@ -160,7 +207,7 @@ class Resume:
         manifest, progress, today = checkpoint.manifest, runner.progress, runner.scale
         batch = manifest.meta.get("batch_size")
         saved = compare.Scale(
-            global_batch=batch * manifest.world_size if batch else None,
+            global_batch=batch * manifest.meta.get("data_size", manifest.world_size) if batch else None,
             accumulative_counts=manifest.meta.get("accumulative_counts", 1),
             iterations_per_epoch=manifest.meta.get("iterations_per_epoch"),
         )
@@ -190,7 +237,9 @@ class Resume:
             )  # fmt: skip
 
 
-def _saved(checkpoint: Checkpoint, section: str) -> dict[str, SavedTensor]:
+def _saved(checkpoint: Checkpoint | universal.Universal, section: str) -> dict[str, SavedTensor]:
+    if isinstance(checkpoint, universal.Universal):
+        return checkpoint.saved(section)
     infos = {name: checkpoint.tensor_info(section, name) for name in checkpoint.tensor_names(section)}
     return {name: SavedTensor(info.shape, saved_dtype(info)) for name, info in infos.items()}
 

@@ -1,7 +1,7 @@
 """Saves what was asked for, at a save point, through the store; tells hooks when a checkpoint is complete."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +10,11 @@ import torch
 import mmtrain
 from mmtrain import dist
 from mmtrain.checkpoint import CheckpointStore, Retention
+from mmtrain.checkpoint.export import publish, write_pretrained
 from mmtrain.checkpoint.plain_files import write_json, write_weights
 from mmtrain.errors import CheckpointError, ConfigError, RunError
 from mmtrain.runner.compare import flatten
-from mmtrain.runner.state import capture_rank_state, capture_small_state, capture_tensors
+from mmtrain.runner.state import capture_rank_state, capture_small_state, capture_tensors, gather_weights
 
 if TYPE_CHECKING:
     from mmtrain.runner.flexible_runner import FlexibleRunner
@@ -57,6 +58,7 @@ class SaveService:
         self.store = store
         self.requests: list[SaveRequest] = []
         self.failure: str | None = None
+        self.failed: set[str] = set()  # names whose save failed, until it succeeds under the same name
         self._logger = logger
         self._policy = SavePolicy()
         self._pending: Any = None
@@ -103,7 +105,7 @@ class SaveService:
         try:
             self._pending = self._start(runner, name, requests, message)
         except CheckpointError as error:
-            self._failed(name, error)
+            self._unsaved(name, error)
             return
         runner.optim_wrapper.before_step = self._pending.wait_staged
         if not self._policy.asynchronous or any(request.blocking for request in requests):
@@ -124,9 +126,10 @@ class SaveService:
         try:
             pending.wait()
         except CheckpointError as error:
-            self._failed(pending.name, error)
+            self._unsaved(pending.name, error)
             return
         self.failure = None
+        self.failed.discard(pending.name)
         runner.scalars.record("save_time", pending.total_seconds)
         runner.scalars.record("save_stall", pending.stall_seconds)
         runner.scalars.record("save_bytes", pending.bytes)
@@ -135,28 +138,48 @@ class SaveService:
         self._logger.info("Saved checkpoint %s (%.1f MB)", self.store.root / pending.name, pending.bytes / 1e6)
         runner.hooks.call("after_save_checkpoint", runner, entry=pending.name)
 
-    def catch_up(self, best: Mapping[str, Any], *, resumed: str | None) -> None:
+    def catch_up(self, best: Mapping[str, Any], *, resumed: str | None) -> dict[str, Any]:
         """Do what a kill just after a checkpoint was complete left undone: the record of the best, and retention.
 
-        The checkpoint that was resumed stays, whatever the policy says.
+        The checkpoint that was resumed stays, whatever the policy says. Returns the records whose checkpoints stand.
         """
-        if not dist.is_main():
-            return
-        names = self.store.names()
+        names = dist.on_main(self.store.names)
         known = {metric: record for metric, record in best.items() if record["checkpoint"] in names}
         if known:
             self.write_best(known)
+        if not (dist.is_main() or self.store.divided):
+            return known
         self.store.protected = self._protected | ({resumed} if resumed else set())
         try:
             self.store.prune()
         except OSError as error:
             self._logger.warning("an old checkpoint could not be deleted: %s", error)
         self.store.protected = self._protected
+        return known
 
     def write_best(self, record: Mapping[str, Any]) -> None:
-        """Write ``best.json``: metric, value, checkpoint."""
+        """Write ``best.json``: metric, value, checkpoint. Where it cannot be written the old one stays."""
         if dist.is_main():
-            write_json(self.store.root / "best.json", dict(record))
+            try:
+                write_json(self.store.root / "best.json", dict(record))
+            except CheckpointError as error:
+                self._failed("best.json", error)
+
+    def publish(self, names: Iterable[str], keys: Collection[str], *, last: bool) -> None:
+        """Write these checkpoints, and the newest where ``last``, for MMEngine with its ``keys`` alone."""
+        if not dist.is_main():
+            return
+        there = self.store.names()
+        for name in sorted({*names, *(there[-1:] if last else [])} & {*there}):
+            try:
+                self._logger.info("Published %s as %s", name, publish(self.store.open(name, verify="size"), keys))
+            except CheckpointError as error:
+                self._failed(f"the published form of {name}", error)
+
+    def check_complete(self) -> None:
+        """Raise RunError at the end of a run whose last save failed: what it has learnt since is not on the disk."""
+        if self.failure is not None:
+            raise RunError(f"the run ended without its last save: {self.failure}; then start again with --resume")
 
     def close(self) -> None:
         """Wait for the writer and give back what the store holds."""
@@ -173,12 +196,17 @@ class SaveService:
         if extra:
             state["extra"] = extra
         blocking = not policy.asynchronous or any(request.blocking for request in requests)
+        fields = manifest_fields(runner, policy, temporary=all(request.temporary for request in requests))
+        native = runner.strategy.native(frozen=policy.frozen) if policy.optimizer else None
+        if native is not None:
+            fields["meta"]["native"] = native.description
         return self.store.save(
             name,
-            tensors=capture_tensors(runner, optimizer=policy.optimizer, frozen=policy.frozen),
+            tensors=capture_tensors(runner, optimizer=policy.optimizer, frozen=policy.frozen) if native is None else {},
             state=state,
             rng=capture_rank_state(runner),
-            manifest_fields=manifest_fields(runner, policy, temporary=all(request.temporary for request in requests)),
+            manifest_fields=fields,
+            extra_writers=[native.write] if native is not None else (),
             blocking=blocking,
         )
 
@@ -190,15 +218,23 @@ class SaveService:
         return template.format(progress.epoch if by_epoch else progress.iteration)
 
     def _save_weights(self, runner: "FlexibleRunner") -> None:
-        path = self.store.root / "weights" / f"iter_{runner.progress.iteration}.safetensors"
-        state = runner.strategy.model_state()
+        """The weights alone: a safetensors file, or the directory of a Hugging Face model."""
+        path = self.store.root / "weights" / f"iter_{runner.progress.iteration}"
+        weights, model = gather_weights(runner.strategy), runner.model
         try:
-            dist.on_main(lambda: write_weights(path, state))
+            if hasattr(model, "save_pretrained") and hasattr(model, "config"):
+                dist.on_main(lambda: write_pretrained(path, model, weights))
+            else:
+                dist.on_main(lambda: write_weights(path.with_suffix(".safetensors"), weights))
         except CheckpointError as error:
             self._failed(f"weights/{path.name}", error)
 
-    def _failed(self, name: str, error: Exception) -> None:
-        self.failure = f"checkpoint {name} could not be written: {error}; older checkpoints are intact"
+    def _unsaved(self, name: str, error: CheckpointError) -> None:
+        self.failed.add(name)
+        self._failed(f"checkpoint {name}", error)
+
+    def _failed(self, what: str, error: CheckpointError) -> None:
+        self.failure = f"{what} could not be written: {error.__cause__ or error}; older checkpoints are intact"
         self._logger.error("%s", self.failure)
         if self._policy.on_error == "stop":
             raise RunError(f"{self.failure} (on_save_error='stop')") from error
@@ -220,6 +256,7 @@ def manifest_fields(runner: "FlexibleRunner", policy: SavePolicy, *, temporary: 
         "temporary": temporary,
         "meta": {
             "batch_size": stream.batch_size,
+            "data_size": dist.data_size(),
             "accumulative_counts": optim.accumulative_counts,
             "samples_per_epoch": stream.samples,
             "iterations_per_epoch": stream.iterations_per_epoch,

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from mmtrain import randomness
+from mmtrain import dist, randomness
 from mmtrain.errors import CheckpointError
 from mmtrain.types import Stateful
 
 if TYPE_CHECKING:
     from mmtrain.runner.flexible_runner import FlexibleRunner
+    from mmtrain.strategies.base import Strategy
 
 
 def small_state_table(runner: "FlexibleRunner") -> dict[str, Stateful]:
@@ -22,6 +23,8 @@ def small_state_table(runner: "FlexibleRunner") -> dict[str, Stateful]:
     table: dict[str, Stateful] = {"progress": runner.progress, "log": runner.scalars}
     if runner.optim_wrapper is not None:
         table["scaler"] = runner.optim_wrapper
+    if runner.ledger is not None:
+        table["ledger"] = runner.ledger
     if runner.schedules is not None:
         table["schedules"] = runner.schedules
     for name, hook in runner.hooks.named.items():
@@ -34,6 +37,17 @@ def capture_small_state(runner: "FlexibleRunner") -> dict[str, Any]:
     """The state of everything in the table, by name."""
     state = {name: item.state_dict() for name, item in small_state_table(runner).items()}
     return _whole(state) if runner.strategy.forward_is_collective else state
+
+
+def gather_weights(strategy: "Strategy") -> dict[str, Tensor]:
+    """The whole model's tensors by name, on rank 0 (where sharded on the CPU, one at a time); empty elsewhere."""
+    weights = {}
+    for name, value in strategy.model_state().items():
+        gather = getattr(value, "full_tensor", None)
+        whole = value if gather is None else gather().cpu()
+        if dist.is_main():
+            weights[name] = whole
+    return weights
 
 
 def _whole(value: Any) -> Any:

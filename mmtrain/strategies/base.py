@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,24 @@ class SavedTensor(NamedTuple):
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+
+class TrainedTensor(NamedTuple):
+    """A parameter that trains: its memory here (a DTensor where the engine shards it), and its whole shape."""
+
+    tensor: Tensor
+    shape: torch.Size
+
+
+class Native(NamedTuple):
+    """How an engine saves in a format of its own.
+
+    ``description`` (JSON values) goes into the manifest and is what `Strategy.takes_native` judges later; ``write``
+    puts files into the open directory of a checkpoint, on every rank. They hold the model and the optimizer.
+    """
+
+    description: dict[str, Any]
+    write: Callable[[Path], None]
 
 
 class Strategy(ABC):
@@ -40,6 +59,8 @@ class Strategy(ABC):
     takes_own_train_step = True
     #: Whether every rank must run forward when one does (parameters are gathered there).
     forward_is_collective = False
+    #: How many ranks with consecutive numbers hold one copy of the model and work on the same samples; after `setup`.
+    model_parallel = 1
 
     def build_context(self) -> AbstractContextManager[Any]:
         """The context in which the model is built; `prepare` initialises a model that it leaves without values."""
@@ -56,6 +77,9 @@ class Strategy(ABC):
     @abstractmethod
     def setup(self) -> None:
         """Set up processes and choose ``device``; before anything is built."""
+
+    def check_config(self, cfg: Any) -> None:  # noqa: B027 (most strategies contradict nothing)
+        """Raise ConfigError where the run's config contradicts this strategy's options; after `setup`."""
 
     @abstractmethod
     def prepare(
@@ -82,6 +106,14 @@ class Strategy(ABC):
     def model_state(self) -> dict[str, Tensor]:
         """Parameters and persistent buffers by name; tensors may be sharded (DTensor) and share the model's memory."""
 
+    def model_state_filled(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027 (most states share the memory)
+        """Take over tensors of `model_state` that were filled in place, where they do not share the model's memory."""
+
+    def trained_tensors(self) -> dict[str, TrainedTensor]:
+        """The parameters that train by name, for whoever averages them."""
+        named = self.model.named_parameters()
+        return {name: TrainedTensor(value, value.shape) for name, value in named if value.requires_grad}
+
     @abstractmethod
     def load_model_state(self, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
         """Copy tensors into the model. Raises CheckpointError where names or shapes differ and ``strict`` is set."""
@@ -103,6 +135,18 @@ class Strategy(ABC):
     @abstractmethod
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
         """Put back what `optimizer_state` gave. Raises CheckpointError where it does not belong to this optimizer."""
+
+    def native(self, *, frozen: bool = True) -> Native | None:
+        """How this engine saves its own files; None where the tensors by name are saved. ``frozen``: these too."""
+        return None
+
+    def takes_native(self, description: Mapping[str, Any]) -> bool:
+        """Whether `load_native` can read files of that description as they are."""
+        return False
+
+    def load_native(self, directory: Path, description: Mapping[str, Any]) -> None:
+        """Read what `native` wrote; a collective. Raises CheckpointError."""
+        raise NotImplementedError
 
     @abstractmethod
     def teardown(self) -> None:

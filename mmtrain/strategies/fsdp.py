@@ -12,8 +12,10 @@ from mmtrain.errors import ConfigError
 from mmtrain.optim import OptimWrapper
 from mmtrain.registry import STRATEGIES
 from mmtrain.strategies.base import SavedTensor
+from mmtrain.strategies.mesh import mesh_shape
 from mmtrain.strategies.meta import initialise_blank
 from mmtrain.strategies.state import sharded_targets
+from mmtrain.strategies.tensor_parallel import check_replicas_once, parallelise, plan_for
 from mmtrain.strategies.torch_engines import TorchEngine
 from mmtrain.strategies.wrapping import checkpoint_activations, modules_of_class, modules_of_size, shared_parameters
 
@@ -33,6 +35,10 @@ class FSDPStrategy(TorchEngine):
     * ``reshard_after_forward``: free gathered parameters after forward (less memory) or keep them until backward;
     * ``cpu_offload``: keep shards and optimizer in host memory (CUDA only; on the CPU they are there anyway);
     * ``mesh``: ``dict(replicate=R, shard=S)`` for hybrid sharding: cut among S ranks, repeated R times;
+      ``dict(dp=D, tp=T)`` for tensor parallelism: T neighbouring ranks hold one copy of the model and work on the same
+      samples, and each of their parts is cut among D. What is left out is computed;
+    * ``tensor_parallel``: which layers are cut among those T, where not the model's own ``tensor_parallel_plan`` says
+      it: a dict of module names (``*`` stands for one part of a name) to ``'colwise'`` or ``'rowwise'``;
     * ``activation_checkpointing``: class names of modules that compute their forward again in backward;
     * ``meta_init``: build the model without memory and initialise it by its ``init_weights()``, one whole parameter at
       a time. The values depend on the seed and not on the number of ranks; they are not those of an ordinary build.
@@ -42,7 +48,7 @@ class FSDPStrategy(TorchEngine):
 
     forward_is_collective = True
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the options of an engine are its config
         self,
         *,
         wrap: Sequence[str] | str | None = None,
@@ -53,6 +59,7 @@ class FSDPStrategy(TorchEngine):
         mesh: Mapping[str, int] | None = None,
         activation_checkpointing: Sequence[str] | str | None = None,
         meta_init: bool = False,
+        tensor_parallel: Mapping[str, str] | None = None,
     ) -> None:
         self._wrap = [wrap] if isinstance(wrap, str) else list(wrap or [])
         self._min_params = min_params
@@ -63,6 +70,7 @@ class FSDPStrategy(TorchEngine):
         recomputed = activation_checkpointing
         self._recompute = [recomputed] if isinstance(recomputed, str) else list(recomputed or [])
         self._meta_init = meta_init
+        self._plan = tensor_parallel
         self._synchronises = True
 
     # ---- building -----------------------------------------------------------------------------------------------
@@ -70,8 +78,15 @@ class FSDPStrategy(TorchEngine):
         super().setup()
         from torch.distributed.device_mesh import init_device_mesh
 
-        shape = _mesh_shape(self._mesh_shape, dist.world_size())
+        shape = mesh_shape(self._mesh_shape, dist.world_size())
+        self.model_parallel = shape.get("tp", 1)
+        if self._plan is not None and "tp" not in self._mesh_shape:
+            raise ConfigError("strategy.tensor_parallel: a plan needs ranks to cut among; add strategy.mesh=dict(tp=2)")
         self.mesh = init_device_mesh(self.device.type, tuple(shape.values()), mesh_dim_names=tuple(shape))
+        self._tp_mesh = None
+        if self.model_parallel > 1:
+            self._tp_mesh = self.mesh["tp"]
+            self.mesh = self.mesh[tuple(name for name in shape if name != "tp")]
 
     def build_context(self) -> AbstractContextManager[Any]:
         return torch.device("meta") if self._meta_init else nullcontext()
@@ -92,6 +107,10 @@ class FSDPStrategy(TorchEngine):
             options["offload_policy"] = CPUOffloadPolicy()
         self.model = self.module = model
         groups = self._groups(model)
+        if self._tp_mesh is not None:
+            if compile_options is not None:
+                raise ConfigError("compile: torch cannot compile the layers that strategy.mesh.tp cuts; leave one out")
+            parallelise(model, self._tp_mesh, plan_for(model, self._plan, self.model_parallel))
         checkpoint_activations(modules_of_class(model, self._recompute, "strategy.activation_checkpointing"))
         ties = shared_parameters(model)
         for module in groups if compile_options is not None else ():
@@ -107,6 +126,8 @@ class FSDPStrategy(TorchEngine):
         if compile_options is not None and not groups:
             model.compile(**compile_options)
         self.optim = make_optim(model) if make_optim is not None else None
+        if self._tp_mesh is not None and self.optim is not None:
+            check_replicas_once(model, self.optim.optimizer, self._tp_mesh)
 
     def _groups(self, model: nn.Module) -> list[nn.Module]:
         if self._wrap:
@@ -166,24 +187,6 @@ def _checked_precision(options: Mapping[str, Any] | None) -> dict[str, Any]:
             raise ConfigError(f"{where} is {value!r}; expected one of {', '.join(_DTYPES)}")
         found[key] = dtype
     return found
-
-
-def _mesh_shape(asked: Mapping[str, int], world: int) -> dict[str, int]:
-    """The sizes of the mesh: what is left out is computed. Raises ConfigError where they do not fit the world."""
-    for name, size in asked.items():
-        if name not in ("replicate", "shard"):
-            raise ConfigError(f"strategy.mesh.{name}: unknown dimension; expected 'replicate' and 'shard'")
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ConfigError(f"strategy.mesh.{name} is {size!r}; expected a positive whole number")
-    if "replicate" not in asked:
-        shape = {"shard": asked.get("shard", world)}
-    else:
-        shape = {"replicate": asked["replicate"], "shard": asked.get("shard", max(1, world // asked["replicate"]))}
-    product = shape.get("replicate", 1) * shape["shard"]
-    if product != world:
-        told = " x ".join(f"{name} {size}" for name, size in shape.items())
-        raise ConfigError(f"strategy.mesh: {told} makes {product} processes and {world} were started")
-    return shape
 
 
 def _owner(model: nn.Module, name: str, groups: Sequence[nn.Module]) -> int:

@@ -25,20 +25,26 @@ def load_module_state(module: nn.Module, state: Mapping[str, Tensor], *, strict:
     Raises CheckpointError that names the first missing, unexpected or wrongly shaped entries when ``strict``.
     """
     own = module_state(module)
-    problems = [f"missing {name}" for name in own if name not in state]
-    problems += [f"unexpected {name}" for name in state if name not in own]
-    problems += [
-        f"{name} has shape {tuple(state[name].shape)}, the model has {tuple(value.shape)}"
-        for name, value in own.items()
-        if name in state and state[name].shape != value.shape
-    ]
-    if strict and problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise CheckpointError(f"the checkpoint's weights do not fit the model: {shown}")
+    if strict:
+        refuse_misfits({name: value.shape for name, value in own.items()}, state)
     with torch.no_grad():
         for name, value in own.items():
             if name in state and state[name].shape == value.shape:
                 value.copy_(state[name])
+
+
+def refuse_misfits(own: Mapping[str, torch.Size], state: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError that names the first entries of ``state`` that ``own``, names with shapes, has not so."""
+    problems = [f"missing {name}" for name in own if name not in state]
+    problems += [f"unexpected {name}" for name in state if name not in own]
+    problems += [
+        f"{name} has shape {tuple(state[name].shape)}, the model has {tuple(shape)}"
+        for name, shape in own.items()
+        if name in state and state[name].shape != shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise CheckpointError(f"the checkpoint's weights do not fit the model: {shown}")
 
 
 def broadcast_buffers(module: nn.Module) -> None:
@@ -81,7 +87,7 @@ def load_optimizer_tensors(model: nn.Module, optim: OptimWrapper, state: Mapping
         slots.setdefault(name, {})[slot] = value
     for name, own in slots.items():
         parameter = parameters[name]
-        optim.optimizer.state[parameter] = {slot: _placed(slot, value, parameter, optim) for slot, value in own.items()}
+        optim.optimizer.state[parameter] = {slot: placed(slot, value, parameter, optim) for slot, value in own.items()}
 
 
 def sharded_targets(model: nn.Module, saved: Mapping[str, SavedTensor]) -> dict[str, Tensor]:
@@ -97,7 +103,8 @@ def sharded_targets(model: nn.Module, saved: Mapping[str, SavedTensor]) -> dict[
     return targets
 
 
-def _placed(slot: str, value: Tensor, parameter: Tensor, optim: OptimWrapper) -> Tensor | float:
+def placed(slot: str, value: Tensor, parameter: Tensor, optim: OptimWrapper) -> Tensor | float:
+    """A loaded value where the optimizer keeps it: numbers as numbers, moments beside their parameter."""
     if value.dim() == 0 and value.dtype == torch.float64:
         return value.item()
     if slot == "step" and not any(group.get("fused") or group.get("capturable") for group in optim.param_groups):

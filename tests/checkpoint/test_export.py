@@ -136,12 +136,25 @@ def test_huggingface_loads_what_was_written(tmp_path):
     assert all(torch.equal(again.state_dict()[name], value) for name, value in model.state_dict().items())
 
 
+def test_huggingface_loads_the_weights_of_an_interval(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=16, n_positions=8)
+    model = transformers.GPT2LMHeadModel(config)
+    for _ in range(2):  # a resumed run writes some of them a second time
+        export.write_pretrained(tmp_path / "iter_3", model, model.state_dict())
+    again, told = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "iter_3", output_loading_info=True)
+    assert not any(told.values()), told
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in model.state_dict().items())
+    plain = load_file(tmp_path / "iter_3" / "model.safetensors")
+    assert plain.keys() == model.state_dict().keys()
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "out.pth"
     export.write_mmengine(path, {"a": torch.ones(1)}, {})
 
     def full(value, target):
-        target.write_bytes(b"half")
+        target.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from checkpoint_helpers import assert_holds, hidden, save, tensors_of
 
-from mmtrain.checkpoint import CheckpointStore, LocalFiles, Retention, open_checkpoint
+from mmtrain.checkpoint import CheckpointStore, LocalFiles, Retention, open_checkpoint, storage
 from mmtrain.errors import CheckpointError
 
 
@@ -277,3 +277,16 @@ def test_the_live_tensors_are_let_go(make):
     store.save("a", {"model": {"x": big}}, blocking=False).wait()
     del big
     assert gone() is None
+
+
+def test_nothing_goes_to_the_disk_beneath_a_mount_that_has_gone(tmp_path, monkeypatch):
+    store = CheckpointStore(tmp_path / "work")
+    save(store, 10).wait()
+    real = storage.device_of
+    monkeypatch.setattr(storage, "device_of", lambda path: real(path) + 1)
+    with pytest.raises(CheckpointError, match="is on another disk than at the start"):
+        save(store, 20)
+    monkeypatch.undo()
+    save(store, 30).wait()
+    assert store.names() == ["iter_10.pth", "iter_30.pth"]
+    store.close()

@@ -2,19 +2,24 @@
 
 import itertools
 import json
+from importlib.util import find_spec
 
 import pytest
 import strategy_parts
 from exactness import assert_same, left_behind
-from parts import logged
 from ranks import Group
+from same_run import assert_same_run
 
-from mmtrain.checkpoint import CheckpointStore
+
+def zero(stage, **options):
+    return {"type": "DeepSpeedStrategy", "zero_optimization": {"stage": stage, **options}}
+
 
 STRATEGIES = {
     "single": None,
     "ddp": {"type": "DDPStrategy"},
     "fsdp": {"type": "FSDPStrategy", "wrap": ["TinyBlock"]},
+    **{f"zero{stage}": zero(stage) for stage in range(4)},
 }
 VARIANTS = {
     "ddp-unused": {"type": "DDPStrategy", "find_unused_parameters": True},
@@ -23,8 +28,26 @@ VARIANTS = {
     "fsdp-small": {"type": "FSDPStrategy", "min_params": 100, "reshard_after_forward": False},
     "fsdp-recompute": {"type": "FSDPStrategy", "wrap": "TinyBlock", "activation_checkpointing": "TinyBlock"},
     "fsdp-hybrid": {"type": "FSDPStrategy", "mesh": {"replicate": 2, "shard": 1}},
+    "zero1-aligned": zero(1, parameter_alignment=True),
+    "zero2-offload": zero(2, offload_optimizer={"device": "cpu"}),
+    "zero2-overlap": zero(2, overlap_comm=True),
+    "zero3-offload": zero(3, offload_optimizer={"device": "cpu"}, offload_param={"device": "cpu"}),
+    "zero3-none-kept": zero(3, stage3_param_persistence_threshold=0),
+    "zero3-sub-groups": zero(3, sub_group_size=100),
 }
-TOLERANCE = 1e-5
+BF16 = {f"zero{stage}-bf16": {**zero(stage), "bf16": {"enabled": True}} for stage in range(4)}
+
+
+def quick_first(quick, all_of_them):
+    """The quick cases unmarked, the others as slow ones."""
+    return [
+        *quick,
+        *(
+            pytest.param(*(case if isinstance(case, tuple) else [case]), marks=pytest.mark.slow)
+            for case in all_of_them
+            if case not in quick
+        ),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +57,9 @@ def train(pair):
     def start(name, work_dir, **options):
         if name == "single":
             return strategy_parts.train(str(work_dir), world=1, **options)
-        strategy = {**STRATEGIES, **VARIANTS}[name]
+        strategy = {**STRATEGIES, **VARIANTS, **BF16}[name]
+        if strategy["type"] == "DeepSpeedStrategy" and find_spec("deepspeed") is None:
+            pytest.skip("DeepSpeed is optional and not installed")
         results = pair.run("strategy_parts", "train", work_dir=str(work_dir), world=2, strategy=strategy, **options)
         assert results[0] == results[1], "the ranks ended with different weights"
         return results[0]
@@ -51,36 +76,11 @@ def reference(train, tmp_path_factory):
     return folder
 
 
-def assert_close(found, expected, *, tolerance=TOLERANCE):
-    assert found.keys() == expected.keys()
-    for step, values in expected.items():
-        assert found[step] == pytest.approx(values, rel=tolerance, abs=1e-7), f"step {step}"
+SIZES = [(name, size) for name in STRATEGIES if name != "single" for size in (43, 41)]
+SIZES_QUICK = [("ddp", 43), ("ddp", 41), ("fsdp", 43), ("fsdp", 41), ("zero2", 43), ("zero3", 41)]
 
 
-def assert_same_run(folder, expected, *, tolerance=TOLERANCE):
-    """Losses, norms and rates of every iteration, metrics of every validation, and the last weights and averages."""
-    names = ("loss", "accuracy", "lr")
-    assert_close(logged(folder, *names), logged(expected, *names), tolerance=tolerance)
-    norms = [{k: v for k, v in logged(f, "grad_norm").items() if v[0] is not None} for f in (folder, expected)]
-    assert_close(*norms, tolerance=10 * tolerance)
-    assert_close(
-        logged(folder, "loss", "accuracy", mode="val"), logged(expected, "loss", "accuracy", mode="val"),
-        tolerance=tolerance,
-    )  # fmt: skip
-    last, other = (CheckpointStore(path).newest_good()[0] for path in (folder, expected))
-    assert last.name == other.name
-    for section in ("model", "optimizer"):
-        assert sorted(last.tensor_names(section)) == sorted(other.tensor_names(section))
-        for name in last.tensor_names(section):
-            a, b = last.read(section, name).double(), other.read(section, name).double()
-            assert (a - b).abs().max() <= 1e-4 * b.abs().max() + 1e-9, f"{section}/{name}"
-    averages = [checkpoint.state()["hooks.EMAHook"]["averages"] for checkpoint in (last, other)]
-    assert averages[0].keys() == averages[1].keys()
-    assert all((averages[0][name] - averages[1][name]).abs().max() < 1e-5 for name in averages[0])
-
-
-@pytest.mark.parametrize("size", [43, 41])
-@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+@pytest.mark.parametrize(("name", "size"), quick_first(SIZES_QUICK, SIZES))
 def test_the_same_mathematics_as_one_process(train, reference, tmp_path, name, size):
     train(name, tmp_path, size=size)
     assert_same_run(tmp_path, reference / str(size))
@@ -102,7 +102,7 @@ def test_a_static_graph_moves_no_number(pair, train, tmp_path):
     assert_same_run(tmp_path / "two", tmp_path / "one")
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", quick_first(["ddp", "fsdp", "zero2", "zero3"], [*STRATEGIES, *BF16]))
 def test_a_resume_is_exact(train, tmp_path, name):
     """Interrupted in a window after a checkpoint in mid-epoch, with dropout; everything that is left is the same."""
     options = {"dropout": 0.2, "iterations": 40}
@@ -113,10 +113,11 @@ def test_a_resume_is_exact(train, tmp_path, name):
 
 
 @pytest.mark.slow
-def test_a_resume_of_three_ranks_is_exact(tmp_path):
+@pytest.mark.parametrize("name", ["ddp", "zero2", "zero3"])
+def test_a_resume_of_three_ranks_is_exact(tmp_path, name):
     """Sums over three are rounded by where they are made: no bucket may have moved."""
     group = Group(3)
-    options = {"world": 3, "dropout": 0.2, "iterations": 40}
+    options = {"world": 3, "dropout": 0.2, "iterations": 40, "strategy": STRATEGIES[name]}
     try:
         for folder, crash in (("whole", None), ("broken", ["iteration", 23]), ("broken", None)):
             group.run("strategy_parts", "train", work_dir=str(tmp_path / folder), crash=crash, **options)
@@ -125,8 +126,13 @@ def test_a_resume_of_three_ranks_is_exact(tmp_path):
     assert_same(left_behind(tmp_path / "whole"), left_behind(tmp_path / "broken"))
 
 
-MOVES = list(itertools.permutations(STRATEGIES, 2))
-QUICK = [("single", "fsdp"), ("fsdp", "ddp"), ("ddp", "single")]
+MOVES = [
+    *itertools.permutations(["single", "ddp", "fsdp"], 2),
+    ("zero2", "single"), ("zero2", "ddp"), ("zero2", "fsdp"), ("zero2", "zero3"), ("zero3", "zero1"),
+    ("zero3", "single"), ("zero1", "zero2"), ("single", "zero2"), ("ddp", "zero3"), ("fsdp", "zero1"),
+    ("zero0", "zero2"), ("zero3", "zero0"),
+]  # fmt: skip
+QUICK = [("single", "fsdp"), ("fsdp", "ddp"), ("ddp", "single"), ("zero2", "single"), ("ddp", "zero3")]
 
 
 @pytest.mark.parametrize("move", QUICK, ids="-".join)

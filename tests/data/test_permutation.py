@@ -22,6 +22,26 @@ def test_computed_order_is_the_same_however_it_is_cut():
     assert ComputedOrder(3000, 5, 1).take(2990, 3000) == whole[2990:]
 
 
+@pytest.mark.parametrize(("batch", "ranks"), [(8, 1), (8, 3), (1, 7), (5, 100), (2000, 1)])
+def test_computed_order_is_the_same_for_a_rank_that_takes_its_part_of_every_batch(batch, ranks):
+    whole = ComputedOrder(3000, 5, 1).take(0, 3000)
+    for rank in {0, ranks - 1}:
+        order = ComputedOrder(3000, 5, 1)
+        for start in range(rank * batch, 3000 + batch, batch * ranks):
+            assert order.take(start, start + batch) == whole[start : start + batch]
+
+
+def test_computed_order_is_computed_for_many_batches_at_a_time(monkeypatch):
+    calls = []
+    sound = ComputedOrder._permute
+    monkeypatch.setattr(ComputedOrder, "_permute", lambda self, p: calls.append(len(p)) or sound(self, p))
+    order = ComputedOrder(10**10, 5, 1)
+    for number in range(1024):  # a batch of 8 on each of 4096 ranks
+        order.take(number * 32768, number * 32768 + 8)
+    assert len(calls) <= 10
+    assert max(calls) <= 1024
+
+
 def test_computed_order_of_ten_billion_samples_holds_nothing_and_looks_random():
     size = 10_000_000_000
     order = epoch_order(size, 3, 0, shuffle=True)

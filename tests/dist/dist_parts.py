@@ -5,10 +5,13 @@ import signal
 import time
 from pathlib import Path
 
-import parts  # noqa: F401
+import parts
+import strategy_parts
+import torch
+from strategy_parts import Tokens
 
 from mmtrain.errors import RunError
-from mmtrain.registry import HOOKS
+from mmtrain.registry import DATASETS, HOOKS
 
 
 @HOOKS.register_module()
@@ -38,3 +41,74 @@ class Trouble:
         if self.kind == "hang":
             time.sleep(600)
         os.kill(os.getpid(), getattr(signal, self.kind))
+
+
+@DATASETS.register_module()
+class HangingTokens(Tokens):
+    """One rank's sample never comes."""
+
+    def __init__(self, rank, index, **kwargs):
+        super().__init__(**kwargs)
+        self.rank, self.index = rank, index
+
+    def __getitem__(self, index):
+        if index == self.index and int(os.environ.get("RANK", "0")) == self.rank:
+            self.wait_for_the_disk()
+        return super().__getitem__(index)
+
+    def wait_for_the_disk(self):
+        time.sleep(600)
+
+
+@DATASETS.register_module()
+class SlowTokens(Tokens):
+    """Every sample takes its time."""
+
+    def __init__(self, seconds, **kwargs):
+        super().__init__(**kwargs)
+        self.seconds = seconds
+
+    def __getitem__(self, index):
+        time.sleep(self.seconds)
+        return super().__getitem__(index)
+
+
+@HOOKS.register_module()
+class HangWhenBuilt:
+    """Never comes out of its constructor on one rank."""
+
+    def __init__(self, rank):
+        if int(os.environ["RANK"]) == rank:
+            time.sleep(600)
+
+
+@HOOKS.register_module()
+class HoldAt:
+    """Stays at the end of an iteration, on rank 0, until the file ``marker`` appears; says "holding" first."""
+
+    priority = "LOWEST"
+
+    def __init__(self, iteration, marker):
+        self.iteration, self.marker = iteration, Path(marker)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.rank == 0 and runner.iter + 1 == self.iteration and not self.marker.exists():
+            runner.logger.info("holding")
+            while not self.marker.exists():
+                os.sched_yield()
+
+
+def collective_limits(work_dir):
+    """The limits in seconds of all process groups of a run. A job of a pair."""
+    found = []
+
+    class Look:
+        priority = "NORMAL"
+
+        def before_train(self, runner):
+            for group in torch.distributed.distributed_c10d._world.pg_map:
+                backend = group._get_backend(torch.device("cpu"))
+                found.append(backend.options._timeout.total_seconds())
+
+    parts.make_runner(work_dir, custom_hooks=[Look()], **strategy_parts.changes(2, iterations=2)).train()
+    return found

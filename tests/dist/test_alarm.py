@@ -20,6 +20,9 @@ class Shelf:
             raise RuntimeError("connection closed")
         return self.values
 
+    def set(self, key, value):
+        self._there()[key] = value
+
     def compare_set(self, key, expected, value):
         return self._there().setdefault(key, value).encode()
 

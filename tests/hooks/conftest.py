@@ -45,6 +45,14 @@ class FakeRunner(SimpleNamespace):
         )  # fmt: skip
         self.train_loop = SimpleNamespace(by_epoch=by_epoch, log_interval=0)
 
+    @property
+    def strategy(self):
+        from mmtrain.strategies import SingleDeviceStrategy
+
+        found = SingleDeviceStrategy()
+        found.model = self.model
+        return found
+
     def set_schedule(self):
         """Nothing is scheduled, unless a test puts a function here."""
 

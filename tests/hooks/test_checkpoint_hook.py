@@ -2,14 +2,17 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
-from parts import make_runner
+import torch
+from parts import Net, make_runner
 from safetensors.torch import load_file
 
 from mmtrain.checkpoint.manifest import decode, encode
 from mmtrain.errors import ConfigError, RunError
-from mmtrain.hooks import CheckpointHook
+from mmtrain.hooks import CheckpointHook, EMAHook
+from mmtrain.registry import MODELS
 
 
 class Runner:
@@ -97,7 +100,7 @@ def test_epochs():
         ({"save_begin": -1}, "save_begin is -1"),
         ({"every_seconds": 0}, "every_seconds is 0"),
         ({"keep_every": -3}, "keep_every is -3"),
-        ({"published_keys": ["meta"]}, "checkpoint.py export"),
+        ({"published_keys": ["meta", "optimizer"]}, "expected some of meta, state_dict, ema_state_dict"),
         ({"on_save_error": "cry"}, "'continue' or 'stop'"),
         ({"save_best": ["a", "b"], "rule": ["less", "less", "less"]}, "3 entries for 2"),
         ({"save_best": "a", "rule": "more"}, "'greater' or 'less'"),
@@ -155,6 +158,29 @@ def test_weights_alone_are_plain_safetensors(tmp_path):
     assert weights.keys() == state.keys()
     assert all((weights[name] == value).all() for name, value in state.items())
     assert (tmp_path / "weights" / "iter_10.safetensors").exists()
+
+
+class _Settings:
+    def save_pretrained(self, folder):
+        Path(folder).mkdir(exist_ok=True)
+        (Path(folder) / "config.json").write_text("{}")
+
+
+@MODELS.register_module()
+class PretrainedNet(Net):
+    """Has what a Hugging Face model is known by."""
+
+    config = _Settings()
+    save_pretrained = None
+
+
+def test_weights_of_a_hugging_face_model_are_a_directory(tmp_path):
+    hook = {"checkpoint": {"type": "CheckpointHook", "weights_interval": 20}}
+    runner = make_runner(tmp_path, default_hooks=hook, model={"type": "PretrainedNet"})
+    runner.train()
+    there = tmp_path / "weights" / "iter_20"
+    assert sorted(path.name for path in there.iterdir()) == ["config.json", "model.safetensors"]
+    assert load_file(there / "model.safetensors").keys() == runner.model.state_dict().keys()
 
 
 def test_retention_keeps_the_newest_and_the_multiples(tmp_path):
@@ -220,3 +246,31 @@ def test_the_resumed_checkpoint_is_not_pruned_at_once(tmp_path):
     hook = {"checkpoint": {"type": "CheckpointHook", "interval": 50, "max_keep_ckpts": 1, "save_last": False}}
     make_runner(tmp_path, default_hooks=hook, resume="iter_10.pth", train_cfg={"max_iters": 11}).train()
     assert sorted(path.name for path in tmp_path.glob("*.pth")) == ["iter_10.pth", "iter_20.pth"]
+
+
+def test_the_published_models_are_read_by_mmengine(tmp_path):
+    from mmengine.runner.checkpoint import load_state_dict
+
+    hook = {"interval": 5, "save_best": "loss", "published_keys": ["meta", "state_dict", "ema_state_dict"]}
+    changes = {
+        "default_hooks": {"checkpoint": {"type": "CheckpointHook", **hook}},
+        "custom_hooks": [EMAHook(momentum=0.3)],
+    }
+    runner = make_runner(tmp_path, **changes)
+    runner.train()
+    best = json.loads((tmp_path / "best.json").read_text())["loss"]["checkpoint"]
+    written = {path.name.partition("-")[0]: path for path in tmp_path.glob("*-????????.pth")}
+    assert set(written) == {"iter_20", best.removesuffix(".pth")}
+    content = torch.load(written["iter_20"], weights_only=True)
+    assert content["meta"]["iter"] == 20
+    for name, value in runner.strategy.model_state().items():
+        assert torch.equal(content["ema_state_dict"][name], value), name  # MMEngine's EMAHook swaps the two as well
+    assert any(not torch.equal(content["state_dict"][name], value) for name, value in content["ema_state_dict"].items())
+    fresh = make_runner(tmp_path / "other").model
+    load_state_dict(fresh, content["state_dict"], strict=True)
+    names = {path.name for path in tmp_path.glob("*.pth")}
+    again = make_runner(tmp_path, resume=True, **changes)
+    again.train()
+    assert {path.name for path in tmp_path.glob("*.pth")} == names  # the same contents have the same name
+    with pytest.raises(ConfigError, match="does not say where its run stood"):
+        make_runner(tmp_path, resume=True, load_from=str(written["iter_20"])).train()

@@ -22,6 +22,7 @@ from mmtrain import dist
 from mmtrain.evaluation import Evaluator
 from mmtrain.hooks import EMAHook
 from mmtrain.hooks.memory import average_buffers
+from mmtrain.strategies import SingleDeviceStrategy
 from mmtrain.logging import Scalars
 from mmtrain.progress import Progress
 from mmtrain.types import StepResult
@@ -66,7 +67,11 @@ model = torch.nn.Linear(2, 4, bias=False)
 model.weight = torch.nn.Parameter(distribute_tensor(torch.zeros(4, 2), mesh, [Shard(0)]))
 hook = EMAHook(momentum=0.25)
 hook.load_state_dict({"steps": 3, "averages": {"weight": torch.arange(8.0).view(4, 2)}})
-runner = SimpleNamespace(model=model, max_iters=9, max_epochs=1, update_result=StepResult(None), iter=0, epoch=0)
+strategy = SingleDeviceStrategy()
+strategy.model = model
+runner = SimpleNamespace(
+    model=model, strategy=strategy, max_iters=9, max_epochs=1, update_result=StepResult(None), iter=0, epoch=0
+)
 hook.before_train(runner)
 hook.after_train_iter(runner, batch_idx=0)
 found["ema"] = hook.averages["weight"].full_tensor().tolist()

@@ -38,6 +38,9 @@ FACTORS = {
     "seed": [5, None],
 }
 
+# Scalars that tell how long a save took; they belong to the step at which it ended.
+SAVES = ("save_time", "save_stall", "save_bytes")
+
 STOPS = {
     "mid-epoch": [("iteration", 16)],
     "epoch edge": [("iteration", 12)],
@@ -108,3 +111,24 @@ def test_exact_in_full(number, tmp_path, monkeypatch):
 def test_the_cases_cover_every_pair():
     for a, b in itertools.combinations(FACTORS, 2):
         assert {(case[a], case[b]) for case in CASES} == set(itertools.product(FACTORS[a], FACTORS[b]))
+
+
+def test_the_curves_of_tensorboard(tmp_path):
+    """No point twice, none missing, whichever of the event files of the starts it lies in."""
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    visualizer = {"type": "Visualizer", "vis_backends": [{"type": "TensorboardVisBackend"}]}
+    assert_exact(tmp_path, crashes=STOPS["twice"], visualizer=visualizer)
+
+    def points(work_dir):
+        found = [
+            (event.step, value.tag, value.tensor.float_val[0] if value.tensor.float_val else value.simple_value)
+            for path in work_dir.glob("*/vis_data/events*")
+            for event in EventFileLoader(str(path)).Load()
+            for value in event.summary.value
+        ]
+        return sorted(point for point in found if point[1] not in ("time", "data_time", "memory", "eta", *SAVES))
+
+    whole = points(tmp_path / "whole")
+    assert len(whole) == len({(step, tag) for step, tag, _ in whole}) > 20 * 3
+    assert points(tmp_path / "broken") == whole

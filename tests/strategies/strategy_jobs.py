@@ -70,6 +70,13 @@ def initial_weights(work_dir, meta_init, layers=2):
     return {"weights": found, "tied": tied, "parameters": len(list(runner.model.parameters()))}
 
 
+def written_weights(work_dir, **changes):
+    """Train, and give the sum of each whole weight."""
+    runner = make(work_dir, **changes)
+    runner.train()
+    return {name: whole(value).double().sum().item() for name, value in runner.strategy.model_state().items()}
+
+
 def losses(work_dir, **changes):
     """Train, and give the last loss and the type of the moments."""
     runner = make(work_dir, **changes)
@@ -137,3 +144,87 @@ def synchronised(work_dir, strategy):
     finally:
         OptimWrapper.backward = original
     return seen
+
+
+@MODELS.register_module()
+class TrainsItself(strategy_parts.TinyLanguageModel):
+    """Runs forward and backward past whatever wraps it."""
+
+    def train_step(self, data, optim_wrapper):
+        losses = self(**data)
+        optim_wrapper.update_params(losses["loss"])
+        return losses
+
+
+def input_types(work_dir, **changes):
+    """The types in which the model gets two of its inputs."""
+    seen = {}
+    runner = make(work_dir, **changes)
+    original = runner.model.embed.forward
+    runner.model.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.update({name: str(kwargs[name].dtype) for name in ("tokens", "noise")}),
+        with_kwargs=True,
+    )
+    runner.model.embed.forward = original
+    runner.train()
+    return seen
+
+
+def train_in_fp16(work_dir, stage, scale_power, **options):
+    """A run in float16 of `strategy_parts.train`; DeepSpeed asks the CPU for instructions that torch does without."""
+    from mmtrain.strategies.zero import library
+
+    library.load()
+    from deepspeed.accelerator import get_accelerator
+
+    get_accelerator().is_fp16_supported = lambda: True
+    half = {"enabled": True, "initial_scale_power": scale_power, "hysteresis": 1, "loss_scale_window": 8}
+    strategy = {"type": "DeepSpeedStrategy", "zero_optimization": {"stage": stage}, "fp16": half}
+    return strategy_parts.train(work_dir, world=2, strategy=strategy, **options)
+
+
+def state_there_and_back(work_dir, **changes):
+    """Names of tensors that are another after state was taken by name, spoilt, and put back; or not the model's own."""
+    runner = make(work_dir, **changes)
+    runner.train()
+    strategy = runner.strategy
+    model, optimizer = strategy.model_state(), strategy.optimizer_state()
+    from mmtrain.checkpoint import CheckpointStore, load_weights
+
+    saved = load_weights(CheckpointStore(work_dir).newest_good()[0].path).tensors
+    wrong = [name for name, value in model.items() if not torch.equal(value, saved[name])]
+    kept = [{name: value.clone() for name, value in state.items()} for state in (model, optimizer)]
+    strategy.load_model_state({name: torch.full_like(value, 0.5) for name, value in kept[0].items()})
+    spoilt = {n: v.clone() if n.endswith("/step") else torch.full_like(v, 0.5) for n, v in kept[1].items()}
+    strategy.load_optimizer_state(spoilt)
+    strategy.load_model_state(kept[0])
+    strategy.load_optimizer_state(kept[1])
+    for before, after in zip(kept, (strategy.model_state(), strategy.optimizer_state()), strict=True):
+        wrong += [name for name in before if not torch.equal(before[name], after[name])]
+    return wrong
+
+
+def train_with_a_full_disk(work_dir, fails_on, **options):
+    """A run whose first save fails on one rank as a full disk makes it fail."""
+    from mmtrain.strategies.zero import native
+
+    original, left = native.writer, [1]
+
+    def writer(engine, **kwargs):
+        save = engine.checkpoint_engine.save
+
+        def failing(*args, **kw):
+            if dist.rank() == fails_on and left:
+                left.clear()
+                raise OSError(28, "No space left on device")
+            return save(*args, **kw)
+
+        if left:
+            engine.checkpoint_engine.save = failing
+        return original(engine, **kwargs)
+
+    native.writer = writer
+    try:
+        return strategy_parts.train(work_dir, world=2, **options)
+    finally:
+        native.writer = original

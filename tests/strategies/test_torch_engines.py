@@ -2,6 +2,7 @@
 
 import pytest
 import strategy_jobs
+from safetensors.torch import load_file
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def test_hybrid_sharding_repeats(job):
         (fsdp(wrap=["Embedding"]), ["strategy.wrap", "embed.weight and head.weight are one parameter"]),
         (fsdp(activation_checkpointing="Nothing"), ["strategy.activation_checkpointing", "'Nothing'", "TinyBlock"]),
         (fsdp(mesh={"shard": 3}), ["strategy.mesh", "3 processes and 2 were started"]),
-        (fsdp(mesh={"dp": 2}), ["strategy.mesh.dp", "'replicate'"]),
+        (fsdp(mesh={"ddp": 2}), ["strategy.mesh.ddp", "'replicate'"]),
         (fsdp(mesh={"shard": 0}), ["strategy.mesh.shard", "positive"]),
         (fsdp(mixed_precision={"param_type": "bfloat16"}), ["mixed_precision.param_type", "param_dtype"]),
         (fsdp(mixed_precision={"param_dtype": "bf16"}), ["mixed_precision.param_dtype", "'bf16'", "bfloat16"]),
@@ -115,6 +116,22 @@ def test_mixed_precision(job):
 
 def test_cpu_offload_is_taken_and_has_no_effect_on_the_cpu(job):
     assert job("losses", strategy=fsdp(cpu_offload=True)) == job("losses", strategy=fsdp())
+
+
+@pytest.mark.parametrize("strategy", [ddp(), fsdp(wrap="TinyBlock")], ids=["ddp", "fsdp"])
+def test_compiled(job, strategy):
+    """The graph is traced and cut around the wrapper's hooks; what it computes stays the same."""
+    plain = job("losses", strategy=strategy)
+    found = job("losses", strategy=strategy, compile={"backend": "aot_eager"})
+    assert found.pop("loss") == pytest.approx(plain.pop("loss"), rel=1e-5)
+    assert found == plain
+
+
+def test_the_weights_of_an_interval_are_whole(job, tmp_path):
+    hook = {"checkpoint": {"type": "CheckpointHook", "weights_interval": 6}}
+    expected = job("written_weights", strategy=fsdp(wrap="TinyBlock"), default_hooks=hook)
+    found = load_file(tmp_path / "weights" / "iter_6.safetensors")
+    assert {name: value.double().sum().item() for name, value in found.items()} == expected
 
 
 @pytest.mark.parametrize("strategy", [ddp(), fsdp(wrap="TinyBlock")], ids=["ddp", "fsdp"])

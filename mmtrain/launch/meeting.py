@@ -1,0 +1,142 @@
+"""Where the processes of a run find one another, and how one that fails before that is heard.
+
+Rank 0 opens a store at the world's address, or torchrun's agent has one. Everyone signs it; a rank that fails while it
+reads its config, say, signs with its failure, so that rank 0 does not wait for it and can tell why.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Any
+
+from mmtrain.errors import ConfigError, RunError
+from mmtrain.launch.alarm import HEARD, KEY, TOLD, Failure
+from mmtrain.launch.environment import World
+
+SECONDS = 300.0  # how long ranks wait for one another at the start
+HEARING = 15.0  # and one that has failed, for somebody to tell
+_ANSWER = 20.0  # something listens there by now; what does not answer soon is another program
+_HERE = "mmtrain/here"
+_PREFIX = "mmtrain"
+
+
+def wait_for_all(store: Any, world: World, seconds: float = SECONDS) -> None:
+    """Sign the store; rank 0 returns when all have. Raises RunError that names who did not come, or who failed."""
+    store.set(f"{_HERE}/{world.rank}", "")
+    missing = set(range(world.size)) if world.rank == 0 else set()
+    deadline = time.monotonic() + seconds
+    while missing:
+        missing -= {rank for rank in missing if store.check([f"{_HERE}/{rank}"])}
+        if missing and store.check([KEY]):
+            raise RunError("another rank failed at the start")  # the alarm tells which, and why
+        if missing and time.monotonic() > deadline:
+            names = ", ".join(map(str, sorted(missing)[:8])) + (" ..." if len(missing) > 8 else "")
+            raise RunError(
+                f"{len(missing)} of {world.size} processes (rank {names}) did not come to {world.address}:{world.port} "
+                f"within {seconds:g} seconds; look at what they print, and whether all of them were started"
+            )
+        time.sleep(0.05)
+
+
+def tell_before_meeting(world: World, own: Failure) -> bool:
+    """Leave a note of a failure before the group is up; return whether rank 0 has told it, or one that came first."""
+    if world.rank == 0:
+        return False
+    try:
+        store = open_store(world, HEARING)
+        store.compare_set(KEY, "", json.dumps(asdict(own)))
+        told = _wait(lambda: store.check([TOLD]))
+        store.add(HEARD, 1)
+    except Exception:
+        return False
+    return told
+
+
+def tell_as_rank_0(world: World, own: Failure) -> None:
+    """Rank 0 has printed its failure: let the others hear of it before the store ends with this process."""
+    try:
+        store = open_store(world, HEARING)
+        store.compare_set(KEY, "", json.dumps(asdict(own)))
+        store.set(TOLD, "")
+        _wait(lambda: store.add(HEARD, 0) >= world.size - 1)
+    except Exception:  # the port is taken, or they have given up
+        return
+
+
+def _wait(happened: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + HEARING
+    while not happened():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def open_store(world: World, seconds: float = SECONDS) -> Any:
+    """The store at the world's address, which rank 0 opens; with torchrun's agent, a part of it for each attempt.
+
+    The agent's store lives on when it starts the processes again (``--max-restarts`` with a given ``--master-port``);
+    torch would then read the addresses of the processes that are gone.
+    Raises ConfigError for a port that is taken, RunError where rank 0 is not found.
+    """
+    from torch.distributed import PrefixStore
+
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    prefix = f"{_PREFIX}/attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}" if agent else _PREFIX
+    hosts = world.rank == 0 and not agent
+    if not hosts:
+        _wait_for_port(world, seconds)
+    store = _answering(world, hosts=hosts, seconds=min(seconds, _ANSWER))
+    store.set_timeout(timedelta(seconds=seconds))
+    return PrefixStore(prefix, store)
+
+
+def _answering(world: World, *, hosts: bool, seconds: float) -> Any:
+    """The store itself. torch waits without end for a program that listens there and is none: hence the thread."""
+    from torch.distributed import TCPStore
+
+    limit = timedelta(seconds=seconds)
+    answer: list[Any] = []
+
+    def ask() -> None:
+        try:
+            answer.append(TCPStore(world.address, world.port, is_master=hosts, timeout=limit, wait_for_workers=False))
+        except RuntimeError as error:  # DistNetworkError
+            answer.append(error)
+
+    thread = threading.Thread(target=ask, name="mmtrain-meeting", daemon=True)
+    thread.start()
+    thread.join(seconds + 5.0)
+    if answer and not isinstance(answer[0], RuntimeError):
+        return answer[0]
+    if hosts and answer and ("EADDRINUSE" in str(answer[0]) or "in use" in str(answer[0])):
+        raise ConfigError(
+            f"port {world.port} of {world.address}, where the ranks are to meet, is taken by another program; set the "
+            "environment variable MASTER_PORT to a free port, the same on all ranks"
+        )
+    raise _unreachable(world, seconds)
+
+
+def _wait_for_port(world: World, seconds: float) -> None:
+    """Wait until something listens at the address; torch's own waiting writes pages of warnings."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((world.address, world.port), timeout=5).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise _unreachable(world, seconds) from None
+            time.sleep(0.2)
+
+
+def _unreachable(world: World, seconds: float) -> RunError:
+    return RunError(
+        f"rank 0 could not be reached at {world.address}:{world.port} within {seconds:g} seconds; it "
+        "did not start, ended at once, or a firewall is between them (MASTER_ADDR and MASTER_PORT say where to meet)"
+    )

@@ -1,0 +1,1 @@
+"""DeepSpeed's ZeRO as a strategy. DeepSpeed itself is imported when a run uses it, never before."""

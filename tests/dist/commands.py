@@ -1,0 +1,41 @@
+"""The train command in two processes, with a config that may hold trouble."""
+
+import sys
+import time
+from pathlib import Path
+
+import strategy_parts
+from ranks import ROOT, outcomes, start_all
+
+TRAIN = [sys.executable, str(ROOT / "tools" / "train.py")]
+
+
+def write_config(folder, name, **changes):
+    import parts
+
+    cfg = parts.config(
+        Path(folder) / name, **{**strategy_parts.changes(2, iterations=40), "log_level": "INFO", **changes}
+    )
+    lines = [f"{key} = {value!r}\n" for key, value in cfg.items()]
+    path = Path(folder) / f"{name}.py"
+    path.write_text("custom_imports = dict(imports=['dist_parts', 'strategy_parts'])\n" + "".join(lines))
+    return path
+
+
+def with_trouble(folder, name, kind, rank, *, iteration=16, once=False, **changes):
+    hook = {"type": "Trouble", "kind": kind, "rank": rank, "iteration": iteration}
+    if once:
+        hook["marker"] = str(Path(folder) / "marker")
+    return write_config(folder, name, custom_hooks=[hook], resume=True, **changes)
+
+
+def run(path, *options, **variables):
+    """(exit statuses, what each rank wrote to stderr, seconds)."""
+    began = time.monotonic()
+    found = outcomes(start_all([*TRAIN, str(path), *options], 2, **variables))
+    return [status for status, _ in found], [errors for _, errors in found], time.monotonic() - began
+
+
+def first_line(errors):
+    lines = [line for line in errors.splitlines() if line.strip() and " - mmtrain - " not in line]
+    return lines[0] if lines else ""

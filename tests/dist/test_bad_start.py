@@ -1,0 +1,174 @@
+"""What cannot begin in several processes: one sentence, told by rank 0 alone, and nobody waits for ever."""
+
+import socket
+import sys
+import threading
+import time
+
+import pytest
+from commands import TRAIN, first_line, run, write_config
+from ranks import PATHS, free_port, outcomes, start_all
+
+from mmtrain.errors import ConfigError, RunError
+from mmtrain.launch.alarm import KEY, TOLD, Failure
+from mmtrain.launch.environment import World
+from mmtrain.launch.meeting import open_store, tell_as_rank_0, tell_before_meeting, wait_for_all
+
+
+def world(rank, port, size=2):
+    return World("pytorch", rank, size, rank, "127.0.0.1", port)
+
+
+def in_background(function, *args):
+    """Runs a rank's part in a thread; the list holds what it gave."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(function(*args)))
+    thread.start()
+    return thread, found
+
+
+# ---- meeting ---------------------------------------------------------------------------------------------------------
+def test_ranks_that_do_not_come_are_named():
+    place = world(0, free_port(), size=4)
+    store = open_store(place)
+    with pytest.raises(
+        RunError, match=r"3 of 4 processes \(rank 1, 2, 3\) did not come to 127\.0\.0\.1:\d+ within 0\.3"
+    ):
+        wait_for_all(store, place, 0.3)
+
+
+def test_a_rank_0_that_is_not_there_is_told():
+    with pytest.raises(RunError, match=r"rank 0 could not be reached at 127\.0\.0\.1:\d+ within 0\.3 seconds"):
+        open_store(world(1, free_port()), 0.3)
+
+
+def test_a_port_that_is_taken_is_told():
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        with pytest.raises(ConfigError, match=r"port \d+ .* is taken by another program; set .* MASTER_PORT"):
+            open_store(world(0, other.getsockname()[1]))
+
+
+def test_a_failure_that_one_rank_met_alone_ends_the_waiting_of_rank_0():
+    place = world(0, free_port())
+    store = open_store(place)
+    thread, told = in_background(tell_before_meeting, world(1, place.port), Failure(1, "the disk is full", 2))
+    with pytest.raises(RunError, match="another rank failed"):
+        wait_for_all(store, place, 20)
+    assert b"the disk is full" in store.get(KEY)
+    store.set(TOLD, "")  # what the alarm of rank 0 does
+    thread.join()
+    assert told == [True]
+
+
+def test_a_failure_that_all_ranks_meet_is_told_once():
+    port = free_port()
+    thread, _ = in_background(tell_as_rank_0, world(0, port), Failure(0, "no such key", 2))
+    began = time.monotonic()
+    assert tell_before_meeting(world(1, port), Failure(1, "no such key", 2))
+    thread.join()
+    assert time.monotonic() - began < 5
+
+
+# ---- the real command ------------------------------------------------------------------------------------------------
+def check_told(found, sentence, *, status=2):
+    """Rank 0 alone told one sentence, and soon."""
+    statuses, errors, seconds = found
+    assert statuses == [status, status], errors
+    assert sentence in first_line(errors[0]), errors[0]
+    assert errors[0].count("error:") == 1
+    assert first_line(errors[1]) == ""
+    assert seconds < 40
+
+
+def alone_on_rank_1(path, code):
+    path.write_text(f"import os\nif os.environ['RANK'] == '1':\n    {code}\n" + path.read_text())
+    return path
+
+
+def test_a_config_that_is_broken_on_rank_1_alone(tmp_path):
+    path = alone_on_rank_1(write_config(tmp_path, "one"), "raise ValueError('half a file')")
+    statuses, errors, seconds = found = run(path)
+    assert first_line(errors[0]).startswith("error: rank 1: "), found
+    assert "half a file" in errors[0]
+    assert first_line(errors[1]) == ""
+    assert statuses[0] == statuses[1] != 0
+    assert seconds < 40
+
+
+@pytest.mark.slow
+def test_a_config_that_is_broken_everywhere(tmp_path):
+    path = write_config(tmp_path, "one", train_cfgs={})
+    path.write_text(path.read_text().replace("max_iters", "max_itres"))
+    check_told(run(path), "max_itres")
+
+
+@pytest.mark.slow
+def test_under_torchrun_too(tmp_path):
+    """The agent ends rank 0 as soon as rank 1 has left: rank 1 waits until its failure is told."""
+    path = alone_on_rank_1(write_config(tmp_path, "one"), "raise ValueError('half a file')")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    ((status, errors),) = outcomes(start_all([*command, *TRAIN[1:], str(path)], 1, RANK="", WORLD_SIZE=""), timeout=90)
+    assert status != 0
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: rank 1: ")
+    assert "half a file" in errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "sentence"),
+    [
+        ({"mesh": {"shard": 3}}, "3 processes and 2 were started"),
+        ({"wrap": ["TinyBlok"]}, "did you mean 'TinyBlock'"),
+    ],
+)
+def test_a_strategy_that_does_not_fit(tmp_path, strategy, sentence):
+    check_told(run(write_config(tmp_path, "one", strategy={"type": "FSDPStrategy", **strategy})), sentence)
+
+
+@pytest.mark.slow
+def test_another_torch_on_rank_1(tmp_path):
+    path = write_config(tmp_path, "one")
+    path.write_text(path.read_text().replace("['dist_parts'", "['other_torch', 'dist_parts'"))
+    module = tmp_path / "other_torch.py"
+    module.write_text("import os, torch\nif os.environ['RANK'] == '1':\n    torch.__version__ = '2.0.0'\n")
+    check_told(
+        run(path, PYTHONPATH=":".join([str(tmp_path), *PATHS])),
+        "rank 1 has another torch than rank 0: 2.0.0 instead of ",
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["slurm", "mpi"])
+def test_a_launcher_that_did_not_start_it(tmp_path, launcher):
+    path = write_config(tmp_path, "one")
+    check_told(run(path, "--launcher", launcher), f"--launcher {launcher}: ")
+    ((status, errors),) = outcomes(start_all([*TRAIN, str(path), "--launcher", launcher], 1, RANK="", WORLD_SIZE=""))
+    assert status == 2
+    assert f"--launcher {launcher}: " in first_line(errors)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_another_model(tmp_path):
+    statuses, errors, _ = run(write_config(tmp_path, "one", train_cfg={"max_iters": 2}))
+    assert statuses == [0, 0], errors
+    other = write_config(tmp_path, "one", model={"type": "TinyLanguageModel", "width": 9}, resume=True)
+    check_told(run(other), "of another shape: embed.weight (saved [17, 7], here [17, 9])", status=1)
+
+
+@pytest.mark.slow
+def test_a_port_that_is_taken_by_a_silent_program(tmp_path):
+    """Rank 1 reaches it, and gives up when it does not answer as a store does."""
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        path = write_config(tmp_path, "one")
+        processes = start_all([*TRAIN, str(path)], 2, MASTER_PORT=port)
+        found = outcomes(processes, timeout=120)
+    assert [status for status, _ in found] == [2, 1]
+    assert "MASTER_PORT" in first_line(found[0][1])
+    assert "error: rank 1: rank 0 could not be reached" in found[1][1]

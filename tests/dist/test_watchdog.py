@@ -1,0 +1,196 @@
+"""A run in which nothing moves any more is ended, and says where it stood: real processes that really hang."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+
+import pytest
+from commands import TRAIN, first_line, run, with_trouble, write_config
+from parts import make_runner
+from ranks import environment, outcomes, start_all
+
+from mmtrain.errors import ConfigError
+from mmtrain.launch.stacks import Standing
+from mmtrain.launch.watchdog import _cause
+
+SHORT = {"env_cfg": {"timeout": 8}}  # starting takes a few seconds, too
+
+
+def stacks(work_dir):
+    """What each rank wrote, by its file's name."""
+    return {path.name: path.read_text() for path in work_dir.glob("*/errors/hang_rank_*.txt")}
+
+
+def alive(process):
+    """Processes of the group that a rank has started (itself and its data workers)."""
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def alone(path):
+    """The command in one process: exit status, stderr, seconds."""
+    began = time.monotonic()
+    cleared = {key: value for key, value in environment(0, 1, 1).items() if key not in ("RANK", "WORLD_SIZE")}
+    done = subprocess.run([*TRAIN, str(path)], env=cleared, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stderr, time.monotonic() - began
+
+
+def test_a_hook_that_hangs_on_rank_1(tmp_path):
+    statuses, errors, seconds = run(with_trouble(tmp_path, "stuck", "hang", 1, **SHORT))
+    assert statuses == [1, 1], errors
+    cause = first_line(errors[0])
+    assert cause.startswith(
+        "error: rank 1: nothing moved for 8 seconds (env_cfg.timeout): it stands after 16 iterations in "
+        "after_train_iter (dist_parts.py:"
+    )
+    assert "the others wait: rank 0 after 16 iterations in " in cause
+    assert "hang_rank_*.txt" in cause
+    assert first_line(errors[1]) == ""
+    assert seconds < 40
+    written = stacks(tmp_path / "stuck")
+    assert sorted(written) == ["hang_rank_0.txt", "hang_rank_1.txt"]
+    assert "in after_train_iter" in written["hang_rank_1.txt"]
+    assert "in _step" in written["hang_rank_0.txt"]
+
+
+@pytest.mark.slow
+def test_a_hook_that_hangs_on_rank_0(tmp_path):
+    statuses, errors, _ = run(with_trouble(tmp_path, "stuck", "hang", 0, **SHORT))
+    assert statuses == [1, 1], errors
+    assert first_line(errors[0]).startswith("error: rank 0: nothing moved for 8 seconds")
+    assert "after_train_iter (dist_parts.py:" in first_line(errors[0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_set_that_hangs_on_rank_1(tmp_path, workers):
+    loader = {"dataset": {"type": "HangingTokens", "rank": 1, "index": 30}, "batch_size": 4, "num_workers": workers}
+    path = write_config(tmp_path, "stuck", train_dataloader=loader, **SHORT)
+    processes = start_all([*TRAIN, str(path)], 2)
+    found = outcomes(processes)
+    assert [status for status, _ in found] == [1, 1], found
+    cause = first_line(found[0][1])
+    assert cause.startswith("error: rank 1: nothing moved for 8 seconds")
+    assert "wait_for_the_disk (dist_parts.py:" in cause
+    assert ("data worker process" in cause) == bool(workers)
+    assert "in wait_for_the_disk" in stacks(tmp_path / "stuck")["hang_rank_1.txt"]
+    deadline = time.monotonic() + 20
+    while any(map(alive, processes)):
+        assert time.monotonic() < deadline, "processes are left"
+        os.sched_yield()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_stopped_rank_is_named_by_the_other(tmp_path, stopped):
+    """It cannot write its stacks. Rank 0 holds the store, so without it the others cannot compare notes."""
+    processes = start_all([*TRAIN, str(with_trouble(tmp_path, "stuck", "SIGSTOP", stopped, **SHORT))], 2)
+    other = processes[1 - stopped]
+    try:
+        _, errors = other.communicate(timeout=60)
+        assert other.returncode == 1
+        assert f"rank {stopped}" in first_line(errors)
+        assert "did not answer" in first_line(errors)
+        assert list(stacks(tmp_path / "stuck")) == [f"hang_rank_{1 - stopped}.txt"]
+        # A launcher kills what is left; where there is none, it ends by itself once it goes on.
+        processes[stopped].send_signal(signal.SIGCONT)
+        processes[stopped].communicate(timeout=60)
+        assert processes[stopped].returncode == 1
+    finally:
+        processes[stopped].kill()
+
+
+@pytest.mark.slow
+def test_a_process_alone_and_its_data_worker(tmp_path):
+    loader = {"dataset": {"type": "HangingTokens", "rank": 0, "index": 30}, "batch_size": 4, "num_workers": 1}
+    status, errors, _ = alone(write_config(tmp_path, "stuck", train_dataloader=loader, env_cfg={"timeout": 2}))
+    assert status == 1, errors
+    assert first_line(errors).startswith("error: nothing moved for 2 seconds (env_cfg.timeout): it stands after ")
+    assert "wait_for_the_disk (dist_parts.py:" in first_line(errors)
+    assert "in wait_for_the_disk" in stacks(tmp_path / "stuck")["hang_rank_0.txt"]
+
+
+WAITING = (Standing(0, 16, "look", True), Standing(2, 16, "look", True))
+
+
+@pytest.mark.parametrize(
+    ("standings", "missing", "rank", "words"),
+    [
+        ([*WAITING, Standing(1, 16, "read", False)], [], 1, "it stands after 16 iterations in read; the others wait: "),
+        # On a GPU the others run ahead until they wait for the device, which is no collective.
+        ([Standing(0, 20, "read scalars", False), Standing(1, 16, "a", True)], [], 1, "wait for one another"),
+        (
+            [Standing(0, 20, "item", False), Standing(1, 16, "read", False)],
+            [],
+            1,
+            "after 16 iterations in read; the oth",
+        ),
+        (WAITING, [1], 1, "rank 1 did not answer"),
+        (WAITING[:1], [1, 2], 1, "ranks 1, 2 did not answer"),
+        (WAITING, [], 0, "the ranks wait for one another: rank 0 after 16 iterations in look, rank 2 after 16"),
+        ([Standing(k, 3, "hook", False) for k in range(30)], [], 0, "rank 8 after 3 iterations in hook and 21 more"),
+    ],
+)
+def test_which_rank_is_the_cause(standings, missing, rank, words):
+    named, sentence = _cause({s.rank: s for s in standings}, missing, "nothing moved", "the stacks are there")
+    assert named == rank
+    assert words in sentence
+
+
+@pytest.mark.slow
+def test_the_collectives_own_limit_is_longer(pair, tmp_path):
+    """Also that of the group which the store of checkpoints makes: a long save must not end the run."""
+    assert min(min(found) for found in pair.run("dist_parts", "collective_limits", work_dir=str(tmp_path))) > 86400
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_while_it_starts(tmp_path):
+    path = write_config(tmp_path, "stuck", **SHORT)
+    path.write_text(
+        path.read_text() + "custom_hooks = [dict(type='HangWhenBuilt', rank=1)]\n"  # between the first collectives
+    )
+    statuses, errors, _ = run(path)
+    assert statuses == [1, 1], errors
+    assert "__init__ (dist_parts.py:" in first_line(errors[0])
+
+
+def test_what_takes_long_but_goes_on_is_left_alone(tmp_path):
+    """Validation takes longer than the limit, a batch of it does not."""
+    validation = {"dataset": {"type": "SlowTokens", "seconds": 0.3, "size": 20}, "batch_size": 2}
+    path = write_config(
+        tmp_path, "slow", val_dataloader=validation, env_cfg={"timeout": 4},
+        train_cfg={"max_iters": 2, "val_interval": 2},
+    )  # fmt: skip
+    status, errors, seconds = alone(path)
+    assert status == 0, errors
+    assert seconds > 6
+
+
+@pytest.mark.parametrize("timeout", [-1, "30 min", True, float("inf")])
+def test_a_limit_that_is_none_is_refused(tmp_path, timeout):
+    with pytest.raises(ConfigError, match=r"env_cfg\.timeout"):
+        make_runner(tmp_path, env_cfg={"timeout": timeout})
+
+
+@pytest.mark.parametrize("timeout", [0, None])
+def test_no_limit(tmp_path, timeout):
+    seen = []
+
+    class Look:
+        priority = "NORMAL"
+
+        def after_train(self, runner):
+            seen.extend(thread.name for thread in threading.enumerate())
+
+    changes = {"train_cfg": {"max_iters": 1}, "custom_hooks": [Look()]}
+    make_runner(tmp_path / "off", env_cfg={"timeout": timeout}, **changes).train()
+    assert seen
+    assert "mmtrain-watchdog" not in seen
+    make_runner(tmp_path / "on", **changes).train()
+    assert "mmtrain-watchdog" in seen
+    assert "mmtrain-watchdog" not in [thread.name for thread in threading.enumerate()]
