@@ -32,7 +32,8 @@ class FSDPStrategy(TorchEngine):
       ones first; what is left belongs to the root;
     * ``mixed_precision``: ``dict(param_dtype='bfloat16', reduce_dtype='float32')``, also ``output_dtype`` and
       ``cast_forward_inputs``: parameters are gathered in ``param_dtype``, the sharded ones stay in their own type;
-    * ``reshard_after_forward``: free gathered parameters after forward (less memory) or keep them until backward;
+    * ``reshard_after_forward``: free gathered parameters after forward (less memory) or keep them until backward; the
+      default is FSDP2's: free all but the root's, which the backward needs at once;
     * ``cpu_offload``: keep shards and optimizer in host memory (CUDA only; on the CPU they are there anyway);
     * ``mesh``: ``dict(replicate=R, shard=S)`` for hybrid sharding: cut among S ranks, repeated R times;
       ``dict(dp=D, tp=T)`` for tensor parallelism: T neighbouring ranks hold one copy of the model and work on the same
@@ -54,7 +55,7 @@ class FSDPStrategy(TorchEngine):
         wrap: Sequence[str] | str | None = None,
         min_params: int = 1_000_000,
         mixed_precision: Mapping[str, Any] | None = None,
-        reshard_after_forward: bool = True,
+        reshard_after_forward: bool | None = None,
         cpu_offload: bool = False,
         mesh: Mapping[str, int] | None = None,
         activation_checkpointing: Sequence[str] | str | None = None,
@@ -100,7 +101,7 @@ class FSDPStrategy(TorchEngine):
         from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 
         options: dict[str, Any] = {
-            "mesh": self.mesh, "reshard_after_forward": self._reshard_after_forward,
+            "mesh": self.mesh, "reshard_after_forward": self._reshard_after_forward,  # None: all but the root
             "mp_policy": MixedPrecisionPolicy(**self._precision),
         }  # fmt: skip
         if self._cpu_offload and self.device.type != "cpu":
