@@ -16,7 +16,7 @@ over rounds of the ratio within a round, so that a drift of the machine meets bo
 * torch.save and MMEngine's save_checkpoint do not fsync; both are measured with an fsync after them, torch.save without
   it too.
 * load: into tensors that exist, from files in the page cache; `torch.load(mmap=True)` and copy does the same.
-* memory: the peak of the resident set during two asynchronous saves in a fresh process, less what it was before.
+* memory: see checkpoint_memory.py.
 
 Usage: python benchmarks/checkpoint_io.py [--rounds 5] [--layers 12] [--folder DIR]
 """
@@ -100,6 +100,10 @@ def timed(function, *args):
     return time.perf_counter() - begin
 
 
+def medians(times):
+    return {name: statistics.median(each[name] for each in times) for name in times[0]}
+
+
 class Bench:
     """One method for each contender; each returns seconds by name and leaves no file behind but the kept ones."""
 
@@ -123,8 +127,7 @@ class Bench:
     # ---- asynchronous saves
     def copies_and_stall(self):
         """Three times, since they are short, and the medians."""
-        times = [self._copies() | self._mmtrain_async() for _ in range(3)]
-        return {name: statistics.median(each[name] for each in times) for name in times[0]}
+        return medians([self._copies() | self._mmtrain_async() for _ in range(3)])
 
     def _copies(self):
         def copy():
@@ -149,6 +152,10 @@ class Bench:
         return {"mmtrain async stall, at once": stall, "mmtrain async total": total}
 
     def mmtrain_async_behind_compute(self):
+        """Three times and the medians, like the copies it is held against."""
+        return medians([self._behind_compute() for _ in range(3)])
+
+    def _behind_compute(self):
         alone = timed(self.compute)
         begin = time.perf_counter()
         pending = self.store.save("a.pth", self.state.sections, blocking=False)
@@ -181,6 +188,14 @@ class Bench:
         return {f"{name} stall": stall, f"{name} total": total}
 
     # ---- synchronous saves
+    def synchronous(self):
+        """Each three times, taking turns at who comes first: what was written last slows down what comes next."""
+        times, savers = [], [self.disk, self.mmtrain_sync, self.torch_save]
+        for _ in range(3):
+            savers.append(savers.pop(0))
+            times.append({name: value for saver in savers for name, value in saver().items()})
+        return medians(times)
+
     def disk(self):
         data = memoryview(self.buffers[0].view(-1).view(torch.uint8).numpy())
         paths = [self.folder / f"raw-{number}" for number in range(len(self.sizes))]
@@ -194,8 +209,7 @@ class Bench:
             os.close(handle)
 
         def in_turn():
-            for path, size in zip(paths, self.sizes, strict=True):
-                write(path, size)
+            list(map(write, paths, self.sizes))
 
         def in_parallel():
             with ThreadPoolExecutor(2) as pool:
@@ -266,7 +280,7 @@ class Bench:
 
     CONTENDERS = (
         copies_and_stall, dcp_async, dcp_async_reusing, mmtrain_async_behind_compute,
-        disk, mmtrain_sync, torch_save, mmengine_save, mmtrain_load, torch_load,
+        synchronous, mmengine_save, mmtrain_load, torch_load,
     )  # fmt: skip
 
     def run(self, rounds):
@@ -296,32 +310,12 @@ def join_one_process():
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
 
 
-# ---- memory, in a process of its own
-def memory_of(kind, layers, folder):
-    """Print the peak of the resident set above what it was before two asynchronous saves, in states."""
-    state = State(layers)
-    join_one_process()
-    store = CheckpointStore(folder / "store")
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back, see proc(5)
-    before = resident("VmRSS")
-    for number in range(2):
-        if kind == "DCP":
-            torch.distributed.checkpoint.async_save(state.nested(), checkpoint_id=folder / f"d{number}").result()
-        else:
-            store.save(f"iter_{number}.pth", state.sections, blocking=False).wait()
-    print(json.dumps((resident("VmHWM") - before) / state.bytes))
-
-
-def resident(field):
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
-
-
+# ---- memory, each kind in a process of its own
 def measure_memory(layers, folder):
     copies = {}
     for kind in ("mmtrain", "DCP"):
         (place := folder / f"memory-{kind}").mkdir()
-        command = [sys.executable, __file__, "--memory", kind, "--layers", str(layers), "--folder", str(place)]
+        command = [sys.executable, str(ROOT / "benchmarks" / "checkpoint_memory.py"), kind, str(layers), str(place)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         copies[kind] = json.loads(done.stdout.splitlines()[-1])
         shutil.rmtree(place)
@@ -373,11 +367,7 @@ def main():
     parser.add_argument("--layers", type=int, default=12, help="12 are 100 M parameters, 1.2 GB of state")
     parser.add_argument("--folder", type=Path, help="where to write; a temporary folder if not given")
     parser.add_argument("--no-write", action="store_true", help="leave results as they are")
-    parser.add_argument("--memory", choices=["mmtrain", "DCP"], help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.memory:
-        memory_of(options.memory, options.layers, options.folder)
-        return
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         memory = measure_memory(options.layers, Path(name))
         join_one_process()
@@ -388,9 +378,8 @@ def main():
         size, files = bench.state.bytes, len(bench.sizes)
     targets = judge(seconds, memory)
     report(seconds, targets, memory, size)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
     figures = {"bytes": size, "files": files, "targets": targets, "peak_extra_memory_in_states": memory}
-    figures |= {"seconds": medians, "all_rounds": seconds}
+    figures |= {"seconds": {name: statistics.median(times) for name, times in seconds.items()}, "all_rounds": seconds}
     if not options.no_write:
         print(f"written to {write_result('checkpoint_io', figures)}")
     torch.distributed.destroy_process_group()

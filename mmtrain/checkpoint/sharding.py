@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from mmtrain.checkpoint.index import PieceEntry
 from mmtrain.errors import CheckpointError
@@ -65,6 +66,8 @@ def collect(section: str, tensors: Mapping[str, Tensor], *, writers: Mapping[str
 
 def is_sharded(tensor: Tensor) -> bool:
     """Whether this is a DTensor; told without importing torch.distributed.tensor, which takes a second."""
+    if type(tensor) is Tensor or type(tensor) is Parameter:  # a lookup that fails is slow, and there are many
+        return False
     return hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
 
 
@@ -157,4 +160,4 @@ def _memory(piece: Piece) -> Any:
     t = piece.tensor
     if t.numel() == 0:
         return None
-    return (t.data_ptr(), str(t.device), tuple(t.shape), t.stride(), t.dtype, t.is_conj(), t.is_neg(), piece.offsets)
+    return (t.data_ptr(), t.device, tuple(t.shape), t.stride(), t.dtype, t.is_conj(), t.is_neg(), piece.offsets)

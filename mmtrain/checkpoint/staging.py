@@ -9,17 +9,18 @@ because a forward changes them too: the running statistics of a normalisation ar
 """
 
 import contextlib
+import ctypes
 import mmap
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mmtrain.checkpoint.parallel import submit
-from mmtrain.checkpoint.tensors import Layout, flat_bytes, is_plain
+from mmtrain.checkpoint.tensors import Layout, is_plain
 
 _ALIGNMENT = 64
 Job = Callable[[], None]
@@ -65,13 +66,12 @@ class Stager:
         buffer = self._room(total, pinned=cuda)
         raw = memoryview(buffer.numpy())  # type: ignore[arg-type]
         staged = Staged([raw[start : start + layout.size] for start, layout in zip(starts, layouts, strict=True)])
-        now, later = _Copies(), _Copies()
-        for start, layout in zip(starts, layouts, strict=True):
-            copies = later if layout.section in overlapped else now
-            for piece, offset in zip(layout.pieces, layout.starts, strict=True):
-                copies.add(piece.tensor, buffer[start + offset : start + offset + piece.tensor.nbytes])
-        self._copy_cuda(now, later, staged)
+        now, later = _Copies(buffer), _Copies(buffer)
+        placed = list(zip(starts, layouts, strict=True))
+        now.add_all([(start, layout) for start, layout in placed if layout.section not in overlapped])
         urgent = [self._submit(group) for group in _balanced(now.host, self._threads)]
+        later.add_all([(start, layout) for start, layout in placed if layout.section in overlapped])
+        self._copy_cuda(now, later, staged)
         staged._futures = [self._submit(group) for group in _balanced(later.host, self._threads)]
         for future in urgent:
             future.result()
@@ -114,24 +114,36 @@ class Stager:
 
 
 class _Copies:
-    """Copies still to be made, those of the host apart from the device's."""
+    """Copies into the buffer still to be made, those of the host apart from the device's."""
 
-    def __init__(self) -> None:
+    def __init__(self, buffer: Tensor) -> None:
         self.host: list[tuple[int, Job]] = []
         self.cuda: list[tuple[Tensor, Tensor]] = []
+        self._buffer, self._address = buffer, buffer.data_ptr()
 
-    def add(self, source: Tensor, target: Tensor) -> None:
-        if source.numel() == 0:
+    def add_all(self, layouts: Sequence[tuple[int, Layout]]) -> None:
+        """Add every piece of these layouts, each of which begins at a place of the buffer."""
+        for start, layout in layouts:
+            for piece, offset in zip(layout.pieces, layout.starts, strict=True):
+                self._add(piece.tensor, start + offset)
+
+    def _add(self, source: Tensor, place: int) -> None:
+        size = source.nbytes
+        if size == 0:
             return
-        shaped = target.view(source.dtype).view(source.shape)
+        if is_plain(source):
+            # one memcpy without the interpreter's lock; torch's copy wakes a team of threads for each tensor
+            self.host.append((size, partial(_copy_bytes, self._address + place, source, size)))
+            return
+        target = self._buffer[place : place + size].view(source.dtype).view(source.shape)
         if source.is_cuda:
-            self.cuda.append((shaped, source))
-        elif is_plain(source):
-            # numpy's copy is one memcpy without the interpreter's lock; torch's wakes a team of threads for each tensor
-            pair = target.numpy(), flat_bytes(source)
-            self.host.append((source.nbytes, lambda: np.copyto(*pair)))
+            self.cuda.append((target, source))
         else:
-            self.host.append((source.nbytes, lambda: _copy(shaped, source)))
+            self.host.append((size, partial(_copy, target, source)))
+
+
+def _copy_bytes(address: int, source: Tensor, size: int) -> None:
+    ctypes.memmove(address, source.data_ptr(), size)
 
 
 def _copy(target: Tensor, source: Tensor) -> None:
