@@ -83,7 +83,7 @@ def manifest_of(ranks, tensors, folder, *, sharded):
     timed("read the index", lambda: decode_index(index))
     return {
         "ranks": ranks, "files": len(files), "bytes_a_rank_sends": len(words[-1]),
-        "bytes_every_rank_receives": sum(map(len, words)), "manifest_bytes": len(data), "index_bytes": len(index),
+        "bytes_rank_0_receives": sum(map(len, words)), "manifest_bytes": len(data), "index_bytes": len(index),
         "seconds": took,
     }  # fmt: skip
 
@@ -194,7 +194,8 @@ def watch_collectives(counts):
         first = args[0]
         if hasattr(first, "nbytes"):
             return first.nbytes
-        return len(pickle.dumps(args[1] if len(args) > 1 and first and first[0] is None else first))
+        empty = isinstance(first, list) and first and first[0] is None  # of an all-gather, beside what it gives
+        return len(pickle.dumps(args[1] if empty and len(args) > 1 else first))
 
     def patch(name):
         original = getattr(group, name)
@@ -205,7 +206,8 @@ def watch_collectives(counts):
 
         setattr(group, name, counted)
 
-    for name in ("all_reduce", "broadcast", "all_gather_object", "broadcast_object_list", "barrier", "reduce"):
+    objects = ("all_gather_object", "gather_object", "broadcast_object_list")
+    for name in ("all_reduce", "broadcast", "barrier", "reduce", *objects):
         patch(name)
 
 

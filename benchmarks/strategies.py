@@ -22,7 +22,7 @@ from pathlib import Path
 
 import step_overhead
 import torch
-from common import write_result
+from common import RESULTS, commit, write_result
 
 ROOT = Path(__file__).resolve().parent.parent
 ENGINES = ("ddp", "fsdp", "zero1", "zero2", "zero3")
@@ -211,10 +211,11 @@ def main():
     if arguments.measure:
         measure(arguments.measure, arguments.folder, arguments.blocks)
         return
-    figures = {}
+    written = RESULTS / "strategies.json"
+    figures = json.loads(written.read_text())["engines"] if written.exists() else {}  # those not measured now stay
     print(f"{'':8}{'bare, ms':>10}{'mmtrain, ms':>14}{'ratio':>8}   quartiles")
     for engine in arguments.engines:
-        found = figures[engine] = run(engine, arguments.processes, arguments.blocks)
+        found = figures[engine] = run(engine, arguments.processes, arguments.blocks) | {"commit": commit()}
         low, high = found["ratio_quartiles"]
         print(
             f"{engine:8}{found['bare_us'] / 1e3:10.2f}{found['mmtrain_us'] / 1e3:14.2f}{found['ratio']:8.4f}"
