@@ -281,7 +281,9 @@ def _leave_after(pid: int) -> None:
     """
     try:
         handle = os.pidfd_open(pid)
-    except (OSError, AttributeError):  # gone already, or an old kernel or Python
+    except ProcessLookupError:  # killed while this worker was being started
+        os._exit(1)
+    except (OSError, AttributeError):  # an old kernel or Python
         return
 
     def watch() -> None:

@@ -214,3 +214,17 @@ def test_other_ways_to_start_workers(method):
     run = take(read, 5)
     read.close()
     assert run == take(stream(Noisy(), num_workers=0, shuffle=True), 5)
+
+
+def test_a_worker_whose_main_process_is_gone_before_it_began_leaves():
+    """The main process was killed while a fork server started the worker: nobody else would ever end it."""
+    code = (
+        "import subprocess, sys\n"
+        "from mmtrain.data.workers import _die_with_parent\n"
+        "gone = subprocess.Popen([sys.executable, '-c', ''])\n"
+        "gone.wait()\n"
+        "_die_with_parent(gone.pid)\n"
+        "print('still there')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
