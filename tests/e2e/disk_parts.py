@@ -7,7 +7,10 @@ from mmtrain.registry import HOOKS
 
 @HOOKS.register_module()
 class ShellAt:
-    """Does something to the disk at the end of an iteration; it must succeed."""
+    """Does something to the disk at the end of an iteration; it must succeed.
+
+    A save in the background is waited for first: it meets the disk as it was when it began, however slow it is.
+    """
 
     priority = "HIGHEST"
 
@@ -16,4 +19,5 @@ class ShellAt:
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.iter + 1 == self.iteration:
+            runner.saving.finish(runner)
             subprocess.run(self.command, shell=True, check=True)

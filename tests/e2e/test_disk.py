@@ -60,9 +60,13 @@ def test_a_full_disk_that_is_freed(tmp_path):
         custom_hooks=hooks((6, fill), (13, f"rm {tmp_path}/disk/filler")),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert (
-        done.stderr.count("iter_7.pth could not be written: [Errno 28] No space left on device") >= 1 + 7
-    )  # at once, and with each line
+    lines = [line for line in done.stderr.splitlines() if "(train)" in line or "checkpoint" in line]
+    failed = "iter_7.pth could not be written: [Errno 28] No space left on device"
+    failure = lines[next(at for at, line in enumerate(lines) if failed in line) :]
+    failure = failure[: next(at for at, line in enumerate(failure) if "Saved checkpoint" in line)]
+    reports = [line for line in failure if "(train)" in line]
+    assert any("[14/20]" in line for line in reports)  # it was known at iteration 13 at the latest
+    assert len(failure) == 1 + 2 * len(reports)  # at once, and after each line until a save succeeded
     assert "Traceback" not in done.stderr
     assert "Logging error" not in done.stderr
     names = {path.name for path in (tmp_path / "copy").iterdir() if not path.name.startswith("20")}
