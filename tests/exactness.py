@@ -36,11 +36,9 @@ class CrashAt:
             raise Crash
 
 
-def run(work_dir, *, crash=None, resume=True, **changes):
-    """Train; with ``crash`` until it comes. Returns the runner."""
-    hooks = [Counter(0.9), Counter(0.5), *changes.pop("custom_hooks", [])]
-    if crash is not None:
-        hooks.append(CrashAt(*crash))
+def train(work_dir, *, crash=None, hooks=(), resume=True, **changes):
+    """Train; with ``crash`` (`CrashAt`'s arguments) until it comes. Returns the runner."""
+    hooks = [*hooks] if crash is None else [*hooks, CrashAt(*crash)]
     runner = make_runner(work_dir, custom_hooks=hooks, resume=resume, **changes)
     try:
         runner.train()
@@ -49,6 +47,11 @@ def run(work_dir, *, crash=None, resume=True, **changes):
     else:
         assert crash is None, "the crash never came"
     return runner
+
+
+def run(work_dir, *, custom_hooks=(), **options):
+    """`train` with two hooks that have a state."""
+    return train(work_dir, hooks=[Counter(0.9), Counter(0.5), *custom_hooks], **options)
 
 
 def left_behind(work_dir):

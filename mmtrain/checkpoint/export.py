@@ -5,10 +5,8 @@ is only ever one that the caller built from a config of the user's: nothing that
 """
 
 import hashlib
-import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 
 from mmtrain.checkpoint import zero_shards
 from mmtrain.checkpoint.manifest import Manifest
-from mmtrain.checkpoint.plain_files import write_weights
+from mmtrain.checkpoint.plain_files import replacing, write_weights
 from mmtrain.checkpoint.reader import Checkpoint
 from mmtrain.errors import CheckpointError, ConfigError
 
@@ -37,11 +35,15 @@ def read_weights(checkpoint: Checkpoint, *, average: str | None = None) -> dict[
     if not weights and zero_shards.shards(checkpoint.path):
         weights = zero_shards.read_whole(checkpoint.path)
     if average is not None:
-        for name, value in averages_in(checkpoint)[average].items():
-            if name not in weights or weights[name].shape != value.shape:
-                raise CheckpointError(f"{checkpoint.path}: the average of {name!r} has no weight of its shape")
-            weights[name] = value.to(weights[name].dtype)
+        _put_in_place(averages_in(checkpoint)[average], weights, checkpoint.path)
     return weights
+
+
+def _put_in_place(averages: Mapping[str, Tensor], weights: dict[str, Tensor], path: Path) -> None:
+    for name, value in averages.items():
+        if name not in weights or weights[name].shape != value.shape:
+            raise CheckpointError(f"{path}: the average of {name!r} has no weight of its shape")
+        weights[name] = value.to(weights[name].dtype)
 
 
 def averages_in(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
@@ -93,7 +95,7 @@ def write_mmengine(path: Path, weights: Mapping[str, Tensor], meta: Mapping[str,
 
     ``torch.load(path, weights_only=True)`` is enough for it. Raises CheckpointError where it cannot be written.
     """
-    with _aside(path) as aside:
+    with replacing(path) as aside:
         _save({"meta": dict(meta), "state_dict": dict(weights)}, aside)
 
 
@@ -104,14 +106,15 @@ def publish(checkpoint: Checkpoint, keys: Collection[str]) -> Path:
     ``ema_state_dict`` the weights themselves then, as MMEngine's EMAHook swaps them. Raises CheckpointError where it
     cannot be written.
     """
-    averages = next((name for name, found in averages_in(checkpoint).items() if found), None)
-    content: dict[str, Any] = {"meta": mmengine_meta(checkpoint.manifest)}
-    content["state_dict"] = read_weights(checkpoint, average=averages)
-    if averages is not None and "ema_state_dict" in keys:
-        content["ema_state_dict"] = read_weights(checkpoint)
+    weights = read_weights(checkpoint)
+    content = {"meta": mmengine_meta(checkpoint.manifest), "state_dict": weights}
+    averages = next((found for found in averages_in(checkpoint).values() if found), None)
+    if averages is not None:
+        content["ema_state_dict"] = dict(weights)
+        _put_in_place(averages, weights, checkpoint.path)
     stem = checkpoint.path.with_suffix("")
     nameless = stem.with_name(f".{stem.name}.published")
-    with _aside(nameless) as aside:
+    with replacing(nameless) as aside:
         _save({key: value for key, value in content.items() if key in keys}, aside)
     digest = hashlib.sha256()
     with nameless.open("rb") as file:
@@ -159,7 +162,7 @@ def write_huggingface(path: Path, model: nn.Module, *, dtype: torch.dtype | None
     left_out = [key for key in model.state_dict() if not key.startswith(inside)]
     if dtype is not None:
         part.to(dtype)
-    with _aside(path) as aside:
+    with replacing(path) as aside:
         part.save_pretrained(str(aside))
         for companion in ("tokenizer", "processor"):
             save = getattr(getattr(model, companion, None), "save_pretrained", None)
@@ -171,8 +174,6 @@ def write_huggingface(path: Path, model: nn.Module, *, dtype: torch.dtype | None
 def _save(content: Mapping[str, Any], path: Path) -> None:
     with path.open("wb") as file:  # torch.save keeps the name of a path in the file, so equal contents would differ
         torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def write_pretrained(path: Path, model: Any, weights: Mapping[str, Tensor]) -> None:
@@ -180,7 +181,7 @@ def write_pretrained(path: Path, model: Any, weights: Mapping[str, Tensor]) -> N
 
     ``model.safetensors`` in it is a plain one. Raises CheckpointError where it cannot be written.
     """
-    with _aside(path) as aside:
+    with replacing(path) as aside:
         for part in ("config", "generation_config"):
             settings = getattr(model, part, None)
             if settings is not None:
@@ -188,25 +189,3 @@ def write_pretrained(path: Path, model: Any, weights: Mapping[str, Tensor]) -> N
         write_weights(aside / "model.safetensors", weights)
         if path.is_dir():
             shutil.rmtree(path)
-
-
-@contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    """Something to write that takes its place by a rename: a reader finds all of it or nothing."""
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(aside)  # a killed one's
-        yield aside
-        aside.replace(path)
-    except (OSError, RuntimeError) as error:  # torch.save tells a full disk as a RuntimeError
-        raise CheckpointError(f"{path} could not be written: {error}") from error
-    finally:
-        _remove(aside)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

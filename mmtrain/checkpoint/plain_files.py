@@ -3,20 +3,47 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mmtrain.errors import CheckpointError
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A place to write a file or a directory; it takes the place of ``path`` by a rename once the block is through.
+
+    A reader finds all of it or nothing, and a file is on the disk before it is found. Raises CheckpointError where it
+    cannot be written; what was there before stays. A directory does not take the place of one that has files.
+    """
+    # A directory, because safetensors writes beside its target too, under a name that nobody knows after a kill. One
+    # run writes here at a time, and clears away what a killed one left.
+    folder = path.with_name(f".{path.name}.tmp")
+    aside = folder / path.name
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        yield aside
+        if aside.is_file():
+            with aside.open("rb") as file:
+                os.fsync(file.fileno())
+        aside.replace(path)
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save tells a full disk as a RuntimeError
+        raise CheckpointError(f"{path} could not be written: {error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file by a rename, so that a reader finds the old one or the new one."""
-    text = json.dumps(value, indent=2) + "\n"
-    _replace(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+    with replacing(path) as aside:
+        aside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -32,21 +59,5 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
             value = value.clone()
         seen.add(value.data_ptr())
         plain[name] = value
-    _replace(path, lambda aside: save_file(plain, aside, metadata={"format": "pt"}))
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    # A directory, because safetensors writes beside its target too, under a name that nobody knows after a kill. One
-    # run writes here at a time, and clears away what a killed one left.
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        write(aside / path.name)
-        with (aside / path.name).open("rb") as file:
-            os.fsync(file.fileno())
-        (aside / path.name).replace(path)
-    except Exception as error:  # safetensors has an error class of its own for the same faults
-        raise CheckpointError(f"{path} could not be written: {error}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with replacing(path) as aside:
+        save_file(plain, aside, metadata={"format": "pt"})

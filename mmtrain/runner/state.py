@@ -43,10 +43,9 @@ def gather_weights(strategy: "Strategy") -> dict[str, Tensor]:
     """The whole model's tensors by name, on rank 0 (where sharded on the CPU, one at a time); empty elsewhere."""
     weights = {}
     for name, value in strategy.model_state().items():
-        gather = getattr(value, "full_tensor", None)
-        whole = value if gather is None else gather().cpu()
+        whole = _whole(value)
         if dist.is_main():
-            weights[name] = whole
+            weights[name] = whole if whole is value else whole.cpu()
     return weights
 
 

@@ -4,12 +4,13 @@ An optimizer's state is keyed ``<parameter name>/<slot>`` (``layers.0.weight/exp
 hyperparameters of the groups come from today's config, never from a checkpoint.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from mmtrain.errors import CheckpointError
+from mmtrain.errors import CheckpointError, ConfigError
 from mmtrain.optim import OptimWrapper
 from mmtrain.strategies.base import SavedTensor
 
@@ -56,15 +57,30 @@ def broadcast_buffers(module: nn.Module) -> None:
 
 
 def optimizer_tensors(model: nn.Module, optim: OptimWrapper) -> dict[str, Tensor]:
-    """The optimizer's state as tensors; numbers become 0-d float64 tensors."""
+    """The optimizer's state as tensors; numbers become 0-d float64 tensors. Raises ConfigError for anything else."""
     tensors = {}
-    for name, parameter in _optimized(model, optim):
-        for slot, value in optim.optimizer.state.get(parameter, {}).items():
-            if value is not None:
-                tensors[f"{name}/{slot}"] = (
-                    value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    for name, (parameter, optimizer) in _optimized(model, optim).items():
+        for slot, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, (bool, int, float)):
+                tensors[f"{name}/{slot}"] = torch.tensor(value, dtype=torch.float64)
+            elif isinstance(value, Tensor):
+                tensors[f"{name}/{slot}"] = value
+            elif value is not None:
+                raise ConfigError(
+                    f"optim_wrapper.optimizer: {type(optimizer).__name__} keeps a {type(value).__name__} as {slot!r} of "
+                    f"{name}, and a checkpoint holds tensors and numbers only; save without it by "
+                    "default_hooks.checkpoint.save_optimizer=False (a resume then begins its state anew), or use "
+                    "another optimizer"
                 )
     return tensors
+
+
+def not_trained(name: str) -> CheckpointError:
+    """The error of a checkpoint that holds optimizer state for a parameter that this run does not train."""
+    return CheckpointError(
+        f"the checkpoint holds optimizer state for {name!r}, which this run does not train; "
+        "start from its weights alone (resume=False, load_from=...) or train the same parameters"
+    )
 
 
 def load_optimizer_tensors(model: nn.Module, optim: OptimWrapper, state: Mapping[str, Tensor]) -> None:
@@ -73,21 +89,19 @@ def load_optimizer_tensors(model: nn.Module, optim: OptimWrapper, state: Mapping
     Raises CheckpointError where the state names a parameter that this optimizer does not train, or where a moment has
     another shape than its parameter.
     """
-    parameters = dict(_optimized(model, optim))
+    parameters = _optimized(model, optim)
     slots: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
         name, _, slot = key.rpartition("/")
         if name not in parameters:
-            raise CheckpointError(
-                f"the checkpoint holds optimizer state for {name!r}, which this run does not train; "
-                "start from its weights alone (resume=False, load_from=...) or train the same parameters"
-            )
-        if value.dim() and value.shape != parameters[name].shape and value.numel() == parameters[name].numel():
+            raise not_trained(name)
+        shape = parameters[name][0].shape
+        if value.dim() and value.shape != shape and value.numel() == shape.numel():
             raise CheckpointError(f"optimizer state {key!r} has shape {tuple(value.shape)}, its parameter has another")
         slots.setdefault(name, {})[slot] = value
     for name, own in slots.items():
-        parameter = parameters[name]
-        optim.optimizer.state[parameter] = {slot: placed(slot, value, parameter, optim) for slot, value in own.items()}
+        parameter, optimizer = parameters[name]
+        optimizer.state[parameter] = {slot: placed(slot, value, parameter, optimizer) for slot, value in own.items()}
 
 
 def sharded_targets(model: nn.Module, saved: Mapping[str, SavedTensor]) -> dict[str, Tensor]:
@@ -103,17 +117,25 @@ def sharded_targets(model: nn.Module, saved: Mapping[str, SavedTensor]) -> dict[
     return targets
 
 
-def placed(slot: str, value: Tensor, parameter: Tensor, optim: OptimWrapper) -> Tensor | float:
+def placed(slot: str, value: Tensor, parameter: Tensor, optimizer: Optimizer) -> Tensor | float:
     """A loaded value where the optimizer keeps it: numbers as numbers, moments beside their parameter."""
-    if value.dim() == 0 and value.dtype == torch.float64:
+    own_kind = parameter.dim() == 0 and parameter.dtype == torch.float64  # whose moments look like numbers
+    if value.dim() == 0 and value.dtype == torch.float64 and (slot == "step" or not own_kind):
         return value.item()
-    if slot == "step" and not any(group.get("fused") or group.get("capturable") for group in optim.param_groups):
+    if slot == "step" and not any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups):
         return value.cpu().clone()  # torch keeps step counts on the CPU unless a fused kernel reads them
     return value.to(parameter.device, copy=True)
 
 
-def _optimized(model: nn.Module, optim: OptimWrapper) -> Iterator[tuple[str, nn.Parameter]]:
-    trained = {id(parameter) for group in optim.param_groups for parameter in group["params"]}
-    for name, parameter in model.named_parameters():
-        if id(parameter) in trained:
-            yield name, parameter
+def _optimized(model: nn.Module, optim: OptimWrapper) -> dict[str, tuple[nn.Parameter, Optimizer]]:
+    """Each trained parameter by its name, with the optimizer that trains it. Raises ConfigError where two do."""
+    trained: dict[int, Optimizer] = {}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for optimizer in optim.optimizers.values():
+        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+            if trained.setdefault(id(parameter), optimizer) is not optimizer:
+                raise ConfigError(
+                    f"optim_wrapper: {names.get(id(parameter), 'a parameter')} is trained by two optimizers, whose "
+                    "moments a checkpoint could not tell apart; give it to one of them"
+                )
+    return {name: (p, trained[id(p)]) for name, p in model.named_parameters() if id(p) in trained}

@@ -4,8 +4,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import exactness
 import pytest
-from exactness import Crash, CrashAt, assert_same, left_behind
+from exactness import assert_same, left_behind
 from parts import make_runner
 
 from mmtrain.checkpoint import CheckpointStore
@@ -21,20 +22,13 @@ HOOKS = {"checkpoint": {"type": "CheckpointHook", "interval": 3}}
 def train(work, *, iterations=14, crash=None, ledger=True, **changes):
     """Go on for ``iterations`` in all, or up to a crash that costs what was done since the last save."""
     cfg = {
-        "resume": True,
         "val_dataloader": None,
         "default_hooks": HOOKS,
-        "custom_hooks": [],
         "model": MODEL,
         **changes,
     }
     cfg["train_cfg"] = {"ledger": ledger, "max_iters": iterations}
-    if crash is not None:
-        cfg["custom_hooks"].append(CrashAt("iteration", crash))
-    try:
-        make_runner(work, **cfg).train()
-    except Crash:
-        assert crash is not None
+    exactness.train(work, crash=None if crash is None else ("iteration", crash), **cfg)
 
 
 def rewrite(work, change):

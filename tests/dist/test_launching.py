@@ -1,6 +1,7 @@
 """The real command in real processes: who speaks, who stops, and how soon."""
 
 import sys
+from importlib.util import find_spec
 
 import pytest
 from commands import first_line, run, with_trouble, write_config
@@ -82,17 +83,29 @@ def test_a_killed_rank_ends_the_others_soon(whole, tmp_path, rank):
     assert_same(whole, left_behind(tmp_path / "broken"))
 
 
+deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is optional and not installed")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["DDPStrategy", "FSDPStrategy"])
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        {"type": "DDPStrategy"},
+        {"type": "FSDPStrategy"},
+        pytest.param({"type": "DeepSpeedStrategy", "zero_optimization": {"stage": 2}}, marks=deepspeed),
+        pytest.param({"type": "DeepSpeedStrategy", "zero_optimization": {"stage": 3}}, marks=deepspeed),
+    ],
+    ids=["ddp", "fsdp", "zero2", "zero3"],
+)
 def test_torchrun_starts_a_killed_rank_again_and_the_run_ends_the_same(tmp_path, strategy):
-    whole = write_config(tmp_path, "whole", strategy={"type": strategy})
-    assert run(whole)[0] == [0, 0]
-    path = with_trouble(tmp_path, "broken", "SIGKILL", 1, iteration=26, once=True, strategy={"type": strategy})
+    statuses, errors, _ = run(write_config(tmp_path, "whole", strategy=strategy))
+    assert statuses == [0, 0], errors
+    path = with_trouble(tmp_path, "broken", "SIGKILL", 1, iteration=26, once=True, strategy=strategy)
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1",
         f"--master-port={free_port()}", str(ROOT / "tools" / "train.py"), str(path),
     ]  # fmt: skip
-    ((status, errors),) = outcomes(start_all(command, 1, RANK="", WORLD_SIZE=""), timeout=120)
+    ((status, errors),) = outcomes(start_all(command, 1, RANK="", WORLD_SIZE=""), timeout=180)
     assert status == 0, errors
     assert "Auto resumed from the latest checkpoint" in errors
     assert_same(left_behind(tmp_path / "whole"), left_behind(tmp_path / "broken"))

@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
-import parts
+import exactness
 import strategy_parts
-from exactness import Crash, CrashAt
 
 from mmtrain import dist
 from mmtrain.checkpoint import CheckpointStore
@@ -59,14 +58,8 @@ def train(work_dir, *, start=0, batch=12, size=100, iterations=24, accumulation=
     cfg["train_cfg"]["ledger"], cfg["val_dataloader"] = True, None
     cfg["default_hooks"]["checkpoint"]["interval"] = interval
     Path(work_dir).mkdir(exist_ok=True)
-    hooks = [SampleJournal(work_dir, start)] + ([] if crash is None else [CrashAt("iteration", crash)])
-    runner = parts.make_runner(work_dir, custom_hooks=hooks, resume=True, **cfg)
-    try:
-        runner.train()
-    except Crash:
-        assert crash is not None
-    else:
-        assert crash is None, "the crash never came"
+    crash = None if crash is None else ("iteration", crash)
+    exactness.train(work_dir, crash=crash, hooks=[SampleJournal(work_dir, start)], **cfg)
 
 
 def newest(work_dir):

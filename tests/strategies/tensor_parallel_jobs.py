@@ -3,10 +3,10 @@
 import hashlib
 from typing import ClassVar
 
+import exactness
 import parts
 import strategy_parts
 import torch
-from exactness import Crash, CrashAt
 from mmengine.evaluator import BaseMetric
 
 from mmtrain import dist
@@ -129,14 +129,8 @@ def changes(mesh=None, *, dropout=0.0, model=None, size=43, **options):
 
 def train(work_dir, mesh=None, *, crash=None, **options):
     """One run, or one that is interrupted. Returns this rank's parameters that are whole on it, as a digest."""
-    hooks = [{"type": "EMAHook", "momentum": 0.1}] + ([] if crash is None else [CrashAt(*crash)])
-    runner = parts.make_runner(work_dir, custom_hooks=hooks, resume=True, **changes(mesh, **options))
-    try:
-        runner.train()
-    except Crash:
-        assert crash is not None
-    else:
-        assert crash is None, "the crash never came"
+    ema = {"type": "EMAHook", "momentum": 0.1}
+    runner = exactness.train(work_dir, crash=crash, hooks=[ema], **changes(mesh, **options))
     digest = hashlib.sha256()
     for name, value in sorted(runner.strategy.model_state().items()):
         if "tp" not in value.device_mesh.mesh_dim_names if hasattr(value, "device_mesh") else True:

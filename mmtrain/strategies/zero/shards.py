@@ -15,7 +15,7 @@ from mmtrain import dist
 from mmtrain.errors import CheckpointError
 from mmtrain.optim import OptimWrapper
 from mmtrain.strategies.base import TrainedTensor
-from mmtrain.strategies.state import placed, refuse_misfits
+from mmtrain.strategies.state import not_trained, placed, refuse_misfits
 
 
 class Fragment(NamedTuple):
@@ -232,10 +232,7 @@ def load_optimizer(model: nn.Module, engine: Any, optim: OptimWrapper, state: Ma
     for key, value in state.items():
         name, _, slot = key.rpartition("/")
         if name not in trained:
-            raise CheckpointError(
-                f"the checkpoint holds optimizer state for {name!r}, which this run does not train; "
-                "start from its weights alone (resume=False, load_from=...) or train the same parameters"
-            )
+            raise not_trained(name)
         shape, fragment = trained[name]
         own = optim.optimizer.state[fragment.flat]
         if value.shape == shape and not (slot == "step" and not shape):
@@ -245,7 +242,7 @@ def load_optimizer(model: nn.Module, engine: Any, optim: OptimWrapper, state: Ma
         elif value.dim():
             raise CheckpointError(f"optimizer state {key!r} has shape {tuple(value.shape)}, its parameter has another")
         else:
-            _put_number(own, slot, placed(slot, value, fragment.flat, optim), key)
+            _put_number(own, slot, placed(slot, value, fragment.flat, optim.optimizer), key)
     if hasattr(engine.optimizer, "_hp_optimizer_states_linked"):
         engine.optimizer._hp_optimizer_states_linked = False
 
