@@ -209,8 +209,8 @@ class Run:
         after_step = self.starts % 2 == 0
         delay = self.rng.uniform(0, self.start_up * 2 if self.starts % 4 == 1 else self.span)
         if budget():
-            if after_step:
-                process.wait(HANGS, until=self.phase.exists)
+            if after_step and process.wait(HANGS, until=self.phase.exists) is None and not self.phase.exists():
+                self.lost = f"start {self.starts} hung: {_tail(log)}"
             if process.wait(delay) is None:
                 where = self._where()  # a moment before the kill
                 process.kill()

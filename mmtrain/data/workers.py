@@ -1,33 +1,31 @@
 """Data workers that live for the whole run, fed with draws and read in order; or the same without any worker."""
 
 import atexit
+import io
 import os
 import re
 import select
 import signal
 import sys
-import threading
 import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.connection import wait
 from typing import Any, NoReturn
 
 import torch
 from torch.multiprocessing import get_context
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader
 from torch.utils.data._utils import signal_handling
 from torch.utils.data._utils.pin_memory import pin_memory as pin
 
-from mmtrain import launch
+from mmtrain.data.in_worker import InWorker, Reader, WorkerStart
 from mmtrain.data.options import WorkerOptions
-from mmtrain.data.reading import Failure, describe, travels
+from mmtrain.data.reading import Failure
 from mmtrain.errors import RunError
-
-Reader = Callable[[Any], Any]
 
 
 class WorkerPool:
@@ -51,7 +49,7 @@ class WorkerPool:
         self._loader: DataLoader[Any] | None = None
         self._batches: Any = None
         self._ends: Any = None  # a poll object that is ready when a worker has ended
-        self._closing: Any = None
+        self._closing: Any = None  # shared with the workers: whether they are to leave
         self._at_exit: Callable[[], None] | None = None
         self._owner = os.getpid()
 
@@ -83,25 +81,30 @@ class WorkerPool:
             if isinstance(data, Failure):
                 data.raise_it()
             return draw, (pin(data) if self._pin else data)
-        if self._ends is not None and self._ends.poll(0):
-            self._raise_told(EOFError("a data worker has ended"))
         data = self._guarded(next, self._batches)
         if isinstance(data, Failure):
             data.raise_it()
         return self._pending.popleft(), data
 
     def close(self) -> None:
-        """End the workers. They leave after the sample they are at, after 5 seconds at the latest."""
+        """End the workers. They leave after the sample they are at, or are told to stop in it after 5 seconds.
+
+        Where one has ended before, the others are killed: it may have kept a lock that they wait for.
+        """
         batches, self._batches, self._loader, self._ends = self._batches, None, None, None
         self._pending.clear()
         if self._at_exit is not None:
             atexit.unregister(self._at_exit)
             self._at_exit = None
-        if batches is None or os.getpid() != self._owner:
+        if self._closing is None or os.getpid() != self._owner:
             return
-        self._closing.set()
-        with suppress(RuntimeError):  # a worker that had died before
+        self._closing.value = True
+        if batches is None:  # a worker could not be started: SIGTERM now ends those before it
+            return
+        if all(worker.is_alive() for worker in batches._workers):
             batches._shutdown_workers()
+        else:
+            _abandon(batches)
         for worker in batches._workers:
             if worker.is_alive():  # inside a call of C code that no signal handler interrupts
                 worker.kill()
@@ -113,18 +116,20 @@ class WorkerPool:
     def _make_loader(self) -> DataLoader[Any]:
         options = self._options
         context = options.multiprocessing_context
-        self._closing = (get_context(context) if context is None or isinstance(context, str) else context).Event()
+        contexts = get_context(context) if context is None or isinstance(context, str) else context
+        # Without a lock: a worker that is killed, or gets a second SIGTERM while it looks, would keep an Event's.
+        self._closing = contexts.RawValue("b", False)
         # Without this a worker that does not listen to SIGTERM would hold up the interpreter's exit.
         self._at_exit = partial(_close_at_exit, weakref.ref(self))
         atexit.register(self._at_exit)
         return DataLoader(
-            _InWorker(self._reader, self._path),  # type: ignore[arg-type]
+            InWorker(self._reader, self._path),  # type: ignore[arg-type]
             batch_sampler=_Feed(self),  # type: ignore[arg-type]
             num_workers=options.num_workers,
             collate_fn=_as_it_is,
             pin_memory=self._pin,
             timeout=options.timeout,
-            worker_init_fn=_WorkerStart(self._closing, options.worker_init_fn),
+            worker_init_fn=WorkerStart(self._closing, options.worker_init_fn),
             multiprocessing_context=context,
             generator=torch.Generator(),
             prefetch_factor=options.prefetch_factor,
@@ -135,18 +140,24 @@ class WorkerPool:
         """Stop torch from raising about a dead worker wherever the main process happens to be, a save for example.
 
         Its SIGCHLD handler raises for every worker in a table, from which ours are taken out. They are looked at when
-        a batch is taken, and by torch every 5 seconds while one is waited for.
+        a batch is taken and while one is waited for; where memory is pinned, in a thread, torch does that every 5
+        seconds. Without the handler nothing here may wait for what a dead worker holds.
         """
-        signal_handling._remove_worker_pids(id(self._batches))
-        self._batches._worker_pids_set = False
+        batches = self._batches
+        signal_handling._remove_worker_pids(id(batches))
+        batches._worker_pids_set = False
+        batches._workers_done_event = _DoneFlag(batches._workers_done_event)
         if hasattr(select, "poll"):
-            self._ends = select.poll()
-            for worker in self._batches._workers:
-                self._ends.register(worker.sentinel, select.POLLIN)
+            sentinels = [worker.sentinel for worker in batches._workers]
+            self._ends = _poll(sentinels)
+            if not self._pin:  # a pin-memory thread that waits for ever does not matter
+                _Pipe(batches._worker_result_queue, sentinels)
 
     def _guarded(self, function: Callable[[Any], Any], argument: Any) -> Any:
         """Call into torch's loader, and tell its errors about dead workers as a RunError."""
         try:
+            if self._ends is not None and self._ends.poll(0):
+                raise EOFError("a data worker has ended")
             return function(argument)
         except (RuntimeError, OSError, EOFError) as error:
             self._raise_told(error)
@@ -154,7 +165,7 @@ class WorkerPool:
     def _raise_told(self, error: Exception) -> NoReturn:
         workers = getattr(self._batches, "_workers", ())
         told = worker_death(error, path=self._path, workers=workers)
-        if told is None and not isinstance(error, RuntimeError):
+        if told is None and workers and not isinstance(error, RuntimeError):
             # A tensor was being fetched from a worker that is gone: the connection breaks before torch notices.
             ended = wait([worker.sentinel for worker in workers], timeout=1)
             for worker in workers:
@@ -164,6 +175,75 @@ class WorkerPool:
         if told is None:
             raise error
         raise told from error
+
+
+class _DoneFlag:
+    """torch's event that tells workers to leave, as the main process uses it: without the event's lock.
+
+    Workers take that lock at every draw, so one that is killed may keep it, and the main process would wait for ever.
+    """
+
+    def __init__(self, event: Any) -> None:
+        self._event = event  # a worker that is being spawned finds its semaphores as long as they are referred to
+        self._is_set = False
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+    def set(self) -> None:
+        if not self._is_set:
+            self._is_set = True
+            self._event._flag.release()
+
+
+class _Pipe:
+    """The end of the workers' pipe from which the main process reads: without waiting for a worker that has ended.
+
+    The rest of a message that it began would never come, and no end of the pipe either: the other workers hold it open.
+    """
+
+    def __init__(self, queue: Any, sentinels: list[int]) -> None:
+        self._pipe = queue._reader.fileno()
+        self._ready = _poll([self._pipe, *sentinels])
+        queue._poll, queue._reader._recv = self.poll, self._recv
+
+    def poll(self, seconds: float | None = 0.0) -> bool:
+        """Return whether there is something to read, after so many seconds at most."""
+        ready = dict(self._ready.poll(None if seconds is None else max(seconds, 0.0) * 1000))
+        if ready and self._pipe not in ready:
+            raise EOFError("a data worker has ended")
+        return bool(ready)
+
+    def _recv(self, size: int) -> io.BytesIO:
+        buffer = io.BytesIO()
+        while buffer.tell() < size and self.poll(None):
+            read = os.read(self._pipe, size - buffer.tell())
+            if not read:
+                raise EOFError("all data workers have ended")
+            buffer.write(read)
+        return buffer
+
+
+def _poll(descriptors: Iterable[int]) -> Any:
+    poller = select.poll()
+    for descriptor in descriptors:
+        poller.register(descriptor, select.POLLIN)
+    return poller
+
+
+def _abandon(batches: Any) -> None:
+    """Kill the workers of torch's iterator; nothing of it is waited for any more."""
+    batches._shutdown = True
+    if hasattr(batches, "_pin_memory_thread"):
+        batches._pin_memory_thread_done_event.set()
+        queue = batches._worker_result_queue
+        queue.cancel_join_thread()
+        queue.put((None, None))  # wakes the thread, unless it reads what the dead worker began
+        batches._pin_memory_thread.join(1)
+    for worker in batches._workers:
+        worker.kill()
+    for worker in batches._workers:
+        worker.join(1)
 
 
 class _Feed:
@@ -179,118 +259,8 @@ class _Feed:
             yield draw
 
 
-class _InWorker:
-    """The reader as torch's loader takes it: a data set that reads a whole batch at a time."""
-
-    def __init__(self, reader: Reader, path: str) -> None:
-        self.reader = reader
-        self._path = path
-        self._checked = False
-
-    def __getitems__(self, draw: Any) -> Any:
-        if _start_failure:
-            failure = _start_failure[0]
-            return Failure(f"{self._path}.worker_init_fn: {failure.sentence}", failure.error).packed()
-        data = self.reader(draw)
-        if isinstance(data, Failure):
-            return data.packed()
-        if not self._checked:
-            self._checked = True
-            failed = travels(data, self._path)
-            if failed is not None:
-                return failed.packed()
-        return data
-
-
 def _as_it_is(data: Any) -> Any:
     return data
-
-
-_start_failure: list[Failure] = []  # in a worker: what the user's worker_init_fn raised
-
-
-class _WorkerStart:
-    """What a worker does first.
-
-    The signals by which a scheduler, a terminal or an operator asks a run to save and stop reach its workers as well.
-    The main process answers them and still needs batches to reach its next save point, so workers go on until it
-    closes them. They end with the main process, also when that is killed: on Linux at once, elsewhere when torch's
-    watchdog looks, within 5 seconds.
-    """
-
-    def __init__(self, closing: Any, user_function: Callable[[int], Any] | None) -> None:
-        self._closing = closing
-        self._user_function = user_function
-        self._parent = os.getpid()
-        # The death signal follows the thread that forked, so it is safe from the main thread only.
-        self._tied = sys.platform == "linux" and threading.current_thread() is threading.main_thread()
-
-    def __call__(self, worker_id: int) -> None:
-        self._handle_signals()
-        if self._tied:
-            _die_with_parent(self._parent)
-        info = get_worker_info()
-        if info is not None:
-            wrapper: Any = info.dataset
-            object.__setattr__(info, "dataset", getattr(wrapper.reader, "dataset", None))  # as the user knows it
-        _start_failure.clear()
-        if self._user_function is not None:
-            try:
-                self._user_function(worker_id)
-            except Exception as error:
-                _start_failure.append(Failure(f"it failed with {describe(error)}", error))
-
-    def _handle_signals(self) -> None:
-        # Functions, not SIG_IGN: a program that the data set starts would inherit that.
-        for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), _go_on)
-        launch.answer_with_stacks()
-        signal.signal(signal.SIGTERM, self._terminate)
-        signal.set_wakeup_fd(-1)  # it may be the main process's
-
-    def _terminate(self, signum: int, frame: Any) -> None:
-        if self._closing.is_set():
-            os._exit(0)
-
-
-def _go_on(signum: int, frame: Any) -> None:
-    """Ignore a signal."""
-
-
-def _die_with_parent(parent: int) -> None:
-    """Ask Linux to kill this process when its parent's thread ends (prctl(PR_SET_PDEATHSIG), prctl(2))."""
-    import ctypes
-
-    if os.getppid() != parent:
-        _leave_after(parent)
-        return
-    try:
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
-    except (OSError, AttributeError):
-        return
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _leave_after(pid: int) -> None:
-    """End this process when process ``pid`` has ended.
-
-    A worker that a fork server started is no child of the main process, and it holds the server's pipe open, so neither
-    the server nor torch's watchdog would ever notice that the main process was killed.
-    """
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:  # killed while this worker was being started
-        os._exit(1)
-    except (OSError, AttributeError):  # an old kernel or Python
-        return
-
-    def watch() -> None:
-        select.select([handle], [], [])
-        os._exit(1)
-
-    threading.Thread(target=watch, name="mmtrain-parent", daemon=True).start()
 
 
 @contextmanager

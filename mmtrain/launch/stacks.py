@@ -19,6 +19,7 @@ _WORKER_FILE = "mmtrain-stacks"
 _PACKAGE = Path(__file__).resolve().parents[1]
 _STANDARD = sysconfig.get_paths()["stdlib"]
 _FRAME = re.compile(r'^  File "(.*)", line (\d+) in (.*)$')
+_WRAPPERS = (("dist.py",), ("checkpoint", "ranks.py"), ("data", "workers.py"))
 _SECONDS = 2.0  # what data workers get for writing theirs
 
 
@@ -98,9 +99,9 @@ def _worth_naming(frames: list[Frame]) -> tuple[Frame | None, list[Frame]]:
 
 
 def _is_library(frame: Frame) -> bool:
-    """torch, Python's own, and our wrappers of collectives, which say less than who called them."""
+    """torch, Python's own, and our wrappers of collectives and of workers, which say less than who called them."""
     own = frame.file.startswith(_STANDARD) and "site-packages" not in frame.file and "dist-packages" not in frame.file
-    wrappers = (str(_PACKAGE / "dist.py"), str(_PACKAGE / "checkpoint" / "ranks.py"))
+    wrappers = [str(_PACKAGE.joinpath(*parts)) for parts in _WRAPPERS]
     return own or frame.file.startswith("<") or "/torch/" in frame.file or frame.file in wrappers
 
 

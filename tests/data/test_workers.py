@@ -1,5 +1,6 @@
 """The worker processes: how they begin, what they survive, how they end."""
 
+import faulthandler
 import os
 import select
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from multiprocessing.connection import Connection
 
 import pytest
 import torch
@@ -17,6 +19,16 @@ from mmtrain.data import TrainStream, worker_death, workers
 from mmtrain.errors import RunError
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="pidfd is Linux's")
+cuda = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
+LIMIT = 120  # seconds after which something hangs
+
+
+@pytest.fixture(autouse=True)
+def _a_hang_ends():
+    """What is tested here would otherwise hold up all tests."""
+    faulthandler.dump_traceback_later(2 * LIMIT, exit=True)
+    yield
+    faulthandler.cancel_dump_traceback_later()
 
 
 def stream(dataset, **options):
@@ -27,14 +39,14 @@ def pids_of(read, batches=4):
     return {pid for _ in range(batches) for pid in next(read).data["pid"].tolist()}
 
 
-def ended(descriptors, seconds):
+def ended(descriptors):
     """Wait until the processes behind pidfds have ended; return whether they did."""
     waiting = set(descriptors)
     poller = select.poll()
     for descriptor in waiting:
         poller.register(descriptor, select.POLLIN)
     while waiting:
-        ready = poller.poll(seconds * 1000)
+        ready = poller.poll(LIMIT * 1000)
         if not ready:
             return False
         for descriptor, _ in ready:
@@ -78,16 +90,45 @@ def test_a_dead_worker_is_told_when_a_batch_is_taken_and_nowhere_else():
     pid = next(read).data["pid"][0].item()
     descriptor = os.pidfd_open(pid)
     os.kill(pid, signal.SIGKILL)
-    assert ended([descriptor], 5)
+    assert ended([descriptor])
     assert sum(range(100_000)) > 0  # torch's handler would raise in here
     with pytest.raises(RunError, match="SIGKILL"):
         take(read, 1000)
     read.close()
 
 
+def die_with_the_lock_of_all_workers():
+    """Every worker takes the lock of torch's event at every draw."""
+    frame = sys._getframe()
+    while "done_event" not in frame.f_locals:
+        frame = frame.f_back
+    frame.f_locals["done_event"]._cond.acquire()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_in_the_middle_of_a_message():
+    """The siblings keep the pipe open, and the rest never comes."""
+
+    def send(connection, data):
+        os.write(connection.fileno(), bytes(data)[:-1])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    Connection._send = send
+
+
+@linux
+@pytest.mark.parametrize("how", [die_with_the_lock_of_all_workers, die_in_the_middle_of_a_message])
+@pytest.mark.parametrize("pinned", [False, pytest.param(True, marks=cuda)])
+def test_nobody_waits_for_a_worker_that_is_killed_at_a_bad_moment(how, pinned):
+    read = stream(Deadly(how), num_workers=2, pin_memory=pinned)
+    with pytest.raises(RunError, match="SIGKILL"):
+        take(read, 5)
+    read.close()
+
+
 def test_a_late_batch_is_told():
     never = torch.multiprocessing.get_context("fork").Event()
-    read = stream(Deadly(lambda: never.wait(60)), num_workers=1, timeout=0.2)
+    read = stream(Deadly(lambda: never.wait(LIMIT)), num_workers=1, timeout=0.2)
     with pytest.raises(RunError, match=r"train_dataloader\.timeout"):
         take(read, 5)
     never.set()
@@ -131,25 +172,33 @@ def test_workers_go_on_through_the_signals_that_ask_a_run_to_save_and_end_at_clo
             os.kill(pid, number)
     assert pids_of(read, 12) == pids
     read.close()
-    assert ended(descriptors, 5)
+    assert ended(descriptors)
 
 
 @linux
-@pytest.mark.parametrize("end", ["kill", "exit"])
-def test_workers_end_with_the_main_process(end):
+@pytest.mark.parametrize(
+    ("end", "starter"), [("kill", "main thread"), ("exit", "main thread"), ("kill", "other thread")]
+)
+def test_workers_end_with_the_main_process(end, starter):
     script = textwrap.dedent(
         """
-        import os, sys, numpy as np
+        import os, sys, threading, numpy as np
         from mmtrain.data import TrainStream
         class Big:
             def __len__(self): return 1000
             def __getitem__(self, index): return os.getpid(), np.zeros(100_000)  # more than a pipe holds
         read = TrainStream(Big(), 2, num_workers=2, seed=1, collate_fn=lambda samples: samples)
-        print(*{pid for _ in range(4) for pid, _ in next(read).data}, flush=True)
+        def tell(): print(*{pid for _ in range(4) for pid, _ in next(read).data}, flush=True)
+        if sys.argv[1] == "main thread":
+            tell()
+        else:
+            thread = threading.Thread(target=tell)
+            thread.start()
+            thread.join()
         sys.stdin.readline()
         """
     )
-    command = [sys.executable, "-c", script]
+    command = [sys.executable, "-c", script, starter]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         pids = [int(word) for word in process.stdout.readline().split()]
         assert len(pids) == 2
@@ -158,8 +207,8 @@ def test_workers_end_with_the_main_process(end):
             process.kill()
         else:
             process.stdin.close()
-        assert ended(descriptors, 5)
-        assert process.wait(5) == (-signal.SIGKILL if end == "kill" else 0)
+        assert ended(descriptors)
+        assert process.wait(LIMIT) == (-signal.SIGKILL if end == "kill" else 0)
 
 
 def test_a_stream_that_is_started_from_a_thread_outlives_it():
@@ -220,7 +269,7 @@ def test_a_worker_whose_main_process_is_gone_before_it_began_leaves():
     """The main process was killed while a fork server started the worker: nobody else would ever end it."""
     code = (
         "import subprocess, sys\n"
-        "from mmtrain.data.workers import _die_with_parent\n"
+        "from mmtrain.data.in_worker import _die_with_parent\n"
         "gone = subprocess.Popen([sys.executable, '-c', ''])\n"
         "gone.wait()\n"
         "_die_with_parent(gone.pid)\n"
@@ -228,3 +277,27 @@ def test_a_worker_whose_main_process_is_gone_before_it_began_leaves():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, ""), done.stderr
+
+
+def test_a_process_ends_whose_second_worker_could_not_be_started():
+    script = textwrap.dedent(
+        """
+        import os
+        from mmtrain.data import TrainStream
+        fork, calls = os.fork, []
+        def fork_once():
+            calls.append(1)
+            if len(calls) > 1: raise OSError(11, "Resource temporarily unavailable")
+            return fork()
+        os.fork = fork_once
+        class Zeros:
+            def __len__(self): return 1000
+            def __getitem__(self, index): return 0
+        try: next(TrainStream(Zeros(), 2, num_workers=2, seed=1))
+        except OSError as error: kept = error  # and with it the frames, and in them the first worker
+        print("failed", flush=True)
+        """
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT)
+    assert (done.returncode, done.stdout) == (0, "failed\n"), done.stderr
