@@ -1,11 +1,11 @@
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
 from checkpoint_helpers import hidden
+from ranks import free_port
 from ranks_program import whole_values
 from safetensors.torch import load_file
 
@@ -15,10 +15,7 @@ PROGRAM = Path(__file__).parent / "ranks_program.py"
 
 
 def run_ranks(size: int, *arguments: str) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     path = os.pathsep.join([str(PROGRAM.parents[2]), os.environ.get("PYTHONPATH", "")])
     processes = [
         subprocess.Popen(
@@ -29,7 +26,7 @@ def run_ranks(size: int, *arguments: str) -> None:
         )
         for rank in range(size)
     ]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0] * size, "\n".join(errors)
 
 

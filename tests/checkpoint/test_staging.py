@@ -59,7 +59,7 @@ def test_only_overlapped_sections_may_still_be_read_after_stage(stager, monkeypa
 
     def held_back(target, source, size):
         if size == 40:  # the optimizer's tensor
-            assert gate.wait(20)
+            assert gate.wait(120)
         original(target, source, size)
 
     monkeypatch.setattr(staging.ctypes, "memmove", held_back)

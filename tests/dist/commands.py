@@ -7,6 +7,7 @@ from pathlib import Path
 import strategy_parts
 from ranks import ROOT, outcomes, start_all
 
+SOON = 120  # seconds: where nobody told of a failure, the others would wait for 300 and more
 TRAIN = [sys.executable, str(ROOT / "tools" / "train.py")]
 
 
@@ -26,7 +27,8 @@ def with_trouble(folder, name, kind, rank, *, iteration=16, once=False, **change
     hook = {"type": "Trouble", "kind": kind, "rank": rank, "iteration": iteration}
     if once:
         hook["marker"] = str(Path(folder) / "marker")
-    return write_config(folder, name, custom_hooks=[hook], resume=True, **changes)
+    hooks = [hook, *changes.pop("custom_hooks", ())]
+    return write_config(folder, name, custom_hooks=hooks, resume=True, **changes)
 
 
 def run(path, *options, **variables):

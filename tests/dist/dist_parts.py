@@ -11,6 +11,7 @@ import torch
 from strategy_parts import Tokens
 
 from mmtrain.errors import RunError
+from mmtrain.launch import group
 from mmtrain.registry import DATASETS, HOOKS
 
 
@@ -41,6 +42,26 @@ class Trouble:
         if self.kind == "hang":
             time.sleep(600)
         os.kill(os.getpid(), getattr(signal, self.kind))
+
+
+def be_impatient(seconds):
+    """From here on the watchdog of this process gives so many seconds for anything to move."""
+    watchdog = group._Group.watchdog
+    watchdog._seconds, watchdog._period = seconds, seconds / 4
+
+
+@HOOKS.register_module()
+class Impatient:
+    """Shortens ``env_cfg.timeout`` after the first iteration: on a loaded machine, starting takes any time."""
+
+    priority = "NORMAL"
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter == 0:
+            be_impatient(self.seconds)
 
 
 @DATASETS.register_module()
@@ -78,6 +99,7 @@ class HangWhenBuilt:
     """Never comes out of its constructor on one rank."""
 
     def __init__(self, rank):
+        be_impatient(4)
         if int(os.environ["RANK"]) == rank:
             time.sleep(600)
 
@@ -106,8 +128,8 @@ def collective_limits(work_dir):
         priority = "NORMAL"
 
         def before_train(self, runner):
-            for group in torch.distributed.distributed_c10d._world.pg_map:
-                backend = group._get_backend(torch.device("cpu"))
+            for ranks in torch.distributed.distributed_c10d._world.pg_map:
+                backend = ranks._get_backend(torch.device("cpu"))
                 found.append(backend.options._timeout.total_seconds())
 
     parts.make_runner(work_dir, custom_hooks=[Look()], **strategy_parts.changes(2, iterations=2)).train()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -15,10 +16,27 @@ class RankError(Exception):
     """A job failed on some rank."""
 
 
+_marks: list[socket.socket] = []
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that neither the system gives away by itself nor another test process chooses.
+
+    The one after it is kept until this process ends: that tells the others.
+    """
+    draw = random.SystemRandom()  # tests seed the other one
+    while True:
+        port = 2 * draw.randrange(61000 // 2, 65534 // 2)
+        mark = socket.socket()
+        try:
+            mark.bind(("127.0.0.1", port + 1))
+            with socket.socket() as probe:
+                probe.bind(("", port))
+        except OSError:
+            mark.close()
+            continue
+        _marks.append(mark)
+        return port
 
 
 def environment(rank, size, port):
@@ -60,9 +78,10 @@ class Group:
             process.stdin.close()
         for process in self.processes:
             try:
-                process.wait(timeout=10)
+                process.wait(timeout=60)
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait()
             process.stdout.close()
 
 
@@ -78,7 +97,7 @@ def start_all(command, size, **variables):
     ]  # fmt: skip
 
 
-def outcomes(processes, timeout=60):
+def outcomes(processes, timeout=180):
     """(exit status, what was written to stderr) of each process; kills what is left at the timeout."""
     found = []
     try:

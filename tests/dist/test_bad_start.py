@@ -6,10 +6,11 @@ import threading
 import time
 
 import pytest
-from commands import TRAIN, first_line, run, write_config
+from commands import SOON, TRAIN, first_line, run, write_config
 from ranks import PATHS, free_port, outcomes, start_all
 
 from mmtrain.errors import ConfigError, RunError
+from mmtrain.launch import meeting
 from mmtrain.launch.alarm import KEY, TOLD, Failure
 from mmtrain.launch.environment import World
 from mmtrain.launch.meeting import open_store, tell_as_rank_0, tell_before_meeting, wait_for_all
@@ -55,20 +56,21 @@ def test_a_failure_that_one_rank_met_alone_ends_the_waiting_of_rank_0():
     store = open_store(place)
     thread, told = in_background(tell_before_meeting, world(1, place.port), Failure(1, "the disk is full", 2))
     with pytest.raises(RunError, match="another rank failed"):
-        wait_for_all(store, place, 20)
+        wait_for_all(store, place, SOON)
     assert b"the disk is full" in store.get(KEY)
     store.set(TOLD, "")  # what the alarm of rank 0 does
     thread.join()
     assert told == [True]
 
 
-def test_a_failure_that_all_ranks_meet_is_told_once():
+def test_a_failure_that_all_ranks_meet_is_told_once(monkeypatch):
+    monkeypatch.setattr(meeting, "HEARING", 2 * SOON)
     port = free_port()
     thread, _ = in_background(tell_as_rank_0, world(0, port), Failure(0, "no such key", 2))
     began = time.monotonic()
     assert tell_before_meeting(world(1, port), Failure(1, "no such key", 2))
     thread.join()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < SOON
 
 
 # ---- the real command ------------------------------------------------------------------------------------------------
@@ -79,7 +81,7 @@ def check_told(found, sentence, *, status=2):
     assert sentence in first_line(errors[0]), errors[0]
     assert errors[0].count("error:") == 1
     assert first_line(errors[1]) == ""
-    assert seconds < 40
+    assert seconds < SOON
 
 
 def alone_on_rank_1(path, code):
@@ -94,7 +96,7 @@ def test_a_config_that_is_broken_on_rank_1_alone(tmp_path):
     assert "half a file" in errors[0]
     assert first_line(errors[1]) == ""
     assert statuses[0] == statuses[1] != 0
-    assert seconds < 40
+    assert seconds < SOON
 
 
 @pytest.mark.slow
@@ -109,7 +111,7 @@ def test_under_torchrun_too(tmp_path):
     """The agent ends rank 0 as soon as rank 1 has left: rank 1 waits until its failure is told."""
     path = alone_on_rank_1(write_config(tmp_path, "one"), "raise ValueError('half a file')")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    ((status, errors),) = outcomes(start_all([*command, *TRAIN[1:], str(path)], 1, RANK="", WORLD_SIZE=""), timeout=90)
+    ((status, errors),) = outcomes(start_all([*command, *TRAIN[1:], str(path)], 1, RANK="", WORLD_SIZE=""), timeout=180)
     assert status != 0
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
@@ -168,7 +170,7 @@ def test_a_port_that_is_taken_by_a_silent_program(tmp_path):
         port = str(other.getsockname()[1])
         path = write_config(tmp_path, "one")
         processes = start_all([*TRAIN, str(path)], 2, MASTER_PORT=port)
-        found = outcomes(processes, timeout=120)
+        found = outcomes(processes, timeout=180)
     assert [status for status, _ in found] == [2, 1]
     assert "MASTER_PORT" in first_line(found[0][1])
     assert "error: rank 1: rank 0 could not be reached" in found[1][1]

@@ -90,7 +90,7 @@ def test_only_status_75_is_queued_again(tmp_path, status, requests):
     cluster = Cluster(tmp_path, 4711)
     cluster.install("srun", f"import sys; sys.exit({status})")
     process = cluster.start("config.py")
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     assert process.returncode == status
     assert cluster.requests == requests
 
@@ -99,7 +99,7 @@ def test_the_shell_outlives_a_signal_of_its_own(tmp_path):
     cluster = Cluster(tmp_path, 4712)
     cluster.install("srun", "import os, signal, sys; os.kill(os.getppid(), signal.SIGUSR1); sys.exit(75)")
     process = cluster.start("config.py")
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
     assert process.returncode == 75
     assert cluster.requests == ["requeue 4712"]
 
@@ -123,13 +123,13 @@ def test_a_signalled_job_is_queued_again_and_ends_the_same(tmp_path, number):
         pytest.fail("".join(told))
     cluster.signal(number)
     (tmp_path / "go").touch()
-    _, rest = first.communicate(timeout=60)
+    _, rest = first.communicate(timeout=180)
     assert first.returncode == 75, rest
     assert f"{signal.Signals(number).name} received" in rest
     assert cluster.requests == [f"requeue {os.getpid()}"]
 
     again = cluster.start(path)
-    _, errors = again.communicate(timeout=60)
+    _, errors = again.communicate(timeout=180)
     assert again.returncode == 0, errors
     assert "Auto resumed from the latest checkpoint" in errors
     assert cluster.requests == [f"requeue {os.getpid()}"]

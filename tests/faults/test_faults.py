@@ -143,7 +143,7 @@ def test_sigkill_in_any_call(template, tmp_path):
         env={**os.environ, "PYTHONPATH": paths},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=540,
         check=False,
     )
     assert result.returncode == 0, result.stderr

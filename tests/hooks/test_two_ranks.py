@@ -2,12 +2,12 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ranks import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,9 +91,7 @@ os._exit(0)  # gloo's threads now and then abort the interpreter's own way out
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     workers = []
     for rank in range(2):
         environment = {
@@ -103,7 +101,7 @@ def found(tmp_path_factory):
         command = [sys.executable, "-c", WORKER, str(folder / f"{rank}.json")]
         workers.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
     for worker in workers:
-        _, errors = worker.communicate(timeout=120)
+        _, errors = worker.communicate(timeout=300)
         assert worker.returncode == 0, errors
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
