@@ -84,6 +84,11 @@ def _override_value(option: str, text: str) -> Any:
         return DictAction._parse_iterable(text)
     except AssertionError as error:
         raise ConfigError(f"{OPTIONS}: the brackets in {option!r} do not match") from error
+    except RecursionError:  # MMEngine's reader of a dict(a=1, b=2)
+        raise ConfigError(
+            f"{OPTIONS}: the value of {option!r} cannot be read; write lists as [a,b], tuples as (a,b), and a dict key "
+            "by key, as in strategy.type=FSDPStrategy"
+        ) from None
 
 
 # -- reading

@@ -182,7 +182,7 @@ def test_parse_overrides_reads_values_as_mmengine_does():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("option", ["a.b", "=3", "a..b=3", "a=[1,(2]", "a=[1,2),3]]"])
+@pytest.mark.parametrize("option", ["a.b", "=3", "a..b=3", "a=[1,(2]", "a=[1,2),3]]", "a=[dict(b=1,c=2)]"])
 def test_a_malformed_override_is_told(option):
     with pytest.raises(ConfigError) as caught:
         parse_overrides([option])

@@ -68,6 +68,8 @@ class Alarm:
             self._tell(first, own)
             self._wait_for_others()
         else:
+            self._over.set()  # this process ends by itself, and not before its time
+            self._wait_for_the_words()
             self._heard()
         self._over.set()
         return first.status
@@ -110,6 +112,15 @@ class Alarm:
     def _heard(self) -> None:
         try:
             self._store.add(HEARD, 1)
+        except Exception:
+            return
+
+    def _wait_for_the_words(self) -> None:
+        """Stay until rank 0 has told: torchrun ends all processes as soon as one of them has."""
+        deadline = time.monotonic() + 2 * self._grace + 3.0
+        try:
+            while time.monotonic() < deadline and not self._store.check([TOLD]):
+                time.sleep(0.05)
         except Exception:
             return
 

@@ -1,14 +1,15 @@
 """torch's DistributedDataParallel: every rank holds the whole model, gradients are averaged at a window's end."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mmtrain.errors import ConfigError
+from mmtrain.errors import ConfigError, RunError
 from mmtrain.optim import OptimWrapper
 from mmtrain.registry import STRATEGIES
 from mmtrain.strategies.torch_engines import TorchEngine
@@ -70,9 +71,7 @@ class DDPStrategy(TorchEngine):
             self.model.compile(**compile_options)
         if self.optim is not None:
             devices = [self.device.index] if self.device.type == "cuda" else None
-            wrapper = DistributedDataParallel(self.model, device_ids=devices, **self._options)
-            wrapper.reducer = _SteadyReducer(wrapper.reducer)  # type: ignore[assignment]
-            self.module = wrapper
+            self.module = _SteadyBuckets(self.model, device_ids=devices, **self._options)
 
     def _with_synchronised_norms(self, model: nn.Module) -> nn.Module:
         if self.device.type != "cuda":
@@ -89,19 +88,46 @@ class DDPStrategy(TorchEngine):
         assert self.optim is not None
         return self.optim.optim_context(self.module)
 
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        super().backward(loss, last=last)
+        if last:  # torch would look in the next forward; before that, other ranks may wait in other exchanges
+            self.module.check_exchanged()  # type: ignore[operator]
 
-class _SteadyReducer:
-    """DDP's reducer, which never moves gradients into other buckets after the first iteration.
 
-    A sum over three ranks or more is rounded by where in its bucket a gradient lies. With the buckets of the first
-    iteration kept, the first update after a resume has the same bits as in the run that was not interrupted.
+class _SteadyBuckets(DistributedDataParallel):
+    """torch's wrapper, which never moves gradients into other buckets.
+
+    torch exchanges all gradients as one in the first iteration, and then cuts them into buckets in the order in which
+    they came. A sum over three ranks or more is rounded by where in its bucket a gradient lies: the first update after
+    a resume would have other bits than in the run that was not interrupted. So the buckets are cut before the first
+    iteration, the last parameters first: mostly gradients come so. With ``find_unused_parameters`` torch does that.
     """
 
-    def __init__(self, reducer: Any) -> None:
-        object.__setattr__(self, "_reducer", reducer)
+    def __init__(self, module: nn.Module, **options: Any) -> None:
+        super().__init__(module, **options)
+        if not self.find_unused_parameters:
+            self.reducer._push_all_rebuilt_params()
+            self.reducer._rebuild_buckets()
 
-    def _rebuild_buckets(self) -> bool:
-        return False
+    def _build_params_for_reducer(self) -> tuple[list[nn.Parameter], list[bool]]:
+        parameters, sparse = super()._build_params_for_reducer()
+        return (parameters, sparse) if self.find_unused_parameters else (parameters[::-1], sparse[::-1])
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._reducer, name)
+    def check_exchanged(self) -> None:
+        """Raise RunError where the backward that is over left a bucket without all of its gradients."""
+        try:
+            self._check_reducer_finalized()
+        except RuntimeError as error:
+            raise RunError(
+                f"model: no gradient came to {self._without_gradient(str(error))}, and the ranks could not exchange "
+                "theirs; set strategy=dict(type='DDPStrategy', find_unused_parameters=True), or freeze what the loss "
+                "never uses (requires_grad_(False))"
+            ) from error
+
+    def _without_gradient(self, told: str) -> str:
+        """The names of the parameters whose numbers torch tells."""
+        found = re.search(r"did not receive grad for rank \d+: ([\d ]+)", told)
+        ours = self._build_params_for_reducer()[0]
+        missing = {id(ours[int(number)]) for number in found[1].split()} if found else set()
+        names = [name for name, parameter in self.module.named_parameters() if id(parameter) in missing]
+        return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "a parameter"

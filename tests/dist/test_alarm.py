@@ -1,11 +1,13 @@
 """One rank's failure, heard by the others; a dict stands for the store."""
 
 import json
-import time
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 
 import pytest
 
-from mmtrain.launch.alarm import HEARD, KEY, Alarm, Failure
+from mmtrain.launch.alarm import HEARD, KEY, TOLD, Alarm, Failure
 
 
 class Shelf:
@@ -45,14 +47,22 @@ def shelf():
 @pytest.fixture
 def alarms(shelf):
     """Makes alarms, notes with which status each would have ended its process, and closes them."""
-    made, left = [], {}
+    made, left, someone_left = [], {}, threading.Event()
 
     def make(rank, **options):
-        alarm = Alarm(shelf, rank, 2, leave=lambda status: left.setdefault(rank, status), **{"grace": 0.3} | options)
+        def leave(status):
+            left[rank] = status
+            someone_left.set()
+
+        alarm = Alarm(shelf, rank, 2, leave=leave, **{"grace": 0.3} | options)
         made.append(alarm)
         return alarm
 
-    make.left = left
+    def left_with():
+        assert someone_left.wait(120)
+        return left
+
+    make.left, make.left_with = left, left_with
     yield make
     for alarm in made:
         alarm.close()
@@ -62,13 +72,13 @@ def failure(rank, sentence="the disk is full", status=1, trace="Traceback ..."):
     return Failure(rank, sentence, status, trace)
 
 
-def test_rank_0_tells_what_another_rank_died_of(alarms, tmp_path, capfd):
+def test_rank_0_tells_what_another_rank_died_of(alarms, shelf, tmp_path, capfd):
     alarms(0).errors = tmp_path / "errors"
     other = alarms(1)
     other.errors = tmp_path / "errors"
     assert other.report(failure(1, status=2)) == 2
-    time.sleep(1.5)
-    assert alarms.left == {0: 2}
+    assert TOLD in shelf.values, "torchrun would end rank 0 before it has told"
+    assert alarms.left_with() == {0: 2}
     told = capfd.readouterr().err.strip().splitlines()
     assert told[0] == "error: rank 1: the disk is full"
     assert "rank_1.txt" in told[1]
@@ -77,14 +87,14 @@ def test_rank_0_tells_what_another_rank_died_of(alarms, tmp_path, capfd):
 
 def test_an_error_that_all_ranks_meet_is_told_once(alarms, capfd):
     ranks = [alarms(rank) for rank in range(2)]
-    statuses = [ranks[rank].report(failure(rank, trace="")) for rank in (1, 0)]
-    assert statuses == [1, 1]
+    with ThreadPoolExecutor() as together:
+        assert [*together.map(lambda rank: ranks[rank].report(failure(rank, trace="")), (1, 0))] == [1, 1]
     assert capfd.readouterr().err.strip() == "error: the disk is full"
 
 
-def test_a_broken_connection_is_not_the_cause(alarms, capfd):
+def test_a_broken_connection_is_not_the_cause(alarms, shelf, capfd):
     """Rank 1 fails and goes; rank 0 then sees its collective fail, and tells rank 1's sentence instead."""
-    alarms(1).report(failure(1))
+    shelf.values[KEY] = json.dumps(asdict(failure(1)))
     assert alarms(0).report(failure(0, "the run failed with RuntimeError: Connection closed by peer")) == 1
     assert capfd.readouterr().err.splitlines()[1] == "error: rank 1: the disk is full"
 
@@ -92,8 +102,7 @@ def test_a_broken_connection_is_not_the_cause(alarms, capfd):
 def test_the_others_end_silently_when_rank_0_fails(alarms, shelf, capfd):
     alarms(1)
     shelf.values[KEY] = json.dumps({"rank": 0, "sentence": "x", "status": 2, "trace": ""})
-    time.sleep(1.5)
-    assert alarms.left == {1: 2}
+    assert alarms.left_with() == {1: 2}
     assert shelf.values[HEARD] == 1
     assert capfd.readouterr().err == ""
 
@@ -101,8 +110,7 @@ def test_the_others_end_silently_when_rank_0_fails(alarms, shelf, capfd):
 def test_a_lost_store_means_that_rank_0_is_gone(alarms, shelf, capfd):
     alarms(1)
     shelf.gone = True
-    time.sleep(1.5)
-    assert alarms.left == {1: 1}
+    assert alarms.left_with() == {1: 1}
     assert "connection to rank 0 is lost" in capfd.readouterr().err
 
 
@@ -117,5 +125,6 @@ def test_after_closing_nothing_happens(alarms, shelf):
     alarm = alarms(1)
     alarm.close()
     shelf.gone = True
-    time.sleep(0.8)
+    alarm._thread.join(120)
+    assert not alarm._thread.is_alive()
     assert alarms.left == {}

@@ -156,6 +156,38 @@ class TrainsItself(strategy_parts.TinyLanguageModel):
         return losses
 
 
+@MODELS.register_module()
+class Neglects(strategy_parts.TinyLanguageModel):
+    """Never uses a layer on ``ranks``."""
+
+    def __init__(self, ranks, **kwargs):
+        super().__init__(**kwargs)
+        self.extra, self.ranks = nn.Linear(3, 3), ranks
+
+    def forward(self, **inputs):
+        found = super().forward(**inputs)
+        if dist.rank() not in self.ranks:
+            found["loss"] = found["loss"] + 0.0 * self.extra(torch.ones(3)).sum()
+        return found
+
+
+@MODELS.register_module()
+class Scaled(strategy_parts.TinyLanguageModel):
+    """Has a parameter without dimensions, as CLIP's temperature."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.temperature = nn.Parameter(torch.tensor(1.0))
+
+
+def buckets(work_dir, **changes):
+    """The bytes of DDP's buckets, the first to be exchanged first, and whether they were cut anew in training."""
+    runner = make(work_dir, **changes)
+    runner.train()
+    ddp = runner.strategy.module
+    return {"sizes": ddp._get_ddp_logging_data()["rebuilt_bucket_sizes"], "moved": ddp._has_rebuilt_buckets}
+
+
 def input_types(work_dir, **changes):
     """The types in which the model gets two of its inputs."""
     seen = {}

@@ -2,6 +2,7 @@
 
 import pytest
 import strategy_jobs
+from commands import SOON, first_line, run, write_config
 from safetensors.torch import load_file
 
 
@@ -96,6 +97,29 @@ def test_built_without_memory_every_value_is_drawn(job):
 @pytest.mark.parametrize("strategy", [ddp(), fsdp(wrap="TinyBlock")], ids=["ddp", "fsdp"])
 def test_gradients_are_exchanged_at_a_windows_end_alone(job, strategy):
     assert job("synchronised", strategy=strategy) == [False, False, True, False, False, True]
+
+
+def test_ddp_has_its_last_buckets_from_the_first_iteration_on(job):
+    """The whole model in one exchange would overlap with no backward, and torch notes gradients until it has cut."""
+    found = job("buckets", strategy=ddp(bucket_cap_mb=0.0005))
+    assert len(found["sizes"].split(",")) > 2
+    assert not found["moved"], "buckets were cut again in training"
+
+
+def test_ddp_refuses_to_train_where_gradients_cannot_be_exchanged(job):
+    told = job("refused", strategy=ddp(), model={"type": "Neglects", "ranks": [0, 1]})
+    assert told.startswith("RunError: model: no gradient came to extra.weight, extra.bias, and "), told
+    assert "find_unused_parameters=True" in told
+
+
+def test_a_gradient_that_one_rank_lacks_ends_the_run(tmp_path):
+    """The other rank waits in its backward for an exchange that never comes."""
+    model = {"type": "Neglects", "ranks": [1]}
+    path = write_config(tmp_path, "run", model=model, custom_imports={"imports": ["strategy_jobs"]})
+    statuses, errors, seconds = run(path)
+    assert statuses == [1, 1]
+    assert first_line(errors[0]).startswith("error: rank 1: model: no gradient came to extra.weight, extra.bias")
+    assert seconds < SOON
 
 
 @pytest.mark.parametrize("strategy", [ddp(), fsdp(wrap="TinyBlock")], ids=["ddp", "fsdp"])

@@ -120,6 +120,7 @@ class DeepSpeedStrategy(Strategy):
         deepspeed = library.load()
         config = {**self._config, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
         _refuse_what_deepspeed_changes(optim, self.stage, self.dtype)
+        _refuse_scalars(self.model)
         rates = [group["lr"] for group in optim.param_groups]
         if self.stage == 0 and self.dtype is not torch.float32:
             for group in optim.param_groups:  # the engine takes a step to make the moments; it must move nothing
@@ -156,7 +157,9 @@ class DeepSpeedStrategy(Strategy):
     def backward(self, loss: Tensor, *, last: bool) -> None:
         assert self.optim is not None
         self.optim.note_loss(loss)
-        self.engine.backward(loss, scale_wrt_gas=False)  # the loop has divided by the true length of the window
+        # The loop has divided by the true length of the window. A loss that is the model's own output (a window of one)
+        # DeepSpeed takes in stage 0 for a backward that was called past it, and divides it by its own length.
+        self.engine.backward(loss.view_as(loss), scale_wrt_gas=False)
 
     def step(self) -> StepResult:
         optim, engine = self.optim, self.engine
@@ -251,4 +254,13 @@ def _refuse_what_deepspeed_changes(optim: OptimWrapper, stage: int, dtype: torch
         raise ConfigError(
             "strategy.fp16 with ZeRO stage 0: DeepSpeed's loss scale is then in no checkpoint; set "
             "zero_optimization=dict(stage=1), or use bf16"
+        )
+
+
+def _refuse_scalars(model: nn.Module) -> None:
+    scalar = next((name for name, parameter in model.named_parameters() if parameter.dim() == 0), None)
+    if scalar is not None:
+        raise ConfigError(
+            f"model: {scalar} is a parameter without dimensions, which DeepSpeed cannot take; give it one element, "
+            "nn.Parameter(torch.ones(1)), or use DDPStrategy"
         )
