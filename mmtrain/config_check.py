@@ -220,7 +220,7 @@ def _optim_wrapper(path: str, value: Any) -> None:
     constructor = members.get("constructor")
     if constructor is not None:
         resolve(OPTIM_WRAPPER_CONSTRUCTORS, constructor, path=f"{path}.constructor")
-        if "optimizer" not in members:  # one wrapper per part of the model, under names of the user's own
+        if members.get("optimizer") is None:  # one wrapper per part of the model, under names of the user's own
             return
     keys = SECTIONS["optim_wrapper"]
     for name, member in members.items():
@@ -228,6 +228,16 @@ def _optim_wrapper(path: str, value: Any) -> None:
             _check_kind(f"{path}.{name}", member, keys[name])
     check_part(path, {"type": "OptimWrapper", **members}, WRAPPER)
     check_part(f"{path}.optimizer", members.get("optimizer"), OPTIMIZER)
+
+
+def _schedules(path: str, value: Any) -> None:
+    """One schedule, a list, or several optimizers' lists by the optimizers' names."""
+    members = items(value) if isinstance(value, Mapping) and "type" not in value else {}
+    if members and all(isinstance(member, (Mapping, list, tuple)) for member in members.values()):
+        for name, member in members.items():
+            check_parts(f"{path}.{name}", member, SCHEDULE)
+    else:
+        check_parts(path, value, SCHEDULE)
 
 
 def _visualizer(path: str, value: Any) -> None:
@@ -247,7 +257,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "val_evaluator": _evaluator,
     "test_evaluator": _evaluator,
     "optim_wrapper": _optim_wrapper,
-    "param_scheduler": lambda path, value: check_parts(path, value, SCHEDULE),
+    "param_scheduler": _schedules,
     "default_hooks": _default_hooks,
     "custom_hooks": _custom_hooks,
     "env_cfg": _section,

@@ -47,7 +47,15 @@ def _is_seconds(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and 0 <= float(value) < float("inf")
 
 
+def _is_pairs_of_text(value: Any) -> bool:
+    def is_pair(pair: Any) -> bool:
+        return isinstance(pair, (list, tuple)) and len(pair) == 2 and all(isinstance(part, str) for part in pair)
+
+    return isinstance(value, (list, tuple)) and all(map(is_pair, value))
+
+
 _ANY = Kind("anything", lambda value: True)
+_NUMBER = _whole(0, "a whole number, 0 or more")
 _BOOL = _is("True or False", bool)
 _PART = _is("a dict with `type`", dict, none=True, objects=True)
 _PARTS = _is("a dict with `type` or a list of them", dict, list, tuple, none=True, objects=True)
@@ -83,9 +91,11 @@ KEYS: dict[str, Kind] = {
     "load_options": _SECTION,
     "resume": _is("True, False, 'auto' or a checkpoint's name", bool, str),
     "resume_data": Kind(
-        "'continue', 'restart' or dict(skip_iters=k)",
+        "'continue', 'restart' or dict(skip_iters=k) with a whole number k",
         lambda value: (
-            set(value) == {"skip_iters"} if isinstance(value, dict) else value in (None, "continue", "restart")
+            set(value) == {"skip_iters"} and _NUMBER.accepts(value["skip_iters"])
+            if isinstance(value, dict)
+            else value in (None, "continue", "restart")
         ),
     ),
     "work_dir": _PATH,
@@ -102,7 +112,7 @@ _EVAL_CFG = {"type": _NAME, "fp16": _BOOL}
 _DATALOADER = {
     "dataset": _is("a dict with `type`", dict, objects=True),
     "batch_size": _COUNT,
-    "num_workers": _whole(0, "a whole number, 0 or more"),
+    "num_workers": _NUMBER,
     "sampler": _PART,
     "batch_sampler": _PART,
     "shuffle": _is("True or False", bool, none=True),
@@ -151,7 +161,7 @@ SECTIONS: dict[str, dict[str, Kind]] = {
         "timeout": Kind("seconds, or 0 or None for no limit", _is_seconds),
     },
     "load_options": {
-        "revise_keys": _is("a list of (pattern, replacement)", list, tuple),
+        "revise_keys": Kind("a list of (pattern, replacement)", _is_pairs_of_text),
         "allow_mismatch": _BOOL,
         "verify": _one_of("full", "size"),
     },

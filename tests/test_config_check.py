@@ -119,6 +119,13 @@ def error(cfg):
     return str(caught.value)
 
 
+def test_schedules_of_several_optimizers_are_checked_by_name():
+    good = dict(gen=[dict(type="TestLR")], disc=dict(type="TestLR", T_max=5))
+    check_config(dict(param_scheduler=good))
+    with pytest.raises(ConfigError, match=r"param_scheduler\.disc\.T_mix"):
+        check_config(dict(param_scheduler={**good, "disc": dict(type="TestLR", T_mix=5)}))
+
+
 def test_a_config_with_every_key_passes():
     assert set(good()) == set(KEYS)
     check_config(good())
@@ -222,7 +229,7 @@ WRONG_VALUES = {
     "custom_hooks.0": "TestHook", "default_hooks.mine": "TestHook", "default_hooks.mine.type": 3, "val_cfg.fp16": "x",
     "val_evaluator": "TestMetric", "val_evaluator.second.0": "TestMetric", "param_scheduler.0": None, "env_cfg": True,
     "custom_imports.imports": 3, "runner_type": 3, "experiment_name": 3, "visualizer": [],
-    "auto_scale_lr.enable": "yes",
+    "auto_scale_lr.enable": "yes", "load_options.revise_keys": ["^module.", ""], "resume_data": dict(skip_iters=-1),
 }  # fmt: skip
 
 

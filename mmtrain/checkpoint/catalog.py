@@ -57,12 +57,16 @@ def newest_good(root: Path, *, verify: Verify) -> tuple[Entry | None, list[Probl
 
 def entry_of(path: Path, manifest: Manifest) -> Entry:
     """The listing's line of a checkpoint. Its name is the directory's, which a user may have changed."""
-    return Entry(path.name, manifest.iteration, manifest.epoch, manifest.temporary, manifest.created, manifest.bytes)
+    window = manifest.meta.get("accumulative_counts", 1)  # the one that a pass ends in may reach into the next pass
+    return Entry(
+        path.name, manifest.iteration, manifest.epoch, manifest.temporary, manifest.created, manifest.bytes,
+        in_epoch=manifest.position.get("epoch_iteration", 0) >= window, generation=manifest.generation,
+    )  # fmt: skip
 
 
-def age(entry: Entry) -> tuple[int, str, str]:
-    """What checkpoints are ordered by: the iteration, then the time of saving."""
-    return entry.iteration, entry.created, entry.name
+def age(entry: Entry) -> tuple[int, int, str, str]:
+    """What checkpoints are ordered by: the generation, the iteration, then the time of saving."""
+    return entry.generation, entry.iteration, entry.created, entry.name
 
 
 def _candidates(root: Path) -> list[Path]:

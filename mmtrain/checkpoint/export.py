@@ -63,7 +63,8 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], *, partial: bool = Fal
     checkpoint). Raises CheckpointError that names what does not fit.
     """
     own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    frozen = {name for name, value in model.named_parameters() if not value.requires_grad} if partial else set()
+    named = model.named_parameters(remove_duplicate=False) if partial else ()
+    frozen = {name for name, value in named if not value.requires_grad}
     problems = [f"the model has no {name}" for name in weights if name not in own]
     problems += [f"the checkpoint has no {name}" for name in own if name not in weights and name not in frozen]
     problems += [

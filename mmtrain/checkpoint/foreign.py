@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -95,10 +96,14 @@ def _read_file(path: Path, *, kind: str | None = None) -> Weights:
         return Weights(_read_safetensors(path), kind or "safetensors", str(path))
     contents, ignored = safe_pickle.load(path)
     state, found = _unwrap(contents, path)
-    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    tensors = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
     ignored += [f"{name} ({type(value).__name__})" for name, value in state.items() if name not in tensors]
     if not tensors:
         raise CheckpointError(f"{path}: it holds no tensors by name (found {_described(contents)})")
+    for name, value in tensors.items():
+        if value.layout != torch.strided or value.is_quantized:
+            kind = "quantized" if value.is_quantized else "sparse"
+            raise CheckpointError(f"{path}: {name!r} is a {kind} tensor, expected plain ones; save it as a dense one")
     return Weights(tensors, kind or found, str(path), ignored)
 
 

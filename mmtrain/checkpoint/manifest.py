@@ -73,6 +73,15 @@ class Manifest:
         return int(self.position.get("iteration", 0))
 
     @property
+    def generation(self) -> int:
+        """Which beginning in its work dir it goes back to, from 0.
+
+        A start that does not go on behind the newest checkpoint there (a fresh one, one from an older checkpoint, one
+        whose larger batch counts fewer iterations) begins another generation. A later one is newer at any iteration.
+        """
+        return int(self.meta.get("generation", 0))
+
+    @property
     def epoch(self) -> int:
         """Passes over the data that were complete when it was saved."""
         return int(self.position.get("epoch", 0))

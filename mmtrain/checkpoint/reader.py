@@ -134,7 +134,11 @@ class Checkpoint:
         }
         told = [f"{len(names)} {what}: {_some(names)}" for what, names in faults.items() if names]
         if told:
-            raise CheckpointError(f"{self.path}: section {section!r} does not fit this run; " + "; ".join(told))
+            raise CheckpointError(
+                f"{self.path}: section {section!r} does not fit this run; "
+                + "; ".join(told)
+                + "; train what was saved, or begin anew from its weights: resume=False, load_from=<checkpoint>"
+            )
 
     def _source(self, section: str, name: str) -> TensorEntry:
         """The entry that has the pieces: the tensor's own, or that of the one it is an alias of."""

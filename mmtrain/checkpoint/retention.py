@@ -7,7 +7,11 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A complete checkpoint as retention and listings see it. ``temporary``: saved by the clock."""
+    """A complete checkpoint as retention and listings see it.
+
+    ``temporary``: saved by the clock; ``in_epoch``: saved inside a pass over the data, not at its edge;
+    ``generation``: see `mmtrain.checkpoint.manifest.Manifest.generation`.
+    """
 
     name: str
     iteration: int
@@ -15,6 +19,8 @@ class Entry:
     temporary: bool = False
     created: str = ""
     bytes: int = 0
+    in_epoch: bool = False
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +29,15 @@ class Retention:
 
     * ``max_keep_ckpts``: the newest so many permanent ones, 0 or less for all (MMEngine's name and meaning);
     * ``keep_every``: those whose ``unit`` count is a multiple stay for ever and do not count above; 0 for none;
-    * ``keep_temporary``: the newest so many temporary ones, and only those that no permanent one has overtaken.
+    * ``keep_temporary``: the newest so many temporary ones, and only those that no permanent one has overtaken;
+    * ``since``: checkpoints of earlier generations are another run's and stay.
     """
 
     max_keep_ckpts: int = -1
     keep_every: int = 0
     unit: Literal["iteration", "epoch"] = "iteration"
     keep_temporary: int = 1
+    since: int = 0
 
 
 def to_delete(entries: Sequence[Entry], policy: Retention, protected: Collection[str] = ()) -> list[str]:
@@ -39,6 +47,7 @@ def to_delete(entries: Sequence[Entry], policy: Retention, protected: Collection
     ``protected`` (the best one, the one a user named). A protected one counts among ``max_keep_ckpts`` if it is new
     enough to.
     """
+    entries = [entry for entry in entries if entry.generation >= policy.since]
     if not entries:
         return []
     newest = entries[-1].name
@@ -53,6 +62,8 @@ def to_delete(entries: Sequence[Entry], policy: Retention, protected: Collection
 
 
 def _multiple(entry: Entry, policy: Retention) -> bool:
+    if policy.unit == "epoch" and entry.in_epoch:
+        return False
     count = entry.iteration if policy.unit == "iteration" else entry.epoch
     return policy.keep_every > 0 and count > 0 and count % policy.keep_every == 0
 

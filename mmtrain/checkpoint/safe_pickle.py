@@ -68,7 +68,10 @@ def load(path: Path) -> tuple[Any, list[str]]:
         except Exception as error:
             name = _unknown_name(error)
             if name is None:
-                raise CheckpointError(f"{path}: it cannot be read as weights ({_first_line(error)})") from error
+                why = _first_line(error) if path.stat().st_size else "it is empty"
+                raise CheckpointError(
+                    f"{path}: it cannot be read as weights ({why}); expected a file of torch.save, or .safetensors"
+                ) from error
             if _is_code(name) or name in stand_ins or f"builtins.{name}" in stand_ins:
                 raise CheckpointError(
                     f"{path}: refused, it carries code: loading it would call {name}; nothing in it was run. "

@@ -195,6 +195,12 @@ class CheckpointStore:
         entry, problems = self._ranks.on_main(look)
         return (None if entry is None else self.open(entry.name, verify="none")), problems
 
+    def newest_entry(self) -> Entry | None:
+        """The newest checkpoint that is complete on any disk, its hashes unread; a collective."""
+        own = self._ranks.on_leaders(self.entries)
+        found = own[-1:] if self.disks.one else [entry for held in self._ranks.gather(own) for entry in held[-1:]]
+        return max(found, key=catalog.age, default=None)
+
     def open(self, name_or_path: str | Path, verify: Verify = "full") -> Checkpoint:
         """Open one checkpoint by its name here or by a path. Raises CheckpointError naming every file that is wrong."""
         return open_checkpoint(name_or_path, root=self.root, verify=verify)

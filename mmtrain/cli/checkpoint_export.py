@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from mmtrain.checkpoint import Checkpoint
+from mmtrain.checkpoint import Checkpoint, copy_matched, load_weights
 from mmtrain.checkpoint import export as forms
 from mmtrain.cli.checkpoint_find import find_checkpoint
 from mmtrain.cli.checkpoint_text import counted
 from mmtrain.errors import ConfigError
+from mmtrain.runner.frozen import fingerprint, frozen_names, refuse_other
 
 
 def export(arguments: argparse.Namespace) -> int:
@@ -27,9 +28,12 @@ def export(arguments: argparse.Namespace) -> int:
     checkpoint = find_checkpoint(arguments.checkpoint, verify="full")
     weights = forms.read_weights(checkpoint, average=_average(checkpoint, arguments.ema))
     model = None if arguments.config is None else _model(arguments, checkpoint)
+    partial = not checkpoint.manifest.meta.get("has_frozen", True)
     if model is not None:
-        weights = forms.fill(model, weights, partial=not checkpoint.manifest.meta.get("has_frozen", True))
-    elif not checkpoint.manifest.meta.get("has_frozen", True):
+        weights = forms.fill(model, weights, partial=partial)
+        if partial:
+            _check_frozen(model, checkpoint)
+    elif partial:
         _warn("the checkpoint has no frozen parameters (save_frozen=False), so the file has none; give --config")
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
     if form == "huggingface":
@@ -90,7 +94,16 @@ def _model(arguments: argparse.Namespace, checkpoint: Checkpoint) -> nn.Module:
     init_weights = getattr(model, "init_weights", None)
     if callable(init_weights):
         init_weights()
+    if not checkpoint.manifest.meta.get("has_frozen", True) and cfg.get("load_from") is not None:
+        copy_matched(load_weights(str(cfg["load_from"])).tensors, model.state_dict(), source=str(cfg["load_from"]))
     return model
+
+
+def _check_frozen(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Raise CheckpointError where what the checkpoint lacks is not what it was trained with."""
+    names = frozen_names(model)
+    own = fingerprint(dict(model.state_dict()), names)
+    refuse_other(checkpoint.manifest.meta.get("frozen") or {}, own, where=str(checkpoint.path), count=len(names))
 
 
 def _warn(text: str) -> None:

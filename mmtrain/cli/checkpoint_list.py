@@ -25,7 +25,7 @@ class Found:
 
 
 def look(root: Path, *, verify: Verify) -> list[Found]:
-    """All checkpoints of a directory, good and bad, in ascending order of iteration; unreadable ones come last."""
+    """All checkpoints of a directory, good and bad, oldest first; unreadable ones come last."""
     entries, problems = scan(root, verify=verify)
     names = {entry.name for entry in entries} | {problem.checkpoint for problem in problems}
     found = [
@@ -35,9 +35,11 @@ def look(root: Path, *, verify: Verify) -> list[Found]:
     return sorted(found, key=_age)
 
 
-def _age(one: Found) -> tuple[bool, int, str, str]:
+def _age(one: Found) -> tuple[bool, int, int, str, str]:
     manifest = one.manifest
-    return (True, 0, "", one.name) if manifest is None else (False, manifest.iteration, manifest.created, one.name)
+    if manifest is None:
+        return True, 0, 0, "", one.name
+    return False, manifest.generation, manifest.iteration, manifest.created, one.name
 
 
 # ---- list ---------------------------------------------------------------------------------------------------------
@@ -151,6 +153,9 @@ def prune(arguments: argparse.Namespace) -> int:
         keep_every=arguments.keep_every or 0,
         unit="epoch" if arguments.by_epoch else "iteration",
     )
+    if not look(root, verify="none"):  # it may be anybody's directory: no lock is left there
+        print(f"{root} holds no checkpoint")
+        return 0
     if arguments.dry_run:
         return _prune(root, policy, dry=True)
     try:

@@ -58,6 +58,12 @@ def config_from(arguments: argparse.Namespace) -> Any:
     if arguments.resume is not None:
         if arguments.resume in (True, "auto"):
             overrides["resume"] = arguments.resume
+        elif arguments.load_from is not None:
+            raise ConfigError(
+                f"--resume {arguments.resume} continues from that checkpoint and --load-from {arguments.load_from} "
+                "begins with other weights; give one of them, or --resume auto --load-from PATH to begin with these "
+                "weights only where there is nothing to continue"
+            )
         else:
             overrides["resume"], overrides["load_from"] = True, arguments.resume
     if arguments.deepspeed is not None:
@@ -87,10 +93,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command() -> int:
         from mmtrain.registry import RUNNERS, resolve
+        from mmtrain.runner.signals import starting
 
-        cfg = config_from(arguments)
-        runner_class = resolve(RUNNERS, cfg.get("runner_type") or "FlexibleRunner", path="runner_type")
-        runner = runner_class.from_cfg(cfg)
+        with starting():
+            cfg = config_from(arguments)
+            runner_class = resolve(RUNNERS, cfg.get("runner_type") or "FlexibleRunner", path="runner_type")
+            runner = runner_class.from_cfg(cfg)
         runner.train()
         return runner.exit_status
 

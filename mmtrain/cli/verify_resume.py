@@ -33,6 +33,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, metavar="N", help="iterations of each run (default: 20, or four updates)")
     parser.add_argument("--at", type=int, metavar="K", help="iteration of the first kill (default: after two thirds)")
     parser.add_argument("--kills", type=int, default=1, metavar="N", help="how often it is killed (default: 1)")
+    parser.add_argument(
+        "--nproc-per-node", type=int, default=0, metavar="N",
+        help="run N processes with torchrun, all of which are killed (default: one process)",
+    )  # fmt: skip
     parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="change the config")
     parser.add_argument(
         "--ignore", nargs="+", default=[], metavar="PATTERN",
@@ -124,6 +128,10 @@ def _command(arguments: argparse.Namespace) -> Any:
     from mmtrain.randomness import draw_seed
 
     cfg: Any = load_config(arguments.config, parse_overrides(arguments.cfg_options))
+    if arguments.nproc_per_node < 0:
+        raise ConfigError(f"--nproc-per-node is {arguments.nproc_per_node}; expected 1 or more")
+    if cfg.get("launcher") not in (None, "none") and not arguments.nproc_per_node:
+        raise ConfigError(f"launcher is {cfg['launcher']!r}; say how many processes with --nproc-per-node N")
     window = int((cfg.get("optim_wrapper") or {}).get("accumulative_counts", 1))
     steps = arguments.steps if arguments.steps is not None else max(20, 4 * window)
     steps = min(steps, (cfg.get("train_cfg") or {}).get("max_iters") or steps)
@@ -132,8 +140,9 @@ def _command(arguments: argparse.Namespace) -> Any:
     seed = (cfg.get("randomness") or {}).get("seed")
     trial = Trial(stop=steps, interval=interval, kills=kills)
     return Command(
-        arguments.config, trial, draw_seed() if seed is None else int(seed), cfg_options=tuple(arguments.cfg_options)
-    )
+        arguments.config, trial, draw_seed() if seed is None else int(seed),
+        cfg_options=tuple(arguments.cfg_options), processes=arguments.nproc_per_node,
+    )  # fmt: skip
 
 
 def kill_points(steps: int, kills: int, *, at: int | None = None) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mmtrain import dist
 from mmtrain.hooks.base import Hook
 from mmtrain.registry import HOOKS
 
@@ -15,7 +16,7 @@ STARTS = "starts.jsonl"
 
 @HOOKS.register_module()
 class ResumeTrialHook(Hook):
-    """Asks for a stop after ``stop`` iterations; kills its own process at each iteration of ``kills``, once.
+    """Asks for a stop after ``stop`` iterations; kills all processes at each iteration of ``kills``, once.
 
     ``record`` is a directory for the marks of kills that have happened and for a line about every start.
     """
@@ -26,9 +27,13 @@ class ResumeTrialHook(Hook):
         self.stop = stop
         self.kills = tuple(kills)
         self.record = Path(record)
+        self._due: set[int] = set()
 
     def before_train(self, runner: Any) -> None:
-        """Note where this start begins, and what the verdict has to know of the run."""
+        """Note where this start begins, which kills are still due, and what the verdict has to know of the run."""
+        self._due = dist.on_main(lambda: {kill for kill in self.kills if not self._mark(kill).exists()})
+        if not dist.is_main():
+            return
         facts = {
             "iteration": runner.progress.iteration,
             "device": runner.device.type,
@@ -41,10 +46,12 @@ class ResumeTrialHook(Hook):
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         done = runner.progress.iteration
-        mark = self.record / f"killed_{done}"
-        if done in self.kills and not mark.exists():
+        if done in self._due:
             runner.saving.finish(runner)  # a kill inside a save may leave nothing to resume: that would prove little
-            mark.touch()
+            dist.on_main(self._mark(done).touch)  # when rank 0 has finished, it stands
             os.kill(os.getpid(), signal.SIGKILL)
         if done == self.stop:
             runner.request_stop(f"the trial ends after {done} iterations")
+
+    def _mark(self, iteration: int) -> Path:
+        return self.record / f"killed_{iteration}"

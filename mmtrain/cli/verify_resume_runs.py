@@ -20,12 +20,16 @@ _TAIL = 12
 
 @dataclass(frozen=True)
 class Command:
-    """What is run: the config with the user's options, and the trial that is put into it."""
+    """What is run: the config with the user's options, and the trial that is put into it.
+
+    ``processes``: how many torchrun starts on this machine; 0 for one process without it.
+    """
 
     config: str
     trial: Trial
     seed: int
     cfg_options: tuple[str, ...] = ()
+    processes: int = 0
 
 
 @dataclass
@@ -56,7 +60,8 @@ def run_through(command: Command, folder: Path) -> Run:
         status = _start(replace(command, trial=trial), folder / "run", output)
         if kill is not None and status == 0:
             raise RunError(f"the run ended before the kill at iteration {kill}; choose an earlier one with --at")
-        if status != (0 if kill is None else -signal.SIGKILL):
+        killed = status == -signal.SIGKILL or (command.processes > 0 and (record / f"killed_{kill}").exists())
+        if (status != 0) if kill is None else not killed:
             raise _failure(status, output, f"start {number} of the run")
     starts = [json.loads(line) for line in (record / STARTS).read_text(encoding="utf-8").splitlines()]
     run = Run(folder / "run", time.perf_counter() - began, starts)
@@ -72,7 +77,11 @@ def _start(command: Command, work_dir: Path, output: Path) -> int:
     options = [command.config, "--work-dir", str(work_dir), "--resume", "auto", "--seed", str(command.seed)]
     if command.cfg_options:
         options += ["--cfg-options", *command.cfg_options]
-    line = [sys.executable, "-m", "mmtrain.cli.verify_resume_trial", command.trial.to_json(), *options]
+    if command.processes:
+        options += ["--launcher", "pytorch"]
+    torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={command.processes}", "-m"]
+    module = [*(torchrun if command.processes else ()), "mmtrain.cli.verify_resume_trial"]
+    line = [sys.executable, "-m", *module, command.trial.to_json(), *options]
     search = [str(_PACKAGE_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]  # tools/ work without an installation
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search)}
     with output.open("wb") as file:
@@ -84,6 +93,8 @@ def _failure(status: int, output: Path, what: str) -> Exception:
     told = next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), None)
     if status == ConfigError.exit_status and told is not None:
         return ConfigError(told)
+    if told is not None and any("torch.distributed.elastic" in line for line in lines):  # what follows is torchrun's
+        return RunError(f"{what} failed: {told}")
     tail = "\n  ".join(lines[-_TAIL:])
     ended = f"was ended by signal {-status}" if status < 0 else f"failed with status {status}"
     return RunError(f"{what} {ended}; it last printed:\n  {tail}")

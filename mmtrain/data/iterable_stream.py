@@ -25,6 +25,8 @@ class IterableStream(Stream):
     Args: see `TrainStream`; the data set shards by rank itself, and all ranks must get equally many batches.
     """
 
+    can_skip = False
+
     def __init__(
         self,
         dataset: Any,
@@ -80,6 +82,8 @@ class IterableStream(Stream):
         return min(length, iterations * self.batch_size) * self._place.world_size
 
     def seek(self, epoch: int, offset: int) -> tuple[int, int]:
+        if not (self.can_skip or self._stateful):
+            offset = 0
         here = (epoch, offset) == (self._epoch, self._offset)  # after `load_state_dict`, or already there
         self._begin_at(epoch, offset, (self.state_dict() or None) if here else None)
         return epoch, offset
@@ -199,6 +203,8 @@ class ForeignStream(IterableStream):
     beginning up to the position, which is slow and only right when its order depends on nothing but the global
     generators (seeded by seed and epoch) or ``set_epoch``. A batch's samples are counted by its first tensor.
     """
+
+    can_skip = True  # it reads and drops
 
     def __init__(self, loader: Any, **options: Any) -> None:
         place, _ = split_options(options, path="train_dataloader")

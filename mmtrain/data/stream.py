@@ -28,6 +28,7 @@ class Stream(ABC):
     dataset: Any
     batch_size: int | None
     remarks: list[str]
+    can_skip = True  # whether `seek` goes to any offset; else only to one whose state is loaded
 
     @property
     @abstractmethod

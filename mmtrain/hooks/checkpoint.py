@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mmtrain.checkpoint.export import PUBLISHED
 from mmtrain.errors import ConfigError, RunError
 from mmtrain.hooks.base import Hook
+from mmtrain.hooks.checkpoint_arguments import as_names, check_arguments
 from mmtrain.hooks.metric_rule import GREATER_KEYS, LESS_KEYS, infer_rule
 from mmtrain.registry import HOOKS
 
@@ -46,8 +46,8 @@ class CheckpointHook(Hook):
         save_last: bool = True,
         save_best: str | Sequence[str] | None = None,
         rule: str | Sequence[str] | None = None,
-        greater_keys: Sequence[str] | None = None,
-        less_keys: Sequence[str] | None = None,
+        greater_keys: str | Sequence[str] | None = None,
+        less_keys: str | Sequence[str] | None = None,
         filename_tmpl: str | None = None,
         published_keys: str | Sequence[str] | None = None,
         save_begin: int = 0,
@@ -59,6 +59,7 @@ class CheckpointHook(Hook):
         on_save_error: str = "continue",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        check_arguments({name: value for name, value in locals().items() if name != "self"})
         self.interval = interval
         self.by_epoch = by_epoch
         self.save_begin = save_begin
@@ -67,40 +68,20 @@ class CheckpointHook(Hook):
         self.every_seconds = every_seconds
         self.keep_every = keep_every
         self.weights_interval = weights_interval
-        self.published_keys = [published_keys] if isinstance(published_keys, str) else list(published_keys or [])
+        self.published_keys = as_names(published_keys)
         self.policy = {
             "max_keep": max_keep_ckpts, "keep_every": keep_every, "optimizer": save_optimizer,
             "schedules": save_param_scheduler, "frozen": save_frozen, "asynchronous": async_save,
             "on_error": on_save_error, "filename_tmpl": filename_tmpl, "at_stop": save_last,
         }  # fmt: skip
         self._clock = clock
-        self._greater, self._less = tuple(greater_keys or GREATER_KEYS), tuple(less_keys or LESS_KEYS)
-        self._best_metrics = [save_best] if isinstance(save_best, str) else list(save_best or [])
-        self._rules = [rule] if isinstance(rule, str) else list(rule or [])
+        self._greater, self._less = as_names(greater_keys) or GREATER_KEYS, as_names(less_keys) or LESS_KEYS
+        self._best_metrics = as_names(save_best)
+        rules = as_names(rule) if self._best_metrics else []
+        self._rules = rules * len(self._best_metrics) if len(rules) == 1 else rules
         self.best: dict[str, dict[str, Any]] = {}
+        self._found_by: dict[str, str] = {}  # the rule by which a metric's best value was found
         self._kept: dict[str, dict[str, Any]] = {}  # the records whose checkpoints stand: what best.json says
-        self._check()
-
-    def _check(self) -> None:
-        where = "default_hooks.checkpoint"
-        if self.interval == 0 or self.interval < -1:
-            raise ConfigError(f"{where}.interval is {self.interval}; expected a positive number, or -1 for none")
-        if self.save_begin < 0:
-            raise ConfigError(f"{where}.save_begin is {self.save_begin}; expected 0 or more")
-        if not set(self.published_keys) <= set(PUBLISHED):
-            raise ConfigError(
-                f"{where}.published_keys is {self.published_keys}; expected some of {', '.join(PUBLISHED)}"
-            )
-        if self.policy["on_error"] not in ("continue", "stop"):
-            raise ConfigError(f"{where}.on_save_error is {self.policy['on_error']!r}; expected 'continue' or 'stop'")
-        if self._rules and len(self._rules) not in (1, len(self._best_metrics)):
-            raise ConfigError(f"{where}.rule has {len(self._rules)} entries for {len(self._best_metrics)} metrics")
-        if any(rule not in ("greater", "less") for rule in self._rules):
-            raise ConfigError(f"{where}.rule is {self._rules}; expected 'greater' or 'less'")
-        for name in ("every_seconds", "weights_interval", "keep_every"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{where}.{name} is {value}; expected a positive number")
 
     # ---- when ---------------------------------------------------------------------------------------------------
     def before_run(self, runner: Any) -> None:
@@ -113,10 +94,13 @@ class CheckpointHook(Hook):
     def before_train(self, runner: Any) -> None:
         """Check the metrics of ``save_best`` against what one batch of validation gives, and start the clock."""
         self._last_save = self._clock()
-        runner.saving.protect(record["checkpoint"] for record in self.best.values())
-        self._kept = runner.saving.catch_up(self.best, resumed=runner.resumed_from)
         if self._best_metrics:
             self._name_metrics(runner)
+        other = self._drop_other_rules(runner)
+        runner.saving.protect(record["checkpoint"] for record in self.best.values())
+        self._kept = runner.saving.catch_up(self.best, resumed=runner.resumed_from)
+        if other:
+            runner.saving.write_best(self._kept)
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Ask for the saves that are counted in iterations or seconds."""
@@ -151,6 +135,8 @@ class CheckpointHook(Hook):
     # ---- the best -----------------------------------------------------------------------------------------------
     def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
         """Ask for a save when a metric is the best so far; the record is written when that checkpoint exists."""
+        if runner.train_loop is None or not self._rules:
+            return  # nothing is trained: there is nothing to save
         self._drop_unsaved(runner)
         for metric, rule in zip(self._best_metrics, self._rules, strict=True):
             if metrics is None or metric not in metrics:
@@ -194,8 +180,20 @@ class CheckpointHook(Hook):
                     f"default_hooks.checkpoint.save_best is {metric!r}, which validation does not give; "
                     f"it gives {', '.join(sorted(found))}"
                 )
-        rules = self._rules * len(metrics) if len(self._rules) == 1 else self._rules
-        self._best_metrics, self._rules = metrics, rules or [self._rule_of(metric) for metric in metrics]
+        self._best_metrics, self._rules = metrics, self._rules or [self._rule_of(metric) for metric in metrics]
+
+    def _drop_other_rules(self, runner: Any) -> bool:
+        """Forget the best values that were found by another rule than today's; return whether there were any."""
+        rules = dict(zip(self._best_metrics, self._rules, strict=True))
+        other = [m for m in self.best if m in rules and self._found_by.get(m, rules[m]) != rules[m]]
+        for metric in other:
+            value, rule = self.best.pop(metric)["value"], rules[metric]
+            runner.logger.warning(
+                "save_best: the best %s so far, %s, was found by rule=%r; by rule=%r the search begins anew",
+                metric, value, self._found_by[metric], rule,
+            )  # fmt: skip
+        self._found_by |= rules
+        return bool(other)
 
     def _rule_of(self, metric: str) -> str:
         rule = infer_rule(metric, greater=self._greater, less=self._less)
@@ -214,8 +212,9 @@ class CheckpointHook(Hook):
 
     # ---- state --------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
-        """The best values so far and the checkpoints that have them."""
-        return {"best": {metric: dict(record) for metric, record in self.best.items()}}
+        """The best values so far, the checkpoints that have them and the rules by which they were found."""
+        return {"best": {metric: dict(record) for metric, record in self.best.items()}, "rules": dict(self._found_by)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.best = {metric: dict(record) for metric, record in state_dict["best"].items()}
+        self._found_by = dict(state_dict.get("rules", {}))

@@ -182,8 +182,17 @@ def epoch_of(progress: Progress) -> int:
 
 
 def learning_rates(optim: Any) -> dict[str, float]:
-    """``lr`` of the first parameter group; where groups differ from the start, ``lr/group_<k>`` of each kind too."""
-    groups = list(getattr(optim, "param_groups", None) or [])
+    """``lr`` of the first parameter group; where groups differ from the start, ``lr/group_<k>`` of each kind too.
+
+    Of several optimizers each has its name in front (``gen.lr``), as in MMEngine.
+    """
+    groups = getattr(optim, "param_groups", None) or []
+    if isinstance(groups, Mapping):
+        return {f"{owner}.{name}": rate for owner, own in groups.items() for name, rate in _rates_of(own).items()}
+    return _rates_of(groups)
+
+
+def _rates_of(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     if not groups:
         return {}
     rates = {"lr": float(groups[0]["lr"])}

@@ -1,5 +1,6 @@
 """The progress bar of a run on a terminal."""
 
+from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
 
@@ -45,6 +46,7 @@ class ProgressBarHook(Hook):
         progress, scalars = runner.progress, runner.scalars
         time, data_time = scalars.latest("time"), scalars.latest("data_time")
         groups = runner.optim_wrapper.param_groups
+        groups = next(iter(groups.values())) if isinstance(groups, Mapping) else groups
         lr = groups[0]["lr"] if groups else None
         shown = Shown(
             done=progress.iteration,

@@ -61,7 +61,7 @@ def format_seconds(seconds: float) -> str:
 
 def is_rate(name: str) -> bool:
     """Whether a scalar is a learning rate, which is told with an exponent."""
-    return name == "lr" or name.startswith("lr/") or name.endswith("_lr")
+    return name == "lr" or name.startswith("lr/") or name.endswith(("_lr", ".lr")) or ".lr/" in name
 
 
 def _exponent(value: Any, digits: int) -> str:

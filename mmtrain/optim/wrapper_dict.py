@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from mmtrain.config_source import config_error
 from mmtrain.errors import RunError
@@ -114,6 +115,10 @@ class OptimWrapperDict(OptimWrapper):
     def param_groups(self) -> dict[str, list[dict[str, Any]]]:
         """The groups of each optimizer by its name, as in MMEngine."""
         return {name: wrapper.param_groups for name, wrapper in self.items()}
+
+    @property
+    def optimizers(self) -> dict[str, Optimizer]:
+        return {name: wrapper.optimizer for name, wrapper in self.items()}
 
     @property
     def defaults(self) -> dict[str, Any]:

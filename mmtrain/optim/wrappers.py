@@ -218,6 +218,11 @@ class OptimWrapper:
         return self.optimizer.param_groups
 
     @property
+    def optimizers(self) -> dict[str, Optimizer]:
+        """The optimizer under the name "", or several under theirs."""
+        return {"": self.optimizer}
+
+    @property
     def defaults(self) -> dict[str, Any]:
         """The optimizer's defaults."""
         return self.optimizer.defaults

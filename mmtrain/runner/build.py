@@ -5,12 +5,13 @@ built, and the data before the schedules, whose length it decides.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from torch import nn
 
 from mmtrain import dist, launch
-from mmtrain.checkpoint import Disks, WorkDirLock
+from mmtrain.checkpoint import Disks
 from mmtrain.config import check_config, import_custom_modules
 from mmtrain.config_keys import DEFAULT_HOOKS, LOOP_NAMES, named_sets
 from mmtrain.config_source import positions
@@ -25,8 +26,8 @@ from mmtrain.runner.compare import data_fingerprint
 from mmtrain.runner.flexible_runner import Parts, Randomness
 from mmtrain.runner.hook_points import HookList
 from mmtrain.runner.loops import TrainLoop, TrainPlan
-from mmtrain.runner.place import Place, apply_env, find_work_disks, make_place, take_lock, watch_seconds
-from mmtrain.runner.resume import Resume
+from mmtrain.runner.place import Place, apply_env, make_place, occupy, watch_seconds, work_dir_of
+from mmtrain.runner.resume import Resume, checkpoint_root
 from mmtrain.runner.saving import SaveService
 from mmtrain.strategies import Strategy
 
@@ -55,13 +56,11 @@ def _assemble_joined(cfg: Any, task: str) -> Parts:
     dist.set_model_parallel(strategy.model_parallel)
     if task == "train":
         strategy.check_config(cfg)
-    disks = find_work_disks(cfg) if task == "train" else Disks.shared(dist.world_size())
-    lock = take_lock(cfg, disks) if task == "train" else None
+    locks = ExitStack()
     try:
-        return _assemble(cfg, task, strategy, lock, disks)
+        return _assemble(cfg, task, strategy, locks)
     except BaseException:
-        if lock is not None:
-            lock.release()
+        locks.close()
         strategy.teardown()
         raise
 
@@ -75,10 +74,15 @@ def join_processes(cfg: Any) -> None:
     launch.refuse_disagreement(cfg)
 
 
-def _assemble(cfg: Any, task: str, strategy: Strategy, lock: WorkDirLock | None, disks: Disks) -> Parts:
+def _assemble(cfg: Any, task: str, strategy: Strategy, locks: ExitStack) -> Parts:
+    writes = task == "train"
+    disks = occupy(work_dir_of(cfg), locks) if writes else Disks.shared(dist.world_size())
     place = make_place(cfg)
     launch.write_errors_to(place.log_dir / "errors")
     hooks = build_hooks(cfg)
+    root = checkpoint_root(place.work_dir, hooks)
+    if writes and dist.on_main(lambda: root.resolve() != place.work_dir.resolve()):
+        disks = occupy(root, locks, named="out_dir")  # perhaps on another disk, or another run's with its own work_dir
     resume = Resume.choose(cfg, place.work_dir, hooks, logger=place.logger, task=task, disks=disks)
     randomness = build_randomness(cfg, resume.seed)
     apply_env(cfg.get("env_cfg") or {}, deterministic=randomness.deterministic)
@@ -103,7 +107,7 @@ def _assemble(cfg: Any, task: str, strategy: Strategy, lock: WorkDirLock | None,
         train_loop_class=loop_class(cfg.get("train_cfg")) if plan is not None else TrainLoop,
         schedules=schedules, val_sets=val_sets, test_sets=test_sets, visualizer=visualizer, resume=resume,
         eval_fp16={kind: bool((cfg.get(f"{kind}_cfg") or {}).get("fp16")) for kind in ("val", "test")},
-        remarks=remarks, ledger=ledger, config_text=place.config_text, lock=lock,
+        remarks=remarks, ledger=ledger, config_text=place.config_text, locks=locks,
     )  # fmt: skip
 
 

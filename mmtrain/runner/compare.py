@@ -35,7 +35,13 @@ _CLASSES = {
     "custom_hooks": "honoured",
     "compile": "honoured",
     "strategy": "honoured",
-    "default_hooks": "no effect",
+    "default_hooks": "honoured",
+    "default_hooks.runtime_info": "no effect",
+    "default_hooks.timer": "no effect",
+    "default_hooks.sampler_seed": "no effect",
+    "default_hooks.logger": "no effect",
+    "default_hooks.progress": "no effect",
+    "default_hooks.checkpoint": "no effect",
     "val_dataloader": "no effect",
     "val_evaluator": "no effect",
     "val_cfg": "no effect",
@@ -103,18 +109,22 @@ def _class_of(path: str) -> str | None:
     return None
 
 
-def rescale(progress: Progress, old: Scale, new: Scale) -> Progress:
+def rescale(progress: Progress, old: Scale, new: Scale, *, same_data: bool = True) -> Progress:
     """The same position counted at another global batch: samples stay, iterations are counted anew from them.
 
     ``iter_1500`` at 128 samples an iteration is iteration 3000 at 64: the same share of the pass and of the run.
+    ``same_data`` is False where the passes of ``new`` are over another data set.
     """
     if old.global_batch == new.global_batch or not old.global_batch or not new.global_batch:
         return progress
     in_epoch = math.ceil(progress.offset / new.global_batch)
-    if new.iterations_per_epoch is not None:
-        iteration = progress.epoch * new.iterations_per_epoch + in_epoch
-    else:
+    before, after = old.iterations_per_epoch, new.iterations_per_epoch
+    if before is None or after is None:
         iteration = round(progress.samples / new.global_batch)
+    elif same_data and progress.iteration == progress.epoch * before + progress.epoch_iteration:
+        iteration = progress.epoch * after + in_epoch
+    else:  # passes of other data, or of another batch, are among them
+        iteration = round(progress.iteration * old.global_batch / new.global_batch)
     skipped = round(progress.skipped * old.global_batch / new.global_batch)
     return replace(progress, iteration=iteration, epoch_iteration=in_epoch, skipped=skipped)
 
@@ -163,8 +173,31 @@ def refuse_other_data(saved: str, own: str) -> None:
         )
 
 
+def seed_lines(saved: int | None, own: int) -> list[str]:
+    """The warning of a run that goes on with another seed than the checkpoint's."""
+    if saved is None or saved == own:
+        return []
+    return [
+        f"THE SEED CHANGED from {saved} to {own}: from here on the data come in another order, so that samples of this "
+        f"epoch may come twice or not at all. To go on as the run that was stopped: randomness=dict(seed={saved})."
+    ]
+
+
+def switched_before(saved: Mapping[str, str], today: Mapping[str, str]) -> bool:
+    """Whether the run that saved a checkpoint was asked by ``resume_data`` for the same, of the same data set.
+
+    It has done it, then, and its position counts: the same command goes on after a stop. Both are from `flatten`.
+    """
+    kept = ("resume_data", "train_dataloader.dataset")
+    asked = [{path: value for path, value in values.items() if path.startswith(kept)} for values in (saved, today)]
+    return asked[0] == asked[1]
+
+
 def switch_data(progress: Progress, choice: Any, scale: Scale) -> Progress:
-    """The position after ``resume_data``: "continue", "restart", or ``dict(skip_iters=k)``."""
+    """The position after ``resume_data``: "continue", "restart", or ``dict(skip_iters=k)``.
+
+    The data are entered at the beginning of the pass that the run is in, or k iterations behind it.
+    """
     if choice in (None, "continue"):
         return progress
     if choice == "restart":
@@ -173,7 +206,8 @@ def switch_data(progress: Progress, choice: Any, scale: Scale) -> Progress:
         skip = int(choice["skip_iters"])
         per_epoch = scale.iterations_per_epoch
         passes, rest = divmod(skip, per_epoch) if per_epoch else (0, skip)
-        return replace(progress, epoch=passes, offset=rest * (scale.global_batch or 0), epoch_iteration=rest)
+        epoch = progress.epoch + passes
+        return replace(progress, epoch=epoch, offset=rest * (scale.global_batch or 0), epoch_iteration=rest)
     raise CheckpointError(f"resume_data is {choice!r}; expected 'continue', 'restart' or dict(skip_iters=k)")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from torch import nn
 
 from mmtrain import dist, launch
 from mmtrain.data.ledger import Ledger
-from mmtrain.errors import ConfigError
+from mmtrain.errors import CheckpointError, ConfigError
+from mmtrain.optim import OptimWrapperDict
 from mmtrain.progress import Progress
 from mmtrain.registry import RUNNERS
 from mmtrain.runner.agreement import Agreement
@@ -73,7 +74,7 @@ class Parts:
     eval_fp16: Mapping[str, bool] = field(default_factory=dict)
     visualizer: Any = None
     resume: Any = None
-    lock: Any = None
+    locks: ExitStack = field(default_factory=ExitStack)
     remarks: list[str] = field(default_factory=list)
 
 
@@ -100,7 +101,7 @@ class FlexibleRunner:
         self.train_dataloader, self.ledger = parts.train_dataloader, parts.ledger
         self.config_text = parts.config_text
         self._eval_fp16 = parts.eval_fp16
-        self._resume, self._lock = parts.resume, parts.lock
+        self._resume, self._locks = parts.resume, parts.locks
         self.data_fingerprint = data_fingerprint(parts.train_dataloader.dataset) if parts.train_dataloader else ""
 
         self.progress = Progress()
@@ -145,8 +146,7 @@ class FlexibleRunner:
     @property
     def data_moved_by(self) -> Any:
         """``resume_data``, where it has moved this run to other data or another place of them; else None."""
-        choice = self.cfg.get("resume_data")
-        return None if self.resumed_from is None or choice in (None, "continue") else choice
+        return self._resume.moved_by
 
     @property
     def rank(self) -> int:
@@ -172,8 +172,9 @@ class FlexibleRunner:
 
     @property
     def optimizer_name(self) -> str:
-        """The class name of the optimizer, "" without one."""
-        return type(getattr(self.optim_wrapper, "optimizer", None)).__name__ if self.optim_wrapper is not None else ""
+        """The class name of the optimizer (of several ``gen Adam, disc SGD``), "" without one."""
+        optimizers = self.optim_wrapper.optimizers if self.optim_wrapper is not None else {}
+        return ", ".join(f"{name} {type(one).__name__}".lstrip() for name, one in optimizers.items())
 
     @property
     def scale(self) -> Scale:
@@ -214,10 +215,14 @@ class FlexibleRunner:
         return self.test_loop.dataloader if self.test_loop else None
 
     def evaluation_context(self, kind: str) -> AbstractContextManager[Any]:
-        """The precision of evaluation: that of training, or float16 where ``val_cfg.fp16`` says so."""
+        """The precision of evaluation: that of training, or float16 where ``val_cfg.fp16`` says so.
+
+        Where several optimizers may train in several precisions, it is the weights' own, as in MMEngine.
+        """
         if self._eval_fp16.get(kind):
             return torch.autocast(self.device.type, dtype=torch.float16)
-        return self.strategy.forward_context() if self.optim_wrapper is not None else nullcontext()
+        one = self.optim_wrapper is not None and not isinstance(self.optim_wrapper, OptimWrapperDict)
+        return self.strategy.forward_context() if one else nullcontext()
 
     # ---- the two ways up ----------------------------------------------------------------------------------------
     def request_save(self, reason: str, **options: Any) -> None:
@@ -282,8 +287,7 @@ class FlexibleRunner:
 
     def release(self) -> None:
         """Give back the work dir's lock and whatever the strategy entered."""
-        if self._lock is not None:
-            self._lock.release()
+        self._locks.close()
         self.strategy.teardown()
 
     def _evaluate(self, loop: EvaluationLoop | None, kind: str) -> dict[str, float]:
@@ -318,16 +322,25 @@ class _Running:
         runner = self._runner
         if error is not None:
             _tell(runner, error)
-        if runner.train_dataloader is not None:
-            runner.train_dataloader.close()
-        for loop in (runner.val_loop, runner.test_loop):
-            if loop is not None:
-                loop.close()
+        with ExitStack() as closing:  # from the last line up; whatever fails, the rest is put away
+            closing.callback(runner.signals.__exit__)
+            closing.callback(runner.release)
+            for writer in runner.writers:
+                closing.callback(writer.close)
+            closing.callback(_close_saving, runner, error)
+            for part in (runner.test_loop, runner.val_loop, runner.train_dataloader):
+                if part is not None:
+                    closing.callback(part.close)
+
+
+def _close_saving(runner: FlexibleRunner, error: BaseException | None) -> None:
+    """Wait for a save in the background. That it failed must not hide ``error``, by which the run ends."""
+    try:
         runner.saving.close()
-        for writer in runner.writers:
-            writer.close()
-        runner.release()
-        runner.signals.__exit__()
+    except CheckpointError as failure:
+        if error is None:
+            raise
+        runner.logger.error("%s", failure)
 
 
 def _tell(runner: FlexibleRunner, error: BaseException) -> None:

@@ -3,6 +3,7 @@
 import multiprocessing
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,46 +34,38 @@ def _name_and_work_dir(cfg: Any) -> tuple[str, Path]:
     return name, Path(cfg.get("work_dir") or Path("work_dirs") / name)
 
 
-def find_work_disks(cfg: Any) -> Disks:
-    """Which ranks see the same work dir. Raises ConfigError where one cannot write there."""
-    _, work_dir = _name_and_work_dir(cfg)
-    try:
-        return find_disks(work_dir)
-    except OSError as error:
-        raise _unwritable(work_dir, error) from error
+def work_dir_of(cfg: Any) -> Path:
+    """Where the config's run writes."""
+    return _name_and_work_dir(cfg)[1]
 
 
-def take_lock(cfg: Any, disks: Disks) -> WorkDirLock | None:
-    """The work dir's lock, for the length of the run: taken by rank 0, or on each disk by its leader.
+def occupy(directory: Path, locks: ExitStack, *, named: str = "work_dir") -> Disks:
+    """Find out which ranks see the same ``directory`` and lock it until ``locks`` is closed; a collective.
 
-    Raises RunError that names who holds it.
+    The lock is taken by rank 0, or on each disk by its leader. ``named`` is what the config calls the directory.
+    Raises ConfigError where one cannot write there, and RunError that names who holds it.
     """
-    _, work_dir = _name_and_work_dir(cfg)
-    held: list[WorkDirLock] = []
+    try:
+        disks = find_disks(directory)
+    except OSError as error:
+        raise _unwritable(directory, error, named) from error
 
     def acquire() -> None:
         try:
-            held.append(WorkDirLock(work_dir).acquire())
+            locks.enter_context(WorkDirLock(directory).acquire())
         except OSError as error:
-            raise _unwritable(work_dir, error) from error
+            raise _unwritable(directory, error, named) from error
 
-    try:
-        if disks.one:
-            dist.on_main(acquire)
-        else:
-            disks.on_leaders(acquire)
-    except BaseException:
-        for lock in held:
-            lock.release()
-        raise
-    return held[0] if held else None
+    if disks.one:
+        dist.on_main(acquire)
+    else:
+        disks.on_leaders(acquire)
+    return disks
 
 
-def _unwritable(work_dir: Path, error: OSError) -> ConfigError:
-    return ConfigError(
-        f"work_dir {str(work_dir)!r} cannot be written: {error.strerror or error}; "
-        "choose another with work_dir=... or --work-dir"
-    )
+def _unwritable(directory: Path, error: OSError, named: str = "work_dir") -> ConfigError:
+    remedy = "choose another with work_dir=... or --work-dir" if named == "work_dir" else "choose another"
+    return ConfigError(f"{named} {str(directory)!r} cannot be written: {error.strerror or error}; {remedy}")
 
 
 def make_place(cfg: Any) -> Place:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,8 +12,9 @@ from mmtrain import dist
 from mmtrain.checkpoint import CheckpointStore, Retention
 from mmtrain.checkpoint.export import publish, write_pretrained
 from mmtrain.checkpoint.plain_files import write_json, write_weights
-from mmtrain.errors import CheckpointError, ConfigError, RunError
+from mmtrain.errors import CheckpointError, RunError
 from mmtrain.runner.compare import flatten
+from mmtrain.runner.frozen import Frozen
 from mmtrain.runner.state import capture_rank_state, capture_small_state, capture_tensors, gather_weights
 
 if TYPE_CHECKING:
@@ -63,22 +64,29 @@ class SaveService:
         self._policy = SavePolicy()
         self._pending: Any = None
         self._protected: set[str] = set()
+        self.named: set[str] = set()  # the checkpoint that a user named to begin at
+        self.frozen = Frozen()  # what save_frozen=False leaves out
+        self.began = ""
+        self.generation = self.since = 0  # of this start, and the one in which its run began: Manifest.generation
 
     def configure(self, policy: Mapping[str, Any], *, by_epoch: bool) -> None:
         """Take the policy of the hook that asks for checkpoints."""
         self._policy = SavePolicy(**policy, by_epoch=by_epoch)
-        template = self._policy.filename_tmpl
-        if template is not None and template.format(1) == template.format(2):
-            raise ConfigError(f"default_hooks.checkpoint.filename_tmpl is {template!r}; it needs a {{}} for the number")
         self.store.keep = Retention(
             max_keep_ckpts=self._policy.max_keep,
             keep_every=self._policy.keep_every or 0,
             unit="epoch" if by_epoch else "iteration",
+            since=self.since,
         )
 
+    def begin(self, generation: int, *, since: int, began: str = "") -> None:
+        """Say which generation of checkpoints this start saves, in which its run began, and in which log directory."""
+        self.generation, self.since, self.began = generation, since, began
+        self.store.keep = replace(self.store.keep, since=since)
+
     def protect(self, names: Iterable[str | None]) -> None:
-        """Keep these checkpoints from retention (the best ones)."""
-        self._protected = {name for name in names if name}
+        """Keep these checkpoints (the best ones), and the one that was named, from retention."""
+        self._protected = {name for name in names if name} | self.named
         self.store.protected = self._protected
 
     def request_at_stop(self) -> None:
@@ -200,9 +208,13 @@ class SaveService:
         native = runner.strategy.native(frozen=policy.frozen) if policy.optimizer else None
         if native is not None:
             fields["meta"]["native"] = native.description
+        left_out = frozenset[str]()
+        if not (policy.frozen and (native is None or native.description["frozen"])):
+            left_out = self.frozen.names()
+            fields["meta"]["frozen"] = self.frozen.fingerprint(runner.strategy)
         return self.store.save(
             name,
-            tensors=capture_tensors(runner, optimizer=policy.optimizer, frozen=policy.frozen) if native is None else {},
+            tensors=capture_tensors(runner, optimizer=policy.optimizer, left_out=left_out) if native is None else {},
             state=state,
             rng=capture_rank_state(runner),
             manifest_fields=fields,
@@ -214,7 +226,8 @@ class SaveService:
         progress = runner.progress
         at_epoch_edge = progress.epoch_iteration == 0 and progress.epoch > 0
         by_epoch = self._policy.by_epoch and at_epoch_edge and any(r.reason != "time" for r in requests)
-        template = self._policy.filename_tmpl or ("epoch_{}.pth" if by_epoch else "iter_{}.pth")
+        own = self._policy.filename_tmpl if by_epoch == self._policy.by_epoch else None  # it counts in one unit alone
+        template = own or ("epoch_{}.pth" if by_epoch else "iter_{}.pth")
         return template.format(progress.epoch if by_epoch else progress.iteration)
 
     def _save_weights(self, runner: "FlexibleRunner") -> None:
@@ -268,5 +281,8 @@ def manifest_fields(runner: "FlexibleRunner", policy: SavePolicy, *, temporary: 
             "experiment_name": runner.experiment_name,
             "timestamp": runner.timestamp,
             "config_values": flatten(runner.cfg),
+            "generation": runner.saving.generation,
+            "since": runner.saving.since,
+            "began": runner.saving.began,
         },
     }

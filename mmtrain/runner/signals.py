@@ -2,13 +2,45 @@
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
+
+from mmtrain import launch
 
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try the same command again
 INTERRUPTED = 130
 
 _WATCHED = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """While a run is being built: SIGTERM and SIGUSR1 leave at once, since there is nothing to save, with status 75.
+
+    Without this they would end the process with a status that no scheduler takes for "try again". `Signals` takes over
+    when the run begins. Outside the main thread nothing is watched.
+    """
+    own_pid, previous = os.getpid(), {}
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != own_pid:  # a child that was forked meanwhile
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
+        if launch.speaks():
+            os.write(2, f"{signal.Signals(number).name} received before training began; nothing to save\n".encode())
+        os._exit(PREEMPTED)
+
+    with suppress(ValueError):
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            previous[number] = signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class Signals:

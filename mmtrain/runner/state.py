@@ -1,10 +1,10 @@
 """The named table of everything that is saved, in the order in which it is restored."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmtrain import dist, randomness
 from mmtrain.errors import CheckpointError
@@ -27,10 +27,39 @@ def small_state_table(runner: "FlexibleRunner") -> dict[str, Stateful]:
         table["ledger"] = runner.ledger
     if runner.schedules is not None:
         table["schedules"] = runner.schedules
+    extra = ModuleExtras(runner.model)
+    if extra.modules:
+        table["modules"] = extra
     for name, hook in runner.hooks.named.items():
         if isinstance(hook, Stateful):
             table[f"hooks.{name}"] = hook
+    for name, metric in _metrics(runner):
+        if isinstance(metric, Stateful):
+            table[f"metrics.{name}"] = metric
     return table
+
+
+class ModuleExtras:
+    """What modules keep beside their tensors: torch's ``get_extra_state`` and ``set_extra_state``, by module name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        plain = nn.Module.get_extra_state
+        self.modules = {n: module for n, module in model.named_modules() if type(module).get_extra_state is not plain}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: module.get_extra_state() for name, module in self.modules.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        for name, module in self.modules.items():
+            if name in state_dict:
+                module.set_extra_state(state_dict[name])
+
+
+def _metrics(runner: "FlexibleRunner") -> Iterator[tuple[str, Any]]:
+    """The metrics of validation, by set, class and place: ``val.Recall_0``."""
+    for name, (_, evaluator) in (runner.val_loop.sets if runner.val_loop is not None else {}).items():
+        for index, metric in enumerate(getattr(evaluator, "metrics", ())):
+            yield f"{name or 'val'}.{type(metric).__name__}_{index}", metric
 
 
 def capture_small_state(runner: "FlexibleRunner") -> dict[str, Any]:
@@ -60,16 +89,13 @@ def _whole(value: Any) -> Any:
 
 
 def capture_tensors(
-    runner: "FlexibleRunner", *, optimizer: bool = True, frozen: bool = True
+    runner: "FlexibleRunner", *, optimizer: bool = True, left_out: Collection[str] = ()
 ) -> dict[str, dict[str, Tensor]]:
     """The model's and the optimizer's tensors by section; they share memory with the run.
 
-    With ``frozen=False`` parameters that do not train are left out.
+    The model's tensors named in ``left_out`` are not among them.
     """
-    model = runner.strategy.model_state()
-    if not frozen:
-        kept_out = {name for name, parameter in runner.model.named_parameters() if not parameter.requires_grad}
-        model = {name: value for name, value in model.items() if name not in kept_out}
+    model = {name: value for name, value in runner.strategy.model_state().items() if name not in left_out}
     sections = {"model": model}
     if optimizer:
         sections["optimizer"] = runner.strategy.optimizer_state()

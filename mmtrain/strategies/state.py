@@ -17,7 +17,11 @@ from mmtrain.strategies.base import SavedTensor
 
 def module_state(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name, sharing the module's memory; other extra state is left out."""
-    return {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    return {
+        name: value
+        for name, value in module.state_dict().items()
+        if isinstance(value, Tensor) and name.rpartition(".")[2] != "_extra_state"
+    }
 
 
 def load_module_state(module: nn.Module, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
@@ -67,8 +71,8 @@ def optimizer_tensors(model: nn.Module, optim: OptimWrapper) -> dict[str, Tensor
                 tensors[f"{name}/{slot}"] = value
             elif value is not None:
                 raise ConfigError(
-                    f"optim_wrapper.optimizer: {type(optimizer).__name__} keeps a {type(value).__name__} as {slot!r} of "
-                    f"{name}, and a checkpoint holds tensors and numbers only; save without it by "
+                    f"optim_wrapper.optimizer: {type(optimizer).__name__} keeps a {type(value).__name__} as {slot!r} "
+                    f"of {name}, and a checkpoint holds tensors and numbers only; save without it by "
                     "default_hooks.checkpoint.save_optimizer=False (a resume then begins its state anew), or use "
                     "another optimizer"
                 )

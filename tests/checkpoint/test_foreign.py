@@ -152,6 +152,9 @@ def test_what_is_no_weights(tmp_path):
     (tmp_path / "out.index.json").write_text(json.dumps({"weight_map": {"w": "../x"}}))
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({"epoch": 3}, tmp_path / "nothing.pth")
+    torch.save({0: torch.ones(2)}, tmp_path / "numbered.pth")
+    torch.save({"w": torch.eye(2).to_sparse()}, tmp_path / "sparse.pth")
+    (tmp_path / "blank.pth").touch()
     for name, reason in {
         "gone.pth": "no such file",
         "empty": "no weights of a known kind",
@@ -161,6 +164,9 @@ def test_what_is_no_weights(tmp_path):
         "out.index.json": "does not lie beside it",
         "list.pth": "expected a dict of tensors, found a list",
         "nothing.pth": "no tensors by name",
+        "numbered.pth": "no tensors by name",
+        "sparse.pth": "'w' is a sparse tensor",
+        "blank.pth": "it is empty",
     }.items():
         with pytest.raises(CheckpointError, match=f"{name}.*{reason}"):
             load_weights(tmp_path / name)

@@ -25,6 +25,12 @@ def test_multiples_stay_for_ever_and_do_not_count():
     assert numbers(to_delete(permanent(5, 10, 20, 30, 40, 50), by_epoch)) == [5, 10, 30]
 
 
+def test_a_multiple_of_epochs_is_one_saved_at_the_end_of_an_epoch():
+    entries = [Entry("e2", 20, 2), Entry("stopped", 25, 2, in_epoch=True), Entry("e3", 30, 3), Entry("e4", 40, 4)]
+    assert to_delete(entries, Retention(max_keep_ckpts=1, keep_every=2, unit="epoch")) == ["stopped"]
+    assert to_delete(entries, Retention(max_keep_ckpts=1, keep_every=25)) == ["e2", "e3"]
+
+
 def test_the_best_stays():
     assert numbers(to_delete(permanent(1, 2, 3), Retention(max_keep_ckpts=1), {"iter_1.pth"})) == [2]
 

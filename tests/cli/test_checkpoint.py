@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,43 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from parts import config, make_runner
-from safetensors.torch import load_file
+from parts import make_runner
 
 from mmtrain.checkpoint import CheckpointStore, WorkDirLock
-from mmtrain.cli.checkpoint import main
 from mmtrain.cli.checkpoint_compare import MEASURED, flatten, ignored, tensor_difference, value_difference
 from mmtrain.cli.checkpoint_text import counted, size
 
 ROOT = Path(__file__).resolve().parents[2]
-HOOKS = {
-    "ema": {"type": "EMAHook", "momentum": 0.1},
-    "checkpoint": {"type": "CheckpointHook", "interval": 7, "save_best": "accuracy", "rule": "greater"},
-}
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    work = tmp_path_factory.mktemp("trained") / "work"
-    make_runner(work, custom_hooks=[{"type": "Counter"}], default_hooks=HOOKS).train()
-    return work
-
-
-@pytest.fixture
-def work(trained, tmp_path):
-    """A copy that may be damaged."""
-    return Path(shutil.copytree(trained, tmp_path / "work"))
-
-
-@pytest.fixture
-def run(capsys):
-    def command(*arguments):
-        capsys.readouterr()
-        status = main([str(argument) for argument in arguments])
-        found = capsys.readouterr()
-        return status, found.out, found.err
-
-    return command
 
 
 def damage(checkpoint, pattern="model/*.safetensors"):
@@ -202,16 +171,16 @@ def test_diff_of_what_only_one_has(trained, work, run):
     assert re.search(r"state hooks.Counter.calls +only in A", out)
 
 
-def test_two_runs_of_one_config_are_equal_though_their_times_are_not(trained, tmp_path, run):
-    make_runner(tmp_path / "again", custom_hooks=[{"type": "Counter"}], default_hooks=HOOKS).train()
+def test_two_runs_of_one_config_are_equal_though_their_times_are_not(trained, hooks, tmp_path, run):
+    make_runner(tmp_path / "again", custom_hooks=[{"type": "Counter"}], default_hooks=hooks).train()
     assert run("diff", trained, tmp_path / "again")[0] == 0
     assert run("diff", trained / "iter_14.pth", tmp_path / "again" / "iter_14.pth")[0] == 0
 
 
-def test_diff_tells_that_the_configs_differ(trained, tmp_path, run):
+def test_diff_tells_that_the_configs_differ(trained, hooks, tmp_path, run):
     optim = {"optimizer": {"type": "AdamW", "lr": 0.02}}
     make_runner(
-        tmp_path / "again", custom_hooks=[{"type": "Counter"}], default_hooks=HOOKS, optim_wrapper=optim
+        tmp_path / "again", custom_hooks=[{"type": "Counter"}], default_hooks=hooks, optim_wrapper=optim
     ).train()
     status, out, _ = run("diff", trained, tmp_path / "again")
     assert status == 1
@@ -250,63 +219,6 @@ def test_values_are_compared_by_type_and_bits():
     assert not ignored(["loss"], MEASURED)
 
 
-# ---- export
-def test_export_safetensors(trained, tmp_path, run):
-    out = tmp_path / "weights.safetensors"
-    status, told, _ = run("export", trained, out, "--dtype", "bfloat16")
-    assert (status, told) == (0, f"wrote {out} (safetensors, 9 tensors of {trained / 'iter_20.pth'})\n")
-    found, checkpoint = load_file(out), CheckpointStore(trained).open("iter_20.pth")
-    assert torch.equal(found["last.weight"], checkpoint.read("model", "last.weight").bfloat16())
-    assert found["norm.num_batches_tracked"].dtype is torch.int64
-    status, _, err = run("export", trained, out)
-    assert status == 2
-    assert "replace it with --force" in err
-    assert run("export", trained, out, "--force")[0] == 0
-
-
-def test_export_mmengine_with_averages(trained, tmp_path, run):
-    out = tmp_path / "weights.pth"
-    assert run("export", trained / "iter_14.pth", out, "--ema")[0] == 0
-    found = torch.load(out, weights_only=True)
-    averages = CheckpointStore(trained).open("iter_14.pth").state()["hooks.ema"]["averages"]
-    assert torch.equal(found["state_dict"]["first.weight"], averages["first.weight"])
-    assert found["meta"]["iter"] == 14
-    status, _, err = run("export", trained, tmp_path / "x.pth", "--ema", "Counter")
-    assert (status, "--ema Counter: hooks with averages of weights in" in err, err.rstrip()[-3:]) == (2, True, "ema")
-
-
-def test_export_with_a_config(trained, tmp_path, run):
-    path = tmp_path / "net.py"
-    lines = ["custom_imports = dict(imports=['parts'])", *(f"{k} = {v!r}" for k, v in config(tmp_path / "w").items())]
-    path.write_text("\n".join(lines) + "\n")
-    out = tmp_path / "weights.safetensors"
-    assert run("export", trained, out, "--config", path)[0] == 0
-    status, _, err = run("export", trained, tmp_path / "x.pth", "--config", path, "--cfg-options", "model.hidden=9")
-    assert status == 1
-    assert "first.weight is [8, 6] in the checkpoint and [9, 6] in the model" in err
-    status, _, err = run("export", trained, tmp_path / "hf", "--format", "huggingface", "--config", path)
-    assert (status, "Net is no Hugging Face model" in err) == (2, True)
-    status, _, err = run("export", trained, tmp_path / "hf", "--format", "huggingface")
-    assert (status, "huggingface needs --config" in err) == (2, True)
-    assert not (tmp_path / "hf").exists()
-
-
-def test_export_without_the_frozen_parameters(tmp_path, run):
-    changes = {"model": {"type": "Net", "frozen": True}}
-    saves = {"type": "CheckpointHook", "interval": 7, "save_frozen": False}
-    make_runner(tmp_path / "work", default_hooks={"checkpoint": saves}, **changes).train()
-    status, _, err = run("export", tmp_path / "work", tmp_path / "a.pth")
-    assert (status, "has no frozen parameters" in err) == (0, True)
-    path = tmp_path / "net.py"
-    text = "custom_imports = dict(imports=['parts'])\n"
-    path.write_text(text + "\n".join(f"{k} = {v!r}" for k, v in config(tmp_path / "w", **changes).items()))
-    assert run("export", tmp_path / "work", tmp_path / "b.pth", "--config", path)[2] == ""
-    part, whole = (torch.load(tmp_path / f"{name}.pth", weights_only=True)["state_dict"] for name in "ab")
-    assert set(whole) - set(part) == {"first.weight", "first.bias"}
-    torch.manual_seed(0)
-    assert torch.equal(whole["first.weight"], make_runner(tmp_path / "other", **changes).model.first.weight)
-
-
 # ---- prune
 def test_prune(work, run):
     best = {"accuracy": {"value": 1.0, "checkpoint": "iter_10.pth", "iteration": 10}}
@@ -322,6 +234,11 @@ def test_prune(work, run):
     status, out, _ = run("prune", work, "--keep", "1")
     assert re.fullmatch(r"2 checkpoints stay; [\d.]+ KB freed", out.splitlines()[-1])
     assert CheckpointStore(work).names() == ["iter_10.pth", "iter_20.pth"]
+
+
+def test_prune_leaves_nothing_in_a_directory_without_checkpoints(tmp_path, run):
+    assert run("prune", tmp_path, "--keep", "1") == (0, f"{tmp_path} holds no checkpoint\n", "")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_prune_never_deletes_the_newest_good_one(work, run):

@@ -89,6 +89,27 @@ def test_a_data_set_that_counts_is_found_out(write, tmp_path, capsys, monkeypatc
     assert list((tmp_path / "tmp").glob("mmtrain-*")) == []
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["DDPStrategy", "FSDPStrategy"])
+def test_two_processes(write, tmp_path, capsys, strategy):
+    path = write(strategy={"type": strategy}, env_cfg={"dist_cfg": {"backend": "gloo"}})
+    options = ["--nproc-per-node", "2", "--steps", "12", "--kills", "2", "--work-dir", str(tmp_path / "trial")]
+    status = main([path, *options])
+    out = capsys.readouterr().out
+    assert status == 0, out
+    assert "SIGKILL at iteration 6, 9; resumed at iteration 3, 6" in out
+    assert "EXACT" in out
+    starts = (tmp_path / "trial/killed/record/starts.jsonl").read_text().splitlines()
+    assert len(starts) == 3
+
+
+def test_several_processes_are_asked_for_in_numbers(write, capsys):
+    assert main([write(launcher="pytorch")]) == 2
+    assert "launcher is 'pytorch'; say how many processes with --nproc-per-node N" in capsys.readouterr().err
+    assert main([write(), "--nproc-per-node", "-1"]) == 2
+    assert "--nproc-per-node is -1" in capsys.readouterr().err
+
+
 def test_a_wrong_config(write, capsys):
     assert main([write(), "--cfg-options", "model.hiden=3"]) == 2
     err = capsys.readouterr().err

@@ -30,9 +30,18 @@ def start(path, *options):
     )  # fmt: skip
 
 
+def errors_of(process):
+    """What it wrote to stderr, once it has ended."""
+    try:
+        return process.communicate(timeout=300)[1]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
 def run(path, *options):
     process = start(path, *options)
-    _, errors = process.communicate()
+    errors = errors_of(process)
     return process.returncode, errors
 
 
@@ -87,7 +96,7 @@ def test_workers_end_soon_after_a_killed_parent(tmp_path, method):
     path.write_text(path.read_text() + f"train_dataloader.update(num_workers=2, multiprocessing_context='{method}')\n")
     process = start(path)
     process.wait()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         try:
             os.killpg(process.pid, 0)
@@ -96,7 +105,7 @@ def test_workers_end_soon_after_a_killed_parent(tmp_path, method):
         os.sched_yield()
     else:
         os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail("processes of the killed run are still there after 30 seconds")
+        pytest.fail("processes of the killed run are still there after 120 seconds")
     process.stderr.close()
 
 
@@ -121,7 +130,7 @@ def test_a_second_run_in_the_same_work_dir_is_refused(tmp_path):
             break
     status, errors = run(write_config(tmp_path, "same", **LONG))
     (tmp_path / "go").touch()
-    _, rest = first.communicate()
+    rest = errors_of(first)
     assert first.returncode == 0, rest
     assert status == 1
     assert f"process {first.pid} on " in errors.splitlines()[-1]
@@ -133,3 +142,42 @@ def test_ctrl_c_before_training_begins(tmp_path):
     status, errors = run(path)
     assert status == 130
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_before_training_begins_asks_for_another_try(tmp_path, number):
+    path = write_config(tmp_path, "early", **LONG)
+    path.write_text(f"import os, signal\nos.kill(os.getpid(), {int(number)})\n" + path.read_text())
+    status, errors = run(path)
+    assert status == 75
+    assert errors == f"{number.name} received before training began; nothing to save\n"
+
+
+def test_an_out_dir_is_locked_as_the_work_dir_is(tmp_path):
+    """Two runs of one name in two work dirs: their checkpoints would lie in the same directory."""
+    hook = {"default_hooks": {"checkpoint": {"type": "CheckpointHook", "out_dir": str(tmp_path / "saved")}}}
+    wait = [{"type": "Wait", "marker": str(tmp_path / "go")}]
+    (tmp_path / "other").mkdir()
+    first = start(write_config(tmp_path, "same", custom_hooks=wait, **hook, **LONG))
+    for line in first.stderr:
+        if "waiting" in line:
+            break
+    status, errors = run(write_config(tmp_path / "other", "same", **hook, **LONG))
+    (tmp_path / "go").touch()
+    rest = errors_of(first)
+    assert first.returncode == 0, rest
+    assert status == 1
+    assert f"{tmp_path / 'saved' / 'same'} is being written by process {first.pid} on " in errors.splitlines()[-1]
+
+
+def test_an_out_dir_may_be_where_the_work_dir_lies_and_must_be_writable(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path)
+    hook = {"type": "CheckpointHook", "out_dir": str(tmp_path / "link")}
+    status, errors = run(write_config(tmp_path, "same", default_hooks={"checkpoint": hook}, **LONG))
+    assert status == 0, errors
+    assert (tmp_path / "same" / "last_checkpoint").exists()
+    (tmp_path / "file").touch()
+    hook["out_dir"] = str(tmp_path / "file")
+    status, errors = run(write_config(tmp_path, "same", default_hooks={"checkpoint": hook}, **LONG))
+    assert status == 2
+    assert f"out_dir '{tmp_path / 'file' / 'same'}' cannot be written" in errors.splitlines()[-1]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parts import Net, make_runner
+from parts import Journal, Net, make_runner
 from safetensors.torch import load_file
 
 from mmtrain.checkpoint.manifest import decode, encode
@@ -104,6 +104,27 @@ def test_epochs():
         ({"on_save_error": "cry"}, "'continue' or 'stop'"),
         ({"save_best": ["a", "b"], "rule": ["less", "less", "less"]}, "3 entries for 2"),
         ({"save_best": "a", "rule": "more"}, "'greater' or 'less'"),
+        ({"interval": 1.5}, r"interval is 1\.5; expected a positive whole number"),
+        ({"interval": True}, "interval is True"),
+        ({"interval": "10"}, "interval is '10'"),
+        ({"save_begin": "3"}, "save_begin is '3'"),
+        ({"max_keep_ckpts": 2.5}, r"max_keep_ckpts is 2\.5; expected a whole number"),
+        ({"max_keep_ckpts": "3"}, "max_keep_ckpts is '3'"),
+        ({"weights_interval": 0.5}, r"weights_interval is 0\.5"),
+        ({"every_seconds": "900"}, "every_seconds is '900'; expected a positive number of seconds"),
+        ({"every_seconds": float("nan")}, "every_seconds is nan"),
+        ({"save_last": "no"}, "save_last is 'no'; expected True or False"),
+        ({"by_epoch": "yes"}, "by_epoch is 'yes'"),
+        ({"out_dir": 5}, "out_dir is 5; expected a directory"),
+        ({"save_best": True}, "save_best is True; expected a name or a list of names"),
+        ({"save_best": ["auto", "loss"]}, "each metric once, or 'auto' alone"),
+        ({"save_best": ["loss", "loss"]}, "each metric once"),
+        ({"greater_keys": 5}, "greater_keys is 5"),
+        ({"filename_tmpl": "{}_{}.pth"}, "it needs a {} for the number"),
+        ({"filename_tmpl": "{name}.pth"}, "it needs a {} for the number"),
+        ({"filename_tmpl": "{"}, "it needs a {} for the number"),
+        ({"filename_tmpl": "deep/{}.pth"}, "expected a name without /"),
+        ({"filename_tmpl": ".iter_{}.pth"}, "expected a name without /"),
     ],
 )
 def test_arguments_are_checked_at_once(arguments, message):
@@ -114,7 +135,33 @@ def test_arguments_are_checked_at_once(arguments, message):
 def test_a_template_without_a_number_is_refused(tmp_path):
     hook = {"checkpoint": {"type": "CheckpointHook", "filename_tmpl": "model.pth"}}
     with pytest.raises(ConfigError, match=r"filename_tmpl is 'model\.pth'"):
-        make_runner(tmp_path, default_hooks=hook).train()
+        make_runner(tmp_path, default_hooks=hook)
+
+
+def test_a_template_counts_in_one_unit(tmp_path):
+    """Epochs and iterations under one template would take each other's names."""
+    clock = iter(range(99)).__next__
+    hook = {"type": "CheckpointHook", "filename_tmpl": "model_{}", "clock": clock, "every_seconds": 4}
+    plan = {"train_cfg": {"by_epoch": True, "max_epochs": 2, "max_iters": None, "val_interval": 9}}
+    journal = Journal()
+    make_runner(tmp_path, default_hooks={"checkpoint": hook}, custom_hooks=[journal], **plan).train()
+    names = [line.split()[1] for line in journal.lines if line.startswith("after_save_checkpoint")]
+    assert names == [*(name for name in names if name.startswith("iter_")), "model_2"]
+    assert len(names) > 1
+
+
+def test_a_rule_without_a_metric_is_for_nobody(tmp_path):
+    hook = {"checkpoint": {"type": "CheckpointHook", "rule": "less"}}
+    make_runner(tmp_path, default_hooks=hook, train_cfg={"max_iters": 4, "val_interval": 2}).train()
+    assert not (tmp_path / "best.json").exists()
+
+
+@pytest.mark.parametrize("keys", ["score", ["score"]])
+def test_a_key_may_stand_without_a_list_as_in_mmengine(keys):
+    hook = CheckpointHook(save_best="score", greater_keys=keys)
+    assert hook._rule_of("score") == "greater"
+    with pytest.raises(ConfigError, match="better when greater or when less"):
+        hook._rule_of("s")
 
 
 def best_run(tmp_path, **options):
@@ -138,9 +185,34 @@ def test_auto_takes_the_first_metric(tmp_path):
     assert list(best_run(tmp_path, save_best="auto")[0]) == ["loss"]
 
 
+def test_the_best_by_another_rule_does_not_count_after_a_resume(tmp_path, capfd):
+    def run(rule, end):
+        hook = {"type": "CheckpointHook", "interval": 5, "save_best": ["loss", "accuracy"], "rule": rule}
+        changes = {"default_hooks": {"checkpoint": hook}, "train_cfg": {"max_iters": end, "val_interval": 5}}
+        make_runner(tmp_path, resume="auto", **changes).train()
+        return json.loads((tmp_path / "best.json").read_text())
+
+    before = run(["less", "greater"], 10)
+    after = run(["greater", "greater"], 15)
+    assert after["loss"]["iteration"] == 15
+    assert after["accuracy"]["value"] >= before["accuracy"]["value"]
+    told = capfd.readouterr().err
+    assert told.count("was found by rule='less'; by rule='greater' the search begins anew") == 1
+    assert run(["greater", "greater"], 15) == after
+    assert "begins anew" not in capfd.readouterr().err
+
+
 def test_a_metric_whose_rule_cannot_be_told(tmp_path):
     with pytest.raises(ConfigError, match="greater or when less"):
         best_run(tmp_path, save_best="accuracy", greater_keys=["qq"], less_keys=["zz"])
+
+
+def test_a_validation_alone_saves_nothing(tmp_path):
+    hook = {"checkpoint": {"type": "CheckpointHook", "interval": 5, "save_best": "loss"}}
+    make_runner(tmp_path / "trained").train()
+    runner = make_runner(tmp_path / "alone", default_hooks=hook, load_from=str(tmp_path / "trained" / "iter_20.pth"))
+    assert "loss" in runner.val()
+    assert not list(tmp_path.glob("alone/*.pth"))
 
 
 def test_a_metric_that_goes_missing_is_a_failed_run():
@@ -221,6 +293,31 @@ def test_a_save_that_fails(tmp_path, monkeypatch, mode, status, capfd):
     else:
         assert there == {"iter_5.pth", "iter_15.pth", "iter_20.pth"}
         assert told == 1 + 5  # at once, and at the log lines until iteration 15 was saved
+
+
+def test_a_failed_save_does_not_hide_why_the_run_ends(tmp_path, monkeypatch, capfd):
+    from mmtrain.checkpoint.storage import LocalFiles
+
+    def write(self, handle, data):
+        raise OSError(28, "No space left on device")
+
+    class Broken:
+        def after_save_checkpoint(self, runner, entry):
+            raise AssertionError
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter == 5:
+                monkeypatch.setattr(runner.saving, "poll", lambda runner: None)  # nobody has noticed it yet
+            if runner.iter == 6:
+                raise ValueError("a bug of the user's")
+
+    monkeypatch.setattr(LocalFiles, "write", write)
+    hook = {"checkpoint": {"type": "CheckpointHook", "interval": 6}}
+    runner = make_runner(tmp_path, default_hooks=hook, custom_hooks=[Broken()])
+    with pytest.raises(ValueError, match="a bug of the user's"):
+        runner.train()
+    assert "iter_6.pth was not saved: [Errno 28] No space left on device" in capfd.readouterr().err
+    make_runner(tmp_path, default_hooks=hook).release()  # the lock was given back
 
 
 def test_what_a_kill_left_undone_is_done_at_the_next_start(tmp_path):

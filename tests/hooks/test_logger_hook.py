@@ -207,6 +207,8 @@ def test_learning_rates_of_groups():
     optim.param_groups = optim.param_groups[:2]
     assert learning_rates(optim) == {"lr": 0.5}
     assert learning_rates(None) == {}
+    several = SimpleNamespace(param_groups={"gen": [fast], "disc": [slow]})
+    assert learning_rates(several) == {"gen.lr": 0.5, "disc.lr": 0.05}
 
 
 def test_memory_is_in_mebibytes():

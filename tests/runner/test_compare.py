@@ -22,6 +22,19 @@ def test_skipped_iterations_are_rescaled_too():
     assert compare.rescale(at, Scale(10, 1, 50), Scale(5, 1, 100)).skipped == 8
 
 
+def test_iterations_of_other_data_keep_their_share():
+    """The passes so far were longer than those of today's data, so they say nothing of the iterations done."""
+    at = Progress(epoch=5, offset=30, samples=50_030, iteration=5003, epoch_iteration=3)
+    assert compare.rescale(at, Scale(10, 1, 1000), Scale(5, 1, 40), same_data=False).iteration == 10006
+    later = compare.rescale(at, Scale(10, 1, 20), Scale(5, 1, 40))  # at the next restart: passes of 20 now
+    assert (later.iteration, later.epoch_iteration) == (10006, 6)
+
+
+def test_another_seed_is_warned_about():
+    assert compare.seed_lines(5, 5) == compare.seed_lines(None, 5) == []
+    assert "randomness=dict(seed=5)" in compare.seed_lines(5, 6)[0]
+
+
 def test_without_epochs_iterations_come_from_samples():
     at = Progress(samples=1000, iteration=100)
     assert compare.rescale(at, Scale(10), Scale(20)).iteration == 50
@@ -68,6 +81,11 @@ def test_differences_have_their_class_and_variables_are_left_out():
     ]
 
 
+def test_a_hook_that_acts_on_training_has_an_effect():
+    line = "default_hooks.ema.type: not set -> EMAHook (honoured)"
+    assert compare.differences({}, {"default_hooks.ema.type": "EMAHook"}) == [line]
+
+
 def test_a_class_and_its_name_are_no_difference():
     assert compare.flatten({"model": {"type": Progress}}) == compare.flatten({"model": {"type": "mmtrain.x.Progress"}})
 
@@ -92,7 +110,8 @@ def test_switching_data():
     restarted = compare.switch_data(at, "restart", Scale(10, 1, 10))
     assert (restarted.epoch, restarted.offset, restarted.iteration) == (2, 0, 24)
     skipped = compare.switch_data(at, {"skip_iters": 13}, Scale(10, 1, 10))
-    assert (skipped.epoch, skipped.offset, skipped.epoch_iteration, skipped.iteration) == (1, 30, 3, 24)
+    assert (skipped.epoch, skipped.offset, skipped.epoch_iteration, skipped.iteration) == (3, 30, 3, 24)
+    assert compare.switch_data(at, {"skip_iters": 0}, Scale(10, 1, 10)) == restarted
     with pytest.raises(CheckpointError, match="resume_data is 'again'"):
         compare.switch_data(at, "again", Scale(10))
 

@@ -7,7 +7,13 @@ with ``pytest -m slow tests/runner/test_exact_resume.py``.
 import itertools
 
 import pytest
+import torch
 from exactness import assert_exact, pairwise
+from parts import Net
+from torch import nn
+
+from mmtrain.optim import OptimWrapperDict, build_optim_wrapper
+from mmtrain.registry import METRICS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS
 
 SCHEDULES = {
     "cosine": [{"type": "CosineAnnealingLR", "by_epoch": False}],
@@ -113,6 +119,54 @@ def test_the_cases_cover_every_pair():
         assert {(case[a], case[b]) for case in CASES} == set(itertools.product(FACTORS[a], FACTORS[b]))
 
 
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class OneForEachPart:
+    def __init__(self, optim_wrapper_cfg, paramwise_cfg=None):
+        self.parts = {name: cfg for name, cfg in optim_wrapper_cfg.items() if name in ("gen", "disc")}
+
+    def __call__(self, model):
+        made = {name: build_optim_wrapper(getattr(model, name), cfg) for name, cfg in self.parts.items()}
+        return OptimWrapperDict(**made)
+
+
+@MODELS.register_module()
+class Adversaries(nn.Module):
+    """A generator and a discriminator with an optimizer each."""
+
+    def __init__(self):
+        super().__init__()
+        self.gen = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.2), nn.Linear(8, 6))
+        self.disc = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 1))
+
+    def forward(self, x, y):
+        return {"loss": self.disc(self.gen(x)).square().mean()}
+
+    def train_step(self, data, optim_wrapper):
+        softplus, fake = nn.functional.softplus, self.gen(torch.randn_like(data["x"]))
+        told = softplus(-self.disc(data["x"])).mean() + softplus(self.disc(fake.detach())).mean()
+        optim_wrapper["disc"].update_params(told)
+        self.disc.requires_grad_(False)
+        fooled = softplus(-self.disc(fake)).mean()
+        optim_wrapper["gen"].update_params(fooled)
+        self.disc.requires_grad_(True)
+        return {"loss": (told + fooled).detach()}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_several_optimizers(tmp_path, accumulation):
+    pair = {
+        "gen": {"optimizer": {"type": "Adam", "lr": 0.01}, "accumulative_counts": accumulation},
+        "disc": {"optimizer": {"type": "SGD", "lr": 0.01, "momentum": 0.9}, "accumulative_counts": accumulation},
+    }
+    assert_exact(
+        tmp_path,
+        crashes=[("iteration", 9), ("validation", 12)],
+        model={"type": "Adversaries"},
+        optim_wrapper={"optimizer": None, "constructor": "OneForEachPart", **pair},
+        param_scheduler={"gen": [{"type": "CosineAnnealingLR", "by_epoch": False}], "disc": SCHEDULES["step"]},
+    )
+
+
 def test_the_curves_of_tensorboard(tmp_path):
     """No point twice, none missing, whichever of the event files of the starts it lies in."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -132,3 +186,55 @@ def test_the_curves_of_tensorboard(tmp_path):
     whole = points(tmp_path / "whole")
     assert len(whole) == len({(step, tag) for step, tag, _ in whole}) > 20 * 3
     assert points(tmp_path / "broken") == whole
+
+
+@MODELS.register_module()
+class Counting(Net):
+    """A model with state that is no tensor, and with a tensor that only ``get_extra_state`` knows."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.sum = 0, torch.zeros(())
+
+    def forward(self, x, y):
+        out = super().forward(x, y)
+        if self.training:
+            self.calls, self.sum = self.calls + 1, self.sum + x.sum()
+        return {**out, "loss": out["loss"] * (1 + 0.01 * self.calls) + 1e-3 * self.sum}
+
+    def get_extra_state(self):
+        return {"calls": self.calls, "sum": self.sum}
+
+    def set_extra_state(self, state):
+        self.calls, self.sum = state["calls"], state["sum"]
+
+
+@METRICS.register_module()
+class BestSoFar:
+    """A metric that remembers earlier validations."""
+
+    def __init__(self):
+        self.best, self.found = 0.0, []
+
+    def process(self, data_batch, data_samples):
+        self.found.append(float(data_samples["accuracy"]))
+
+    def evaluate(self, size):
+        self.best, self.found = max(self.best, sum(self.found) / len(self.found)), []
+        return {"accuracy": self.best}
+
+    def state_dict(self):
+        return {"best": self.best}
+
+    def load_state_dict(self, state):
+        self.best = state["best"]
+
+
+def test_extra_state_of_modules_and_metrics(tmp_path):
+    assert_exact(
+        tmp_path,
+        crashes=[("iteration", 9), ("validation", 15)],
+        model={"type": "Counting"},
+        val_evaluator={"type": "BestSoFar"},
+        train_cfg={"val_interval": 5},
+    )

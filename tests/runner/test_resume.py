@@ -1,4 +1,4 @@
-"""Where a run begins: the table of docs/resume.md, damaged checkpoints, and changed configs."""
+"""Where a run begins: the table of docs/resume.md, and damaged checkpoints."""
 
 import json
 import shutil
@@ -7,38 +7,9 @@ import pytest
 import torch
 from parts import logged, make_runner
 from safetensors.torch import save_file
+from starts import EVERY_7, forget, said, start
 
 from mmtrain.errors import CheckpointError, ConfigError
-
-EVERY_7 = {"default_hooks": {"checkpoint": {"type": "CheckpointHook", "interval": 7, "async_save": False}}}
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A work dir with the checkpoints of iterations 7, 14 and 20."""
-    folder = tmp_path_factory.mktemp("trained") / "work"
-    make_runner(folder, **EVERY_7).train()
-    return folder
-
-
-@pytest.fixture
-def work(trained, tmp_path):
-    return shutil.copytree(trained, tmp_path / "work")
-
-
-def said(capfd):
-    return capfd.readouterr().err
-
-
-def start(work, **changes):
-    runner = make_runner(work, log_level="INFO", **{**EVERY_7, **changes})
-    runner.train()
-    return runner
-
-
-def forget(work, *names):
-    for name in names:
-        shutil.rmtree(work / name)
 
 
 def test_nothing_to_resume_says_so(tmp_path, capfd):
@@ -63,6 +34,33 @@ def test_exactly_the_one_that_is_named(work, trained, tmp_path, capfd):
 def test_the_one_of_that_name_in_the_work_dir(work, capfd):
     start(work, resume="iter_7.pth")
     assert "stands at iteration 7 of 20" in said(capfd)
+
+
+def test_the_newest_good_one_of_another_work_dir(work, tmp_path, capfd):
+    (work / "iter_20.pth" / "state.json").unlink()
+    start(tmp_path / "elsewhere", resume=True, load_from=str(work))
+    text = said(capfd)
+    assert "Skipped a checkpoint that is not good: iter_20.pth/state.json: missing" in text
+    assert f"Auto resumed from the latest checkpoint {work}/iter_14.pth." in text
+    for name in ("iter_7.pth", "iter_14.pth"):
+        (work / name / "state.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is good: iter_20.*; iter_14.*; iter_7"):
+        start(tmp_path / "elsewhere", resume=True, load_from=str(work))
+
+
+def test_a_name_is_looked_for_in_the_work_dir_that_load_from_names(work, tmp_path, capfd):
+    start(tmp_path / "elsewhere", resume="iter_7.pth", load_from=str(work))
+    assert f"Resumed from the checkpoint {work}/iter_7.pth." in said(capfd)
+    start(tmp_path / "third", resume="iter_7.pth", load_from=str(work / "iter_14.pth"))
+    text = said(capfd)
+    assert f"Resumed from the checkpoint {work}/iter_14.pth." in text
+    assert "resume='iter_7.pth' does not count" in text
+
+
+def test_an_empty_directory_cannot_be_resumed(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        start(tmp_path / "work", resume=True, load_from=str(tmp_path / "empty"))
 
 
 def test_auto_continues_or_begins_with_the_weights(trained, tmp_path, capfd):
@@ -189,9 +187,15 @@ def test_a_pointer_that_lies_does_not_matter(work, pointer):
     runner.release()
 
 
+def test_another_seed_is_told(work, capfd):
+    start(work, resume="iter_7.pth", randomness={"seed": 6}, train_cfg={"max_iters": 8})
+    assert "WARNING - THE SEED CHANGED from 5 to 6" in said(capfd)
+
+
 def test_a_finished_run_does_nothing_more(work, capfd):
     runner = start(work, resume=True)
     assert runner.progress.iteration == 20
+    assert "Nothing is left to train" in said(capfd)
     assert list(logged(work, "loss")) == list(range(1, 21))
 
 
@@ -212,86 +216,6 @@ def test_best_is_kept_through_a_restart(tmp_path):
     assert set(kept) == {"iter_40.pth", best["loss"]["checkpoint"]}
 
 
-# ---- changed configs ------------------------------------------------------------------------------------------------
-
-
-def test_a_longer_run_follows_the_longer_curve(work, tmp_path):
-    start(work, resume=True, train_cfg={"max_iters": 40})
-    make_runner(tmp_path / "whole", train_cfg={"max_iters": 40}).train()
-    extended, whole = logged(work, "lr"), logged(tmp_path / "whole", "lr")
-    assert {step: extended[step] for step in range(21, 41)} == {step: whole[step] for step in range(21, 41)}
-
-
-def test_todays_learning_rate_and_decay_rule(work, capfd):
-    forget(work, "iter_20.pth")
-    runner = start(work, resume=True, optim_wrapper={"optimizer": {"type": "AdamW", "lr": 0.5, "weight_decay": 0.3}})
-    text = said(capfd)
-    assert "optim_wrapper.optimizer.lr: 0.01 -> 0.5 (honoured)" in text
-    assert runner.optim_wrapper.param_groups[0]["weight_decay"] == 0.3
-    assert logged(work, "lr")[15][0] > 0.05
-
-
-def test_half_the_batch_doubles_the_iterations(work, capfd):
-    forget(work, "iter_20.pth")  # stands at iteration 14 at batch 8: 2 passes of 6, and 16 samples of the third
-    runner = start(
-        work, resume=True, train_dataloader={"batch_size": 4}, optim_wrapper={"accumulative_counts": 2}, train_cfg={"max_iters": 40}
-    )  # fmt: skip
-    text = said(capfd)
-    assert "stands at iteration 26 of 40, epoch 3, sample 16 of the epoch" in text
-    assert "equivalent" in text
-    assert runner.progress.epoch == 3
-
-
-def test_a_changed_effective_batch_is_warned_about_loudly(work, capfd):
-    forget(work, "iter_20.pth")
-    start(work, resume=True, train_dataloader={"batch_size": 16})
-    text = said(capfd)
-    assert "WARNING - THE EFFECTIVE BATCH CHANGED from 8 to 16" in text
-    assert "0.02" in text
-    assert "0.0141421" in text
-
-
-def test_every_sample_of_a_pass_is_seen_once_over_a_change_of_batch(work):
-    seen = []
-
-    class Seen:
-        def before_train_iter(self, runner, batch_idx, data_batch=None):
-            if runner.progress.epoch == 2:
-                seen.extend(map(tuple, data_batch["x"].tolist()))
-
-    plain = {"dataset": {"type": "NoisyPoints", "augment": False}}
-    fresh = work.parent / "fresh"
-    make_runner(fresh, train_dataloader=plain, train_cfg={"max_iters": 14}, custom_hooks=[Seen()], **EVERY_7).train()
-    make_runner(
-        fresh, train_dataloader={**plain, "batch_size": 5}, train_cfg={"max_iters": 28}, custom_hooks=[Seen()], resume=True, **EVERY_7
-    ).train()  # fmt: skip
-    assert len(seen) == 44
-    assert len(set(seen)) == 44
-
-
-def test_what_cannot_go_on_is_refused(work):
-    with pytest.raises(CheckpointError, match=r"SGD.*used AdamW"):
-        start(work, resume=True, optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.1}}, train_cfg={"max_iters": 30})
-    with pytest.raises(CheckpointError, match="training data differ"):
-        start(
-            work,
-            resume=True,
-            train_dataloader={"dataset": {"type": "NoisyPoints", "size": 45}},
-            train_cfg={"max_iters": 30},
-        )
-    with pytest.raises(CheckpointError, match="does not fit this run"):
-        start(work, resume=True, model={"hidden": 9}, train_cfg={"max_iters": 30})
-
-
-def test_other_data_on_request(work):
-    runner = start(
-        work, resume=True, resume_data="restart", train_dataloader={"dataset": {"type": "NoisyPoints", "size": 80}},
-        train_cfg={"max_iters": 22},
-    )  # fmt: skip
-    assert runner.progress.offset == 16
-    assert runner.progress.iteration == 22
-
-
 def test_hooks_that_came_and_went_are_reported(work, capfd):
     forget(work, "iter_20.pth")
     start(work, resume=True, custom_hooks=[{"type": "Counter"}], default_hooks={**EVERY_7["default_hooks"]})
@@ -305,19 +229,6 @@ def test_the_drawn_seed_is_the_checkpoints(tmp_path):
     second = make_runner(tmp_path, randomness={"seed": None}, resume=True)
     assert second.seed == first.seed
     second.release()
-
-
-def test_frozen_parameters_can_be_left_out(tmp_path):
-    hook = {"checkpoint": {"type": "CheckpointHook", "interval": 7, "save_frozen": False, "async_save": False}}
-    runner = make_runner(tmp_path, model={"frozen": True}, default_hooks=hook)
-    runner.train()
-    forget(tmp_path, "iter_20.pth")
-    resumed = make_runner(tmp_path, model={"frozen": True}, default_hooks=hook, resume=True)
-    names = resumed._resume.checkpoint.tensor_names("model")
-    assert "first.weight" not in names
-    assert "last.weight" in names
-    resumed.train()
-    assert torch.equal(resumed.model.last.weight, runner.model.last.weight)
 
 
 def test_without_positional_seeding_the_saved_generators_rule(tmp_path):

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from mmtrain.runner.signals import Signals
+from mmtrain.runner.signals import Signals, starting
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
@@ -64,3 +64,13 @@ def test_a_forked_worker_outlives_the_first_signal():
         assert os.waitstatus_to_exitcode(status) == 1
         assert signals.received == 0
         os.close(read)
+
+
+def test_a_child_of_a_run_that_starts_dies_of_its_own_signal():
+    with starting():
+        pid = os.fork()
+        if pid == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

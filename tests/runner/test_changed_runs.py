@@ -1,0 +1,182 @@
+"""A run that goes on with another config: what is honoured, counted anew, or refused."""
+
+import json
+import shutil
+
+import pytest
+from parts import NoisyPoints, logged, make_runner
+from starts import EVERY_7, forget, said, start
+from torch.utils.data import IterableDataset
+
+from mmtrain.errors import CheckpointError, ConfigError
+from mmtrain.registry import DATASETS
+
+
+def test_a_longer_run_follows_the_longer_curve(work, tmp_path):
+    start(work, resume=True, train_cfg={"max_iters": 40})
+    make_runner(tmp_path / "whole", train_cfg={"max_iters": 40}).train()
+    extended, whole = logged(work, "lr"), logged(tmp_path / "whole", "lr")
+    assert {step: extended[step] for step in range(21, 41)} == {step: whole[step] for step in range(21, 41)}
+
+
+KEEP_2 = {
+    "default_hooks": {"checkpoint": {**EVERY_7["default_hooks"]["checkpoint"], "interval": 2, "max_keep_ckpts": 2}}
+}
+
+
+def checkpoints(work):
+    return sorted((path.name for path in work.glob("*.pth")), key=lambda name: int(name[5:-4]))
+
+
+def test_a_run_whose_larger_batch_counts_fewer_iterations_keeps_and_finds_its_checkpoints(work, capfd):
+    larger = {"train_dataloader": {"batch_size": 16}, **KEEP_2}
+    start(work, resume=True, train_cfg={"max_iters": 14}, **larger)  # 20 iterations of 8 are 10 of 16
+    assert checkpoints(work) == ["iter_12.pth", "iter_14.pth"]
+    said(capfd)
+    start(work, resume=True, train_cfg={"max_iters": 16}, **larger)
+    assert f"Auto resumed from the latest checkpoint {work}/iter_14.pth." in said(capfd)
+    assert checkpoints(work) == ["iter_14.pth", "iter_16.pth"]
+
+
+def test_a_run_that_went_back_keeps_and_finds_its_checkpoints(work, capfd):
+    start(work, resume="iter_7.pth", train_cfg={"max_iters": 12}, **KEEP_2)
+    # The same command must be able to begin at the same place again, so what was named stays.
+    assert checkpoints(work) == ["iter_7.pth", "iter_10.pth", "iter_12.pth"]
+    said(capfd)
+    start(work, resume=True, train_cfg={"max_iters": 16}, **KEEP_2)
+    assert f"Auto resumed from the latest checkpoint {work}/iter_12.pth." in said(capfd)
+
+
+def test_a_run_that_begins_anew_beside_old_checkpoints_keeps_its_own_and_theirs(work, capfd):
+    start(work, train_cfg={"max_iters": 6}, **KEEP_2)
+    assert "holds checkpoints of an earlier run" in said(capfd)
+    assert checkpoints(work) == ["iter_4.pth", "iter_6.pth", "iter_7.pth", "iter_14.pth", "iter_20.pth"]
+    start(work, resume=True, train_cfg={"max_iters": 12}, **KEEP_2)
+    assert f"Auto resumed from the latest checkpoint {work}/iter_6.pth." in said(capfd)
+    assert checkpoints(work) == ["iter_7.pth", "iter_10.pth", "iter_12.pth", "iter_14.pth", "iter_20.pth"]
+    earlier = min(work.glob("*/vis_data/scalars.json")).read_text().splitlines()
+    assert json.loads(earlier[-1])["step"] == 20  # what that run logged past iteration 6 is still there
+
+
+def test_todays_learning_rate_and_decay_rule(work, capfd):
+    forget(work, "iter_20.pth")
+    runner = start(work, resume=True, optim_wrapper={"optimizer": {"type": "AdamW", "lr": 0.5, "weight_decay": 0.3}})
+    text = said(capfd)
+    assert "optim_wrapper.optimizer.lr: 0.01 -> 0.5 (honoured)" in text
+    assert runner.optim_wrapper.param_groups[0]["weight_decay"] == 0.3
+    assert logged(work, "lr")[15][0] > 0.05
+
+
+def test_half_the_batch_doubles_the_iterations(work, capfd):
+    forget(work, "iter_20.pth")  # stands at iteration 14 at batch 8: 2 passes of 6, and 16 samples of the third
+    runner = start(
+        work, resume=True, train_dataloader={"batch_size": 4}, optim_wrapper={"accumulative_counts": 2}, train_cfg={"max_iters": 40}
+    )  # fmt: skip
+    text = said(capfd)
+    assert "stands at iteration 26 of 40, epoch 3, sample 16 of the epoch" in text
+    assert "equivalent" in text
+    assert runner.progress.epoch == 3
+
+
+def test_a_changed_effective_batch_is_warned_about_loudly(work, capfd):
+    forget(work, "iter_20.pth")
+    start(work, resume=True, train_dataloader={"batch_size": 16})
+    text = said(capfd)
+    assert "WARNING - THE EFFECTIVE BATCH CHANGED from 8 to 16" in text
+    assert "0.02" in text
+    assert "0.0141421" in text
+
+
+def test_every_sample_of_a_pass_is_seen_once_over_a_change_of_batch(work):
+    seen = []
+
+    class Seen:
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.progress.epoch == 2:
+                seen.extend(map(tuple, data_batch["x"].tolist()))
+
+    plain = {"dataset": {"type": "NoisyPoints", "augment": False}}
+    fresh = work.parent / "fresh"
+    make_runner(fresh, train_dataloader=plain, train_cfg={"max_iters": 14}, custom_hooks=[Seen()], **EVERY_7).train()
+    make_runner(
+        fresh, train_dataloader={**plain, "batch_size": 5}, train_cfg={"max_iters": 28}, custom_hooks=[Seen()], resume=True, **EVERY_7
+    ).train()  # fmt: skip
+    assert len(seen) == 44
+    assert len(set(seen)) == 44
+
+
+def test_what_cannot_go_on_is_refused(work):
+    with pytest.raises(CheckpointError, match=r"SGD.*used AdamW"):
+        start(work, resume=True, optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.1}}, train_cfg={"max_iters": 30})
+    with pytest.raises(CheckpointError, match="training data differ"):
+        start(
+            work,
+            resume=True,
+            train_dataloader={"dataset": {"type": "NoisyPoints", "size": 45}},
+            train_cfg={"max_iters": 30},
+        )
+    with pytest.raises(CheckpointError, match="does not fit this run.*resume=False, load_from="):
+        start(work, resume=True, model={"hidden": 9}, train_cfg={"max_iters": 30})
+
+
+def test_other_data_on_request(work):
+    runner = start(
+        work, resume=True, resume_data="restart", train_dataloader={"dataset": {"type": "NoisyPoints", "size": 80}},
+        train_cfg={"max_iters": 22},
+    )  # fmt: skip
+    assert runner.progress.offset == 16
+    assert runner.progress.iteration == 22
+
+
+def test_a_switch_of_data_is_done_once(work, tmp_path, capfd):
+    """The same command, started again after a stop, goes on in the new data."""
+    switched = {
+        "resume": True, "resume_data": "restart", "train_dataloader": {"dataset": {"type": "NoisyPoints", "size": 80}},
+        "param_scheduler": None,
+    }  # fmt: skip
+    whole = shutil.copytree(work, tmp_path / "whole")
+    start(whole, train_cfg={"max_iters": 34}, **switched)
+    start(work, train_cfg={"max_iters": 24}, **switched)
+    said(capfd)
+    runner = start(work, train_cfg={"max_iters": 34}, **switched)
+    assert "resume_data='restart' was done by the run that saved this checkpoint" in said(capfd)
+    assert (runner.progress.epoch, runner.progress.offset) == (4, 32)
+    later = {step: loss for step, loss in logged(whole, "loss").items() if step > 20}
+    assert {step: loss for step, loss in logged(work, "loss").items() if step > 20} == later
+    more = {**switched, "train_dataloader": {"dataset": {"type": "NoisyPoints", "size": 81}}}
+    assert start(work, train_cfg={"max_iters": 36}, **more).progress.offset == 16
+
+
+@DATASETS.register_module()
+class PointsInARow(IterableDataset):
+    """Points that can only be iterated over, and know how far they are."""
+
+    def __init__(self):
+        self.points, self.at = NoisyPoints(augment=False), 0
+
+    def __iter__(self):
+        while self.at < len(self.points):
+            self.at += 1
+            yield self.points[self.at - 1]
+        self.at = 0
+
+    def state_dict(self):
+        return {"at": self.at}
+
+    def load_state_dict(self, state):
+        self.at = state["at"]
+
+
+def test_data_with_a_state_of_its_own_begin_again_on_request(tmp_path):
+    seen = []
+
+    class Seen:
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            seen.append(data_batch["x"][0].tolist())
+
+    rows = {"train_dataloader": {"dataset": {"type": "PointsInARow"}}, "custom_hooks": [Seen()]}
+    start(tmp_path, train_cfg={"max_iters": 3}, **rows)
+    start(tmp_path, train_cfg={"max_iters": 5}, resume=True, resume_data="restart", **rows)
+    assert seen == [NoisyPoints(augment=False).x[at].tolist() for at in (0, 8, 16, 0, 8)]
+    with pytest.raises(ConfigError, match=r"PointsInARow can only be iterated over.*resume_data='restart'"):
+        start(tmp_path, train_cfg={"max_iters": 6}, resume=True, resume_data={"skip_iters": 1}, **rows)
