@@ -7,6 +7,7 @@ Rank 0 tells the cause, because it is the one whose terminal is watched; where r
 
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 KEY, TOLD, HEARD = "mmtrain/failure", "mmtrain/told", "mmtrain/heard"
+_GONE = re.compile(r"gloo.*(Connection (closed|reset) by peer|Broken pipe)|ncclRemoteError", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,11 @@ class Alarm:
         lost = "the connection to rank 0 is lost, it was killed or its machine is gone"
         sys.stderr.write(f"\nerror: rank {self.rank}: {lost}{detail}\n")
         sys.stderr.flush()
+
+
+def lost_connection(error: Exception) -> bool:
+    """Whether torch's exchange failed because another process is gone; gloo and NCCL tell it by a text of theirs."""
+    return isinstance(error, RuntimeError) and _GONE.search(str(error)) is not None
 
 
 def _is_told_in_one_sentence(failure: Failure) -> bool:

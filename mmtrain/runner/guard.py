@@ -1,9 +1,11 @@
-"""Notices the first NaN or Inf loss without making the device wait."""
+"""Notices the first NaN or Inf loss without making the device wait, and parameters that wait in vain to be trained."""
 
 import math
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from mmtrain.errors import RunError
 
@@ -41,6 +43,31 @@ class NonfiniteGuard:
         for (iteration, _), value in zip(pending, values, strict=True):
             if not math.isfinite(value):
                 raise _nonfinite(iteration, value)
+
+
+class UntrainedGuard:
+    """Watches the parameters that were frozen when the optimizers were made, and so are in none of them.
+
+    A hook that unfreezes one later would train nothing, and no loss would tell.
+    """
+
+    def __init__(self, model: nn.Module, optimizers: Iterable[Optimizer]) -> None:
+        trained = {id(value) for one in optimizers for group in one.param_groups for value in group["params"]}
+        self._parameters = [
+            (name, parameter)
+            for name, parameter in model.named_parameters()
+            if not parameter.requires_grad and id(parameter) not in trained
+        ]
+
+    def check(self) -> None:
+        """Raise RunError that names the first one that has been unfrozen."""
+        for name, parameter in self._parameters:
+            if parameter.requires_grad:
+                raise RunError(
+                    f"the model's {name} was frozen when the optimizer was made, which does not hold it, and was "
+                    "unfrozen since: it would never be trained. Leave it trainable in the model's construction, and "
+                    "let a hook freeze it in before_train until it shall train"
+                )
 
 
 def _nonfinite(iteration: int, value: float) -> RunError:

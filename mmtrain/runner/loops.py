@@ -15,7 +15,7 @@ from mmtrain import dist
 from mmtrain.errors import ConfigError, RunError
 from mmtrain.progress import window_length
 from mmtrain.randomness import seed_step
-from mmtrain.runner.guard import NonfiniteGuard
+from mmtrain.runner.guard import NonfiniteGuard, UntrainedGuard
 from mmtrain.runner.model_call import ModelCall
 from mmtrain.types import Batch, StepResult
 
@@ -98,6 +98,7 @@ class TrainLoop:
         self._before, self._after = runner.hooks.points["before_train_iter"], runner.hooks.points["after_train_iter"]
         if self._ledger is not None:
             self._ledger.begin(runner.progress, moved_by=runner.data_moved_by)
+        self._untrained = UntrainedGuard(runner.model, runner.optim_wrapper.optimizers.values())
         runner.strategy.module.train()
         runner.hooks.call("before_train", runner)
         runner.set_schedule()
@@ -109,6 +110,7 @@ class TrainLoop:
         finally:
             gc.unfreeze()
         self._guard.check()
+        self._untrained.check()
         runner.hooks.call("after_train", runner)
         runner.saving.finish(runner)
 
@@ -218,6 +220,7 @@ class TrainLoop:
         runner, plan, progress = self.runner, self.plan, self.runner.progress
         if self.log_interval and progress.iteration % self.log_interval == 0:
             self._guard.check()
+            self._untrained.check()
         if epoch_end:
             runner.hooks.call("after_train_epoch", runner)
         if runner.val_loop is not None and (epoch_end or not plan.by_epoch):

@@ -31,7 +31,8 @@ class Place:
 
 def _name_and_work_dir(cfg: Any) -> tuple[str, Path]:
     name = Path(cfg.filename).stem if getattr(cfg, "filename", None) else "run"
-    return name, Path(cfg.get("work_dir") or Path("work_dirs") / name)
+    # absolute, as MMEngine's: a hook or the user's code may change the current directory
+    return name, Path(cfg.get("work_dir") or Path("work_dirs") / name).absolute()
 
 
 def work_dir_of(cfg: Any) -> Path:

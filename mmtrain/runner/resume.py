@@ -336,4 +336,4 @@ def _in_time(log_dir: str) -> tuple[str, int, str]:
 def checkpoint_root(work_dir: Path, hooks: HookList) -> Path:
     """Where checkpoints lie: the work dir, or ``<out_dir>/<name of the work dir>`` where the hook says so."""
     out_dir = next((hook.out_dir for hook in hooks if getattr(hook, "out_dir", None) and hasattr(hook, "policy")), None)
-    return Path(out_dir) / work_dir.name if out_dir else work_dir
+    return Path(out_dir).absolute() / work_dir.name if out_dir else work_dir

@@ -21,7 +21,7 @@ def initialise_blank(model: nn.Module, device: torch.device, ties: Sequence[Sequ
     """Allocate the shards of a model on the meta device and run its ``init_weights()``.
 
     ``ties`` are the names of parameters that were one before. Raises ConfigError where the model has no
-    ``init_weights``, and where that leaves a floating-point value blank.
+    ``init_weights``, and where that leaves a value blank.
     """
     init_weights = getattr(model, "init_weights", None)
     if not callable(init_weights):
@@ -37,10 +37,16 @@ def initialise_blank(model: nn.Module, device: torch.device, ties: Sequence[Sequ
         for value in [*model.parameters(), *model.buffers()]:
             if value.is_floating_point():
                 local(value).fill_(float("nan"))
+        # Whole numbers and truth values have no NaN: a buffer of them is blank where nothing has written into it.
+        untouched = {name: (buffer, buffer._version) for name, buffer in model.named_buffers()}
         with _WholeDraws():
             init_weights()
     named = [*model.named_parameters(), *model.named_buffers()]
     blank = [name for name, value in named if value.is_floating_point() and bool(local(value).isnan().any())]
+    for name, buffer in model.named_buffers():
+        before, version = untouched.get(name, (None, 0))
+        if buffer is before and buffer._version == version and not buffer.is_floating_point():
+            blank.append(name)
     if blank:
         raise ConfigError(
             f"strategy.meta_init: {type(model).__name__}.init_weights() gives no value to {', '.join(blank[:5])}; "

@@ -1,6 +1,7 @@
 """Every verb of ``tools/checkpoint.py``, on the checkpoints of one short run."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -308,6 +309,17 @@ def test_wrong_usage_and_the_real_command(trained):
     assert (wrong.returncode, "invalid choice: 'lisst'" in wrong.stderr) == (2, True)
     found = subprocess.run([*tool, "verify", str(trained / "iter_7.pth")], capture_output=True, text=True, check=False)
     assert (found.returncode, found.stdout.startswith("good  iter_7.pth (7 files, ")) == (0, True)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_of_the_output_that_has_left_ends_the_command_quietly(trained, unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, str(ROOT / "tools" / "checkpoint.py"), "show", str(trained), "--tensors"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    found = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False, env=environment)
+    os.close(writer)
+    assert (found.returncode, found.stderr) == (141, "")
 
 
 def test_words():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from parts import make_runner
 
 from mmtrain.errors import RunError
 from mmtrain.runner.guard import NonfiniteGuard
@@ -28,3 +29,22 @@ def test_skip_leaves_it_to_the_optimizer():
     guard = NonfiniteGuard("skip", torch.device("cpu"))
     guard.observe(1, torch.tensor(float("nan")))
     guard.check()
+
+
+def test_a_parameter_that_is_unfrozen_later_is_told(tmp_path):
+    """The optimizer does not hold it: it would stay as it is, and no loss would tell."""
+
+    class Unfreeze:
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            runner.model.first.requires_grad_(runner.iter >= 4)
+
+    with pytest.raises(RunError, match=r"first\.weight was frozen when the optimizer was made"):
+        make_runner(tmp_path, model={"frozen": True}, custom_hooks=[Unfreeze()]).train()
+
+
+def test_a_parameter_that_the_optimizer_holds_may_be_frozen_and_unfrozen(tmp_path):
+    class Freeze:
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            runner.model.first.requires_grad_(runner.iter >= 4)
+
+    make_runner(tmp_path, custom_hooks=[Freeze()]).train()

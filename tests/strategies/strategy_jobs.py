@@ -11,11 +11,13 @@ from mmtrain.registry import MODELS
 
 @MODELS.register_module()
 class Initialised(strategy_parts.TinyLanguageModel):
-    """Has an init_weights that gives every value; ``forgets`` leaves one out."""
+    """Has an init_weights that gives every value; ``forgets`` leaves one out, ``masked`` a buffer of truth values."""
 
-    def __init__(self, forgets=False, **kwargs):
+    def __init__(self, forgets=False, masked=False, **kwargs):
         super().__init__(**kwargs)
         self.forgets = forgets
+        if masked:
+            self.register_buffer("mask", torch.ones(4, dtype=torch.bool), persistent=False)
 
     def init_weights(self):
         for module in self.modules():

@@ -72,6 +72,8 @@ def test_refused_in_one_sentence(job, strategy, words):
 def test_an_init_weights_that_forgets_is_refused(job):
     told = job("refused", model={"type": "Initialised", "forgets": True}, strategy=fsdp(meta_init=True))
     assert "init_weights() gives no value to scale" in told
+    told = job("refused", model={"type": "Initialised", "masked": True}, strategy=fsdp(meta_init=True))
+    assert "init_weights() gives no value to mask" in told
 
 
 # ---- initial weights -------------------------------------------------------------------------------------------------
