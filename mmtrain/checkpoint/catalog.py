@@ -1,5 +1,6 @@
 """Which checkpoints a directory holds: found by looking, never by a pointer."""
 
+import os
 import re
 from pathlib import Path
 
@@ -73,4 +74,14 @@ def _candidates(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
     paths = (path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith("."))
-    return [path for path in paths if (path / MANIFEST).exists() or _NUMBERED.search(path.name)]
+    return [path for path in paths if (_NUMBERED.search(path.name) or _has_manifest(path)) and not _is_alias(path)]
+
+
+def _has_manifest(path: Path) -> bool:
+    # unlike Path.exists it does not stop at a directory of another user, as lost+found is
+    return os.path.exists(path / MANIFEST)  # noqa: PTH110
+
+
+def _is_alias(path: Path) -> bool:
+    """Whether it is a link to its neighbour (``latest.pth``): no further checkpoint, or the one behind it would go."""
+    return path.is_symlink() and path.resolve().parent == path.parent.resolve()

@@ -34,7 +34,7 @@ def export(arguments: argparse.Namespace) -> int:
         if partial:
             _check_frozen(model, checkpoint)
     elif partial:
-        _warn("the checkpoint has no frozen parameters (save_frozen=False), so the file has none; give --config")
+        _warn("the checkpoint has no frozen parameters (they were not saved), so the file has none; give --config")
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
     if form == "huggingface":
         assert model is not None

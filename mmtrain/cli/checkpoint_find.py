@@ -1,5 +1,6 @@
 """Which checkpoint a path on the command line means."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -17,12 +18,17 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def existing_directory(path: str | Path) -> Path:
-    """The directory that a path names. Raises ConfigError for anything else."""
+    """The directory that a path names. Raises ConfigError for anything else, and where it cannot be read."""
     found = Path(path).expanduser()
-    if not found.exists():
-        raise ConfigError(f"{found} does not exist; expected a work dir or a checkpoint in one")
-    if not found.is_dir():
-        raise ConfigError(f"{found} is a file; expected a work dir, or a checkpoint of mmtrain, which is a directory")
+    try:
+        os.scandir(found).close()
+    except NotADirectoryError as error:
+        wanted = "expected a work dir, or a checkpoint of mmtrain, which is a directory"
+        raise ConfigError(f"{found} is a file; {wanted}") from error
+    except FileNotFoundError as error:
+        raise ConfigError(f"{found} does not exist; expected a work dir or a checkpoint in one") from error
+    except OSError as error:
+        raise ConfigError(f"{found} cannot be read: {error.strerror or error}") from error
     return found
 
 

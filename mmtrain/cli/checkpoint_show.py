@@ -72,7 +72,12 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
             )
         )
     if not (meta.get("has_frozen", True) and (native or {}).get("frozen", True)):
-        facts.append(("frozen", "not saved (save_frozen=False); they come from the model's construction"))
+        facts.append(
+            (
+                "frozen",
+                "not saved (save_frozen=False or exclude_frozen_parameters); they come from the build or load_from",
+            )
+        )
     return facts
 
 

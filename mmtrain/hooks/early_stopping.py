@@ -15,7 +15,8 @@ class EarlyStoppingHook(Hook):
     """Asks the run to stop when ``monitor`` did not improve by ``min_delta`` in ``patience`` validations in a row.
 
     MMEngine's arguments, with its rule inferred from the metric's name. The count and the best value are saved with
-    checkpoints, so patience goes on after a restart. It also stops when the metric passes ``stopping_threshold``, and,
+    checkpoints, so patience goes on after a restart, and a run that has ended so ends at once when it is started again,
+    unless today's arguments let it go on. It also stops when the metric passes ``stopping_threshold``, and,
     with ``check_finite``, when it becomes NaN or infinite. A metric that validation does not give raises RunError;
     with ``strict=False`` it is told once and passed over. Raises ConfigError when the rule cannot be inferred.
     """
@@ -48,16 +49,25 @@ class EarlyStoppingHook(Hook):
         self.stopping_threshold = stopping_threshold
         self.wait_count = 0
         self.best_score: float | None = None
+        self.last_score: float | None = None
         self._told_missing = False
+
+    def before_train(self, runner: Any) -> None:
+        """End a run that was started again after its last validation had ended it."""
+        self._stop(runner)
 
     def after_val_epoch(self, runner: Any, metrics: Mapping[str, Any] | None = None) -> None:
         metrics = metrics or {}
         if self.monitor not in metrics:
             self._missing(runner, metrics)
             return
-        reason = self._judge(float(metrics[self.monitor]))
+        self._note(float(metrics[self.monitor]))
+        self._stop(runner)
+
+    def _stop(self, runner: Any) -> None:
+        reason = self._reason()
         if reason is not None:
-            runner.request_stop(reason)
+            runner.request_stop(f"{reason} (EarlyStoppingHook)", for_good=True)
 
     def _missing(self, runner: Any, metrics: Mapping[str, Any]) -> None:
         sentence = (
@@ -70,23 +80,33 @@ class EarlyStoppingHook(Hook):
             runner.logger.warning("%s; nothing is stopped early", sentence)
             self._told_missing = True
 
-    def _judge(self, score: float) -> str | None:
-        """Take note of a value; return why to stop, or None to go on."""
+    def _note(self, score: float) -> None:
+        self.last_score = score
+        if self.check_finite and not math.isfinite(score):
+            return
+        if self._is_past_threshold(score):
+            self.best_score = score
+        elif self._improves(score):
+            self.best_score, self.wait_count = score, 0
+        else:
+            self.wait_count += 1
+
+    def _reason(self) -> str | None:
+        """Why to stop after the last value, or None to go on."""
+        score = self.last_score
+        if score is None:
+            return None
         if self.check_finite and not math.isfinite(score):
             return f"{self.monitor} is {score}; its best value was {self.best_score}"
-        if self.stopping_threshold is not None and self._is_past(score, self.stopping_threshold):
-            self.best_score = score
+        if self._is_past_threshold(score):
             return f"{self.monitor} = {score} is {self.rule} than stopping_threshold={self.stopping_threshold}"
-        if self._improves(score):
-            self.best_score, self.wait_count = score, 0
-            return None
-        self.wait_count += 1
         if self.wait_count < self.patience:
             return None
         return f"{self.monitor} did not improve in {self.wait_count} validations; its best value was {self.best_score}"
 
-    def _is_past(self, score: float, limit: float) -> bool:
-        return score > limit if self.rule == "greater" else score < limit
+    def _is_past_threshold(self, score: float) -> bool:
+        limit = self.stopping_threshold
+        return limit is not None and (score > limit if self.rule == "greater" else score < limit)
 
     def _improves(self, score: float) -> bool:
         # As MMEngine: a value that lies exactly min_delta beyond the best one is an improvement. NaN never is.
@@ -97,9 +117,11 @@ class EarlyStoppingHook(Hook):
         return score <= self.best_score - self.min_delta
 
     def state_dict(self) -> dict[str, Any]:
-        return {"monitor": self.monitor, "best_score": self.best_score, "wait_count": self.wait_count}
+        names = ("monitor", "best_score", "wait_count", "last_score")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take up the count; that of another metric says nothing about this one and is left."""
         if state_dict["monitor"] == self.monitor:
             self.best_score, self.wait_count = state_dict["best_score"], int(state_dict["wait_count"])
+            self.last_score = state_dict.get("last_score")

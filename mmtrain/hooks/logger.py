@@ -55,7 +55,7 @@ class LoggerHook(Hook):
         self.interval = interval
         self.ignore_last = ignore_last
         self.interval_exp_name = interval_exp_name
-        self.out_dir = out_dir
+        self.out_dir = None if out_dir is None else Path(out_dir).absolute()
         self.out_suffix = (out_suffix,) if isinstance(out_suffix, str) else tuple(out_suffix)
         self.keep_local = keep_local
         self.by_epoch = by_epoch

@@ -39,6 +39,7 @@ class OptimWrapperDict(OptimWrapper):
     skip_nonfinite = _on_all("skip_nonfinite")
     before_step = _on_all("before_step")
     accumulative_counts = _on_all("accumulative_counts")
+    loss_weight = _on_all("loss_weight")
 
     def __init__(self, **optim_wrappers: OptimWrapper) -> None:
         for name, wrapper in optim_wrappers.items():
@@ -105,6 +106,10 @@ class OptimWrapperDict(OptimWrapper):
         self._for_each("update_params")
 
     def optim_context(self, model: nn.Module) -> AbstractContextManager[Any]:
+        self._for_each("optim_context")
+
+    def should_sync(self) -> bool:
+        """An error: FSDP asks before it enters `optim_context`."""
         self._for_each("optim_context")
 
     @property

@@ -57,6 +57,6 @@ def closing_lines(runner: "FlexibleRunner", *, seconds: float) -> list[str]:
     if newest is not None:
         lines.append(f"Newest checkpoint: {runner.saving.store.root / newest}")
     lines.append(f"Log, config and scalars: {Path(runner.log_dir)}")
-    if runner.stop_requested and progress.iteration < (runner.max_iters or 0):
+    if runner.stop_requested and not runner.stops_for_good and progress.iteration < (runner.max_iters or 0):
         lines.append("To continue, start the same command with --resume")
     return lines

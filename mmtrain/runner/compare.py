@@ -7,9 +7,12 @@ type, another data set; a changed model is found when its weights do not fit).
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
+import xxhash
 
 from mmtrain.errors import CheckpointError
 from mmtrain.progress import Progress
@@ -165,7 +168,7 @@ def refuse_other_optimizer(saved: str, own: str) -> None:
 
 def refuse_other_data(saved: str, own: str) -> None:
     """Raise CheckpointError when the data differ from the checkpoint's."""
-    if saved and saved != own:
+    if saved and not same_data(saved, own):
         raise CheckpointError(
             f"the training data differ from the checkpoint's (fingerprint {saved} -> {own}): its position says nothing "
             "of them (refused). Give the same data, or say what to do: resume_data='restart' begins the new data "
@@ -211,10 +214,39 @@ def switch_data(progress: Progress, choice: Any, scale: Scale) -> Progress:
     raise CheckpointError(f"resume_data is {choice!r}; expected 'continue', 'restart' or dict(skip_iters=k)")
 
 
+def same_data(saved: str, own: str) -> bool:
+    """Whether two fingerprints are of the same data. One that says only a wrapper's class and length is believed."""
+    plain = own.rpartition("/")[0]
+    return saved == own or (saved == plain and re.fullmatch(r".+:(\d+|unknown)/[0-9a-f]{32}", own) is not None)
+
+
 def data_fingerprint(dataset: Any) -> str:
-    """What identifies a data set: its own ``fingerprint()`` where it has one, else its class and length."""
+    """What identifies a data set: its own ``fingerprint()`` where it has one, else its class and length.
+
+    To these a data set that wraps others (``datasets`` or ``dataset``, as ConcatDataset and Subset call them) adds a
+    hash of what it holds, where that has a ``fingerprint()``.
+    """
     own = getattr(dataset, "fingerprint", None)
     if callable(own):
         return str(own())
-    length = len(dataset) if hasattr(dataset, "__len__") else "unknown"
+    parts = _wrapped(dataset)
+    inside = [data_fingerprint(part) for part in parts]
+    if inside == [_class_and_length(part) for part in parts]:
+        return _class_and_length(dataset)
+    return f"{_class_and_length(dataset)}/{xxhash.xxh3_128_hexdigest(repr(inside).encode())}"
+
+
+def _wrapped(dataset: Any) -> list[Any]:
+    several = getattr(dataset, "datasets", None)
+    if isinstance(several, (list, tuple)):
+        return list(several)
+    one = getattr(dataset, "dataset", None)
+    return [] if one is None else [one]
+
+
+def _class_and_length(dataset: Any) -> str:
+    try:
+        length: int | str = len(dataset)
+    except (TypeError, NotImplementedError):
+        length = "unknown"
     return f"{type(dataset).__qualname__}:{length}"

@@ -109,6 +109,7 @@ class FlexibleRunner:
         self.update_result: StepResult | None = None
         self.metrics: dict[str, float] = {}
         self.stop_requested: str | None = None
+        self.stops_for_good = False
         self.signals = Signals()
         self.agreement = Agreement() if dist.world_size() > 1 else None
 
@@ -235,10 +236,10 @@ class FlexibleRunner:
             return
         self.saving.requests.append(SaveRequest(reason=reason, **options))
 
-    def request_stop(self, reason: str) -> None:
-        """Ask the run to end after this step's window."""
+    def request_stop(self, reason: str, *, for_good: bool = False) -> None:
+        """Ask the run to end after this step's window; ``for_good``: the same command would end there again."""
         if self.stop_requested is None:
-            self.stop_requested = reason
+            self.stop_requested, self.stops_for_good = reason, for_good
             self.logger.info("Stopping at the end of this step: %s", reason)
 
     def leave_on_signal(self) -> None:

@@ -58,9 +58,9 @@ def refuse_other(saved: Mapping[str, Any], own: Mapping[str, Any], *, where: str
     """
     if saved and own and saved["types"] == own["types"] and saved["hash"] != own["hash"]:
         raise CheckpointError(
-            f"{where} was saved without the frozen parameters (save_frozen=False), and the {count} of this model are "
-            "not those that it was trained with; build the model with the same pretrained weights, or, where they came "
-            "by load_from, give them again with resume='auto', load_from=..."
+            f"{where} was saved without the frozen parameters (save_frozen=False or exclude_frozen_parameters=True), "
+            f"and the {count} of this model are not those that it was trained with; build the model with the same "
+            "pretrained weights, or, where they came by load_from, give them again with resume='auto', load_from=..."
         )
 
 

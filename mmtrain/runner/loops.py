@@ -81,6 +81,7 @@ class TrainLoop:
         self._rank = dist.data_rank() if runner.randomness.diff_rank_seed else 0
         self._positional = runner.randomness.positional
         self._window = self._micro = 0
+        self._warned = False
 
     @property
     def dataloader(self) -> Any:
@@ -238,8 +239,22 @@ class TrainLoop:
                 runner.saving.request_at_stop()
             if runner.saving.requests:
                 self._guard.check()
+                if self._call.has_own_train_step and not self._warned:
+                    self._warn_of_gradients()
                 runner.saving.save(runner)
         runner.saving.poll(runner)
+
+    def _warn_of_gradients(self) -> None:
+        """Say once that a model's own step leaves gradients at a save: no checkpoint holds what they would add."""
+        gradients = ((name, parameter.grad) for name, parameter in self.runner.model.named_parameters())
+        left = next((name for name, grad in gradients if grad is not None and _local(grad).any()), "")
+        if left:
+            self._warned = True
+            self.runner.logger.warning(
+                "train_step leaves gradients behind (%s): a resume does not have them, so it is not exact. Call the "
+                "optimizer's zero_grad at its end, or keep the other part from gathering them (requires_grad_(False))",
+                left,
+            )
 
     def _validate(self) -> None:
         runner = self.runner
@@ -249,3 +264,8 @@ class TrainLoop:
         if runner.schedules is not None:
             runner.schedules.observe(metrics, epoch=runner.progress.epoch)
             runner.set_schedule()
+
+
+def _local(value: Any) -> Tensor:
+    """This rank's part of a tensor that may be sharded."""
+    return value.to_local() if hasattr(value, "to_local") else value

@@ -199,7 +199,7 @@ class Resume:
         manifest = checkpoint.manifest
         compare.refuse_other_optimizer(manifest.meta.get("optimizer", ""), runner.optimizer_name)
         values, choice = compare.flatten(runner.cfg), runner.cfg.get("resume_data")
-        same_data = manifest.data_fingerprint == runner.data_fingerprint
+        same_data = compare.same_data(manifest.data_fingerprint, runner.data_fingerprint)
         if choice in (None, "continue"):
             compare.refuse_other_data(manifest.data_fingerprint, runner.data_fingerprint)
         elif same_data and compare.switched_before(manifest.meta.get("config_values", {}), values):

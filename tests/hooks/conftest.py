@@ -56,7 +56,7 @@ class FakeRunner(SimpleNamespace):
     def set_schedule(self):
         """Nothing is scheduled, unless a test puts a function here."""
 
-    def request_stop(self, reason):
+    def request_stop(self, reason, *, for_good=False):
         self.stops.append(reason)
 
     def step(self, *hooks, applied=True, last=True, samples=2, outputs=None):

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.hooks import EarlyStoppingHook as Theirs
+from parts import make_runner as make_run
 
 from mmtrain.errors import ConfigError, RunError
 from mmtrain.hooks import EarlyStoppingHook
@@ -60,7 +61,7 @@ def test_patience_survives_a_restart(make_runner):
     second = EarlyStoppingHook("loss", patience=4)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert validate(second, runner, values[4:]) == 2
-    assert runner.stops == ["loss did not improve in 4 validations; its best value was 0.5"]
+    assert runner.stops == ["loss did not improve in 4 validations; its best value was 0.5 (EarlyStoppingHook)"]
 
 
 def test_the_state_of_another_metric_is_left(make_runner):
@@ -94,7 +95,7 @@ def test_nan_stops_at_once_and_counts_as_no_improvement_otherwise(make_runner):
 def test_a_tensor_is_a_metric_too(make_runner):
     hook = EarlyStoppingHook("loss")
     hook.after_val_epoch(make_runner(), metrics={"loss": torch.tensor(0.5)})
-    assert hook.state_dict() == {"monitor": "loss", "best_score": 0.5, "wait_count": 0}
+    assert hook.state_dict() == {"monitor": "loss", "best_score": 0.5, "wait_count": 0, "last_score": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -122,3 +123,21 @@ def test_the_rule_of_a_named_set_is_that_of_its_metric():
     assert infer_rule("accuracy/mean") == "greater"
     assert infer_rule("score") is None
     assert infer_rule("score", greater=["score"]) == "greater"
+
+
+def test_a_run_that_ended_early_ends_at_once_when_it_is_started_again(tmp_path, capfd):
+    def train(**options):
+        hook = {"type": "EarlyStoppingHook", "monitor": "loss", "min_delta": 100.0, **options}
+        runner = make_run(
+            tmp_path, custom_hooks=[hook], resume=True, train_cfg={"max_iters": 30, "val_interval": 5},
+            default_hooks={"checkpoint": {"type": "CheckpointHook", "interval": 5}}, log_level="INFO",
+        )  # fmt: skip
+        runner.train()
+        return runner.progress.iteration
+
+    assert train(patience=2) == 15
+    assert train(patience=2) == 15
+    told = capfd.readouterr().err
+    assert told.count("loss did not improve in 2 validations") == 2
+    assert "--resume" not in told  # it would not go on
+    assert train(patience=3) == 20

@@ -538,6 +538,8 @@ def test_the_rest_of_the_dicts_interface():
     _, pair = make_pair()
     pair.want_grad_norm = pair.skip_nonfinite = True
     assert all(wrapper.want_grad_norm and wrapper.skip_nonfinite for wrapper in pair.values())
+    pair.loss_weight = 0.5  # an uneven last batch
+    assert [wrapper.scale_loss(torch.ones(())).item() for wrapper in pair.values()] == [0.5, 0.5]
     assert pair.want_grad_norm
     assert pair.accumulative_counts == 1
     assert (list(pair), len(pair), "gen" in pair, "x" in pair) == (["gen", "disc"], 2, True, False)
@@ -548,7 +550,7 @@ def test_the_rest_of_the_dicts_interface():
     assert repr(pair).startswith("gen: OptimWrapper(")
     pair.zero_grad()
     for method, arguments in (("backward", [torch.ones(())]), ("update_params", [torch.ones(())]), ("step", []),
-                              ("finish_window", []), ("optim_context", [None])):  # fmt: skip
+                              ("finish_window", []), ("optim_context", [None]), ("should_sync", [])):  # fmt: skip
         with pytest.raises(RunError, match="several optimizers"):
             getattr(pair, method)(*arguments)
 

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 
 import pytest
 import torch
@@ -66,6 +67,31 @@ def test_the_written_config_gives_the_same_run(tmp_path):
     second.train()
     assert logged(tmp_path / "first", "loss", "lr") == logged(tmp_path / "second", "loss", "lr")
     assert len(logged(tmp_path / "second", "loss")) == 9
+
+
+class GoElsewhere:
+    """User's code that changes the current directory."""
+
+    def __init__(self, there):
+        self.there = there
+
+    def before_run(self, runner):
+        os.chdir(self.there)
+
+
+@pytest.mark.parametrize("out_dir", [None, "out"])
+def test_relative_directories_are_those_of_the_start(tmp_path, monkeypatch, out_dir):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    hooks = {"checkpoint": {"type": "CheckpointHook", "interval": 7, "out_dir": out_dir}}
+    for max_iters in (7, 14):
+        monkeypatch.chdir(here)
+        changes = {"default_hooks": hooks, "custom_hooks": [GoElsewhere(there)], "train_cfg": {"max_iters": max_iters}}
+        make_runner("work", resume=True, **changes).train()
+    assert not any(there.iterdir())
+    assert {path.name for path in (here / (out_dir or "") / "work").glob("iter_*")} == {"iter_7.pth", "iter_14.pth"}
+    assert sorted(logged(here / "work")) == list(range(1, 15))
 
 
 def test_val_and_test_alone(tmp_path):

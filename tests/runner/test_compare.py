@@ -1,6 +1,9 @@
 """What a changed config means for a resume."""
 
 import pytest
+import torch
+from mmengine.dataset import BaseDataset, RepeatDataset
+from torch.utils.data import ConcatDataset, Subset
 
 from mmtrain.errors import CheckpointError
 from mmtrain.progress import Progress
@@ -124,3 +127,61 @@ def test_a_fingerprint_is_the_data_sets_own_or_its_class_and_length():
     assert compare.data_fingerprint(Own()) == "abc"
     assert compare.data_fingerprint([1, 2]) == "list:2"
     assert compare.data_fingerprint(iter([])) == "list_iterator:unknown"
+
+
+class Files(list):
+    """Data that know what they are made of."""
+
+    def __init__(self, name, size=4):
+        super().__init__(range(size))
+        self.name = name
+
+    def fingerprint(self):
+        return self.name
+
+
+class Annotated(BaseDataset):
+    """The same as MMEngine's wrappers want it."""
+
+    def __init__(self, files):
+        self.files = files
+        super().__init__()
+
+    def load_data_list(self):
+        return [{"item": item} for item in self.files]
+
+    def fingerprint(self):
+        return self.files.fingerprint()
+
+
+WRAPPERS = {
+    "ConcatDataset": lambda data: ConcatDataset([data, Files("other")]),
+    "Subset": lambda data: Subset(data, [0, 1]),
+    "RepeatDataset": lambda data: RepeatDataset(Annotated(data), times=2),
+    "Subset of ConcatDataset": lambda data: Subset(ConcatDataset([data, [1, 2]]), [0, 1]),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
+def test_what_a_wrapper_holds_counts(wrap):
+    a, again, b = (compare.data_fingerprint(wrap(Files(name))) for name in "aab")
+    assert a == again != b
+    compare.refuse_other_data(a, again)
+    with pytest.raises(CheckpointError, match="training data differ"):
+        compare.refuse_other_data(a, b)
+
+
+def test_a_checkpoint_that_knows_only_a_wrappers_class_and_length_is_taken():
+    own = compare.data_fingerprint(ConcatDataset([Files("a"), Files("b")]))
+    assert own.startswith("ConcatDataset:8/")
+    compare.refuse_other_data("ConcatDataset:8", own)
+    with pytest.raises(CheckpointError, match="training data differ"):
+        compare.refuse_other_data("ConcatDataset:9", own)
+    with pytest.raises(CheckpointError, match="training data differ"):
+        compare.refuse_other_data("a", "a/b")
+
+
+def test_parts_that_know_nothing_of_themselves_add_nothing():
+    assert compare.data_fingerprint(ConcatDataset([[1, 2], Subset([1, 2], [0])])) == "ConcatDataset:3"
+    odd = Subset(torch.tensor(1), [0])  # has a __len__ that raises
+    assert compare.data_fingerprint(odd) == "Subset:1"

@@ -9,7 +9,7 @@ import itertools
 import pytest
 import torch
 from exactness import assert_exact, pairwise
-from parts import Net
+from parts import Net, make_runner
 from torch import nn
 
 from mmtrain.optim import OptimWrapperDict, build_optim_wrapper
@@ -165,6 +165,26 @@ def test_several_optimizers(tmp_path, accumulation):
         optim_wrapper={"optimizer": None, "constructor": "OneForEachPart", **pair},
         param_scheduler={"gen": [{"type": "CosineAnnealingLR", "by_epoch": False}], "disc": SCHEDULES["step"]},
     )
+
+
+@MODELS.register_module()
+class CarelessAdversaries(Adversaries):
+    """Its second loss leaves gradients in the part that its first optimizer trains."""
+
+    def train_step(self, data, optim_wrapper):
+        optim_wrapper["disc"].update_params(self.disc(data["x"]).square().mean())
+        loss = self.disc(self.gen(data["x"])).mean()
+        optim_wrapper["gen"].update_params(loss)
+        return {"loss": loss.detach()}
+
+
+def test_gradients_that_no_checkpoint_holds_are_told_once(tmp_path, capfd):
+    pair = {name: {"optimizer": {"type": "SGD", "lr": 0.01}} for name in ("gen", "disc")}
+    make_runner(
+        tmp_path, model={"type": "CarelessAdversaries"}, param_scheduler=None, log_level="INFO",
+        optim_wrapper={"optimizer": None, "constructor": "OneForEachPart", **pair},
+    ).train()  # fmt: skip
+    assert capfd.readouterr().err.count("train_step leaves gradients behind (disc.0.weight)") == 1
 
 
 def test_the_curves_of_tensorboard(tmp_path):
