@@ -1,7 +1,7 @@
 """Scalars, the log's lines, the progress bar, and where they are written."""
 
 from mmtrain.logging.console import make_logger
-from mmtrain.logging.cut import cut_events, cut_json_lines, cut_logs
+from mmtrain.logging.cut import LogPosition, cut_events, cut_json_lines, cut_logs, note_start
 from mmtrain.logging.lines import Place, format_seconds, format_train_line, format_val_line
 from mmtrain.logging.progress_bar import ProgressBar, Shown
 from mmtrain.logging.scalars import Scalars
@@ -14,6 +14,7 @@ __all__ = [
     "JsonLinesWriter",
     "LazyVisualizer",
     "LiveLine",
+    "LogPosition",
     "Place",
     "ProgressBar",
     "Scalars",
@@ -29,4 +30,5 @@ __all__ = [
     "format_val_line",
     "live_line",
     "make_logger",
+    "note_start",
 ]

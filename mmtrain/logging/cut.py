@@ -1,19 +1,50 @@
-"""Cuts what lies past a step out of logs, so that a resumed run's curves hold no point twice."""
+"""Cuts what lies past a position out of logs, so that a resumed run's curves hold no point twice."""
 
 import json
+import math
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
+
+NOTE = "start_position"
 
 
-def cut_logs(log_dirs: Iterable[str | Path], step: int) -> dict[Path, int]:
-    """Cut the scalar and TensorBoard files in ``<log_dir>/vis_data`` of each directory after ``step``.
+class LogPosition(NamedTuple):
+    """A place in a run's logs: the steps before it, and the samples that they consumed, over all ranks.
 
-    Files are replaced atomically, and only when something goes. Returns the files changed and the records dropped from
-    each.
+    One step consumes ``global_batch`` samples, or None where that is unknown; ``mean_batch`` over whole passes, whose
+    last batch may be smaller.
+    """
+
+    iteration: int
+    samples: int
+    global_batch: int | None = None
+    mean_batch: float | None = None
+
+    def counts_like(self, other: "LogPosition") -> bool:
+        """Whether the two count in the same steps; without a batch size nothing was ever counted anew."""
+        return self.global_batch == other.global_batch or not (self.global_batch and other.global_batch)
+
+
+def note_start(log_dir: str | Path, position: LogPosition) -> None:
+    """Note in ``<log_dir>/vis_data`` where the start that logs there begins, for `cut_logs` of later ones."""
+    _replace(Path(log_dir) / "vis_data" / NOTE, [json.dumps(position._asdict()).encode() + b"\n"])
+
+
+def cut_logs(log_dirs: Sequence[str | Path], position: LogPosition) -> dict[Path, int]:
+    """Cut the scalar and TensorBoard files in ``<log_dir>/vis_data`` of each directory after ``position``.
+
+    The directories are in the order of their starts. Files are replaced atomically, and only when something goes.
+    Returns the files changed and the records dropped from each.
     """
     dropped: dict[Path, int] = {}
-    for log_dir in log_dirs:
+    counts_alike = True  # from that start to the position no other batch size came between
+    for log_dir in reversed(log_dirs):
+        start = _noted(Path(log_dir))
+        if start is not None and 0 < start.samples <= position.samples:
+            counts_alike = counts_alike and start.counts_like(position)
+        step = _last_step(start, position, counts_alike=counts_alike)
         for path in sorted((Path(log_dir) / "vis_data").glob("*")):
             if path.name == "scalars.json":
                 dropped[path] = cut_json_lines(path, step)
@@ -22,7 +53,32 @@ def cut_logs(log_dirs: Iterable[str | Path], step: int) -> dict[Path, int]:
     return {path: count for path, count in dropped.items() if count}
 
 
-def cut_json_lines(path: str | Path, step: int) -> int:
+def _noted(log_dir: Path) -> LogPosition | None:
+    try:
+        return LogPosition(**json.loads((log_dir / "vis_data" / NOTE).read_bytes()))
+    except (OSError, ValueError, TypeError):  # an earlier version's, or a start that never came to log
+        return None
+
+
+def _last_step(start: LogPosition | None, position: LogPosition, *, counts_alike: bool) -> float:
+    """The last step to keep of a start's logs.
+
+    Where another batch size came between, the start was cut to the step when that one began. So the estimate from
+    samples only decides over logs that do not lead to the position, and must never be too small for those that do.
+    """
+    if start is None:
+        return position.iteration
+    if position.samples < start.samples:
+        return 0  # all of it goes, but for the header of an event file
+    if counts_alike and start.counts_like(position):
+        return position.iteration
+    ahead = position.samples - start.samples
+    if ahead and not start.mean_batch:
+        return math.inf
+    return start.iteration + math.ceil(ahead / (start.mean_batch or 1))
+
+
+def cut_json_lines(path: str | Path, step: float) -> int:
     """Drop the lines at the end whose ``step`` is larger, and a torn last one; returns how many.
 
     Steps only grow within a file, so only what is dropped is parsed: a long run's log costs no more than a short one's.
@@ -40,7 +96,7 @@ def cut_json_lines(path: str | Path, step: int) -> int:
     return len(lines) - kept
 
 
-def cut_events(path: str | Path, step: int) -> int:
+def cut_events(path: str | Path, step: float) -> int:
     """Drop the records of a TensorBoard event file whose step is larger, and a torn last one; returns how many."""
     path = Path(path)
     data = path.read_bytes()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from mmtrain import dist, randomness
 from mmtrain.checkpoint import Checkpoint, CheckpointStore, Disks, copy_matched, describe, load_weights
 from mmtrain.checkpoint.catalog import newest_good
-from mmtrain.checkpoint.manifest import MANIFEST
+from mmtrain.checkpoint.manifest import MANIFEST, Manifest
 from mmtrain.checkpoint.reader import saved_dtype
 from mmtrain.checkpoint.verify import Problem, Verify
 from mmtrain.errors import CheckpointError, ConfigError
-from mmtrain.logging import cut_logs
+from mmtrain.logging import LogPosition, cut_logs, note_start
 from mmtrain.runner import compare
 from mmtrain.runner.frozen import Frozen, frozen_names
 from mmtrain.runner.hook_points import HookList
@@ -155,7 +155,10 @@ class Resume:
         else:
             self.load_weights(runner)
             if self._begins_again:
-                self._cut_logs(runner, 0)
+                self._cut_logs(runner, LogPosition(0, 0, runner.scale.global_batch))
+        if dist.is_main():  # after the cut: a start that did not come so far has logged nothing
+            with suppress(OSError):  # without it these logs are cut by steps
+                note_start(runner.log_dir, _log_position(runner))
         self._begin_generation(runner)
 
     def _begin_generation(self, runner: FlexibleRunner) -> None:
@@ -219,18 +222,21 @@ class Resume:
                 runner.train_dataloader.load_state_dict(own["data"])
         runner.hooks.call("after_load_checkpoint", runner, checkpoint=dict(state.get("extra", {})))
         self._lines += report.lines()
-        self._cut_logs(runner, manifest.iteration, began=manifest.meta.get("began", ""))
+        samples, batch = int(manifest.position["samples"]), _saved_scale(manifest).global_batch
+        position = LogPosition(manifest.iteration, samples, batch)
+        self._cut_logs(runner, position, began=manifest.meta.get("began", ""))
         for line in compare.differences(manifest.meta.get("config_values", {}), values):
             self._lines.append(f"changed since the checkpoint: {line}")
 
-    def _cut_logs(self, runner: FlexibleRunner, iteration: int, *, began: str = "") -> None:
+    def _cut_logs(self, runner: FlexibleRunner, position: LogPosition, *, began: str = "") -> None:
         """Cut what earlier starts in this work dir logged past the checkpoint: those iterations are done again.
 
         ``began`` is the name of the first start's log directory; those before it are another run's and stay whole.
         """
         if self.store.leads:  # rank 0; with disks of their own each leader, for rank 0 may have been on another node
-            log_dirs = [path.parent for path in sorted(Path(runner.work_dir).glob("*/vis_data"))]
-            cut_logs([path for path in log_dirs if _in_time(path.name) >= _in_time(began)], iteration)
+            log_dirs = [path.parent for path in Path(runner.work_dir).glob("*/vis_data")]
+            log_dirs.sort(key=lambda path: _in_time(path.name))
+            cut_logs([path for path in log_dirs if _in_time(path.name) >= _in_time(began)], position)
 
     def _restore_tensors(self, runner: FlexibleRunner, checkpoint: Checkpoint) -> None:
         meta = checkpoint.manifest.meta
@@ -280,12 +286,7 @@ class Resume:
     def _restore_position(self, runner: FlexibleRunner, checkpoint: Checkpoint, choice: Any) -> None:
         """Put the run where the checkpoint stood, counted at today's batch size."""
         manifest, progress, today = checkpoint.manifest, runner.progress, runner.scale
-        batch = manifest.meta.get("batch_size")
-        saved = compare.Scale(
-            global_batch=batch * manifest.meta.get("data_size", manifest.world_size) if batch else None,
-            accumulative_counts=manifest.meta.get("accumulative_counts", 1),
-            iterations_per_epoch=manifest.meta.get("iterations_per_epoch"),
-        )
+        saved = _saved_scale(manifest)
         if isinstance(choice, Mapping) and not runner.train_dataloader.can_skip:
             kind = type(runner.train_dataloader.dataset).__name__
             raise ConfigError(
@@ -303,6 +304,11 @@ class Resume:
         told, self._warnings = compare.scale_lines(saved, today, lr=lr)
         self._warnings += compare.seed_lines(manifest.seed, runner.seed)
         self._lines += told
+        if progress.iteration != manifest.iteration:
+            self._lines.append(
+                f"Steps count at global batch {today.global_batch} from here: iteration {progress.iteration} is what "
+                f"was {manifest.iteration}."
+            )
 
     def announce(self, runner: FlexibleRunner) -> None:
         """Log what was chosen and restored, where the run stands, and what to know about its set-up."""
@@ -319,6 +325,24 @@ class Resume:
             )  # fmt: skip
         if self.checkpoint is not None and runner.train_loop is not None and runner.train_loop.finished:
             self._logger.info("Nothing is left to train: to go on, raise max_epochs or max_iters in train_cfg.")
+
+
+def _saved_scale(manifest: Manifest) -> compare.Scale:
+    """How the run that saved a checkpoint counted."""
+    batch = manifest.meta.get("batch_size")
+    return compare.Scale(
+        global_batch=batch * manifest.meta.get("data_size", manifest.world_size) if batch else None,
+        accumulative_counts=manifest.meta.get("accumulative_counts", 1),
+        iterations_per_epoch=manifest.meta.get("iterations_per_epoch"),
+    )
+
+
+def _log_position(runner: FlexibleRunner) -> LogPosition:
+    """Where a run's logs go on, and how they count."""
+    stream, progress = runner.train_dataloader, runner.progress
+    known = stream.samples and stream.iterations_per_epoch
+    mean = stream.samples / stream.iterations_per_epoch if known else None
+    return LogPosition(progress.iteration, progress.samples, runner.scale.global_batch, mean)
 
 
 def _saved(checkpoint: Checkpoint | universal.Universal, section: str) -> dict[str, SavedTensor]:

@@ -87,6 +87,73 @@ def test_a_changed_effective_batch_is_warned_about_loudly(work, capfd):
     assert "0.0141421" in text
 
 
+class SamplesInTheLog:
+    """Puts the samples consumed so far into every line."""
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        runner.scalars.record("samples", runner.progress.samples)
+
+
+BOTH_LOGS = {
+    "visualizer": {
+        "type": "Visualizer",
+        "vis_backends": [{"type": "LocalVisBackend"}, {"type": "TensorboardVisBackend"}],
+    }
+}
+SAVING_EVERY_2 = {"default_hooks": {"checkpoint": {**EVERY_7["default_hooks"]["checkpoint"], "interval": 2}}}
+
+
+def start_at(work, batch, iterations, *, resume=True, hooks=SAVING_EVERY_2):
+    start(
+        work, resume=resume, train_dataloader={"batch_size": batch}, train_cfg={"max_iters": iterations},
+        custom_hooks=[SamplesInTheLog()], **BOTH_LOGS, **hooks,
+    )  # fmt: skip
+
+
+def history(work):
+    """(step, samples) of the lines of all starts; what TensorBoard holds must be the same."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    lines, points = [], []
+    for folder in sorted(work.glob("*/vis_data")):
+        records = map(json.loads, (folder / "scalars.json").read_text().splitlines())
+        lines += [(record["step"], record["samples"]) for record in records if record["mode"] == "train"]
+        events = EventAccumulator(str(folder)).Reload()
+        if "samples" in events.Tags()["scalars"]:
+            points += [(event.step, event.value) for event in events.Scalars("samples")]
+    assert lines == points
+    return lines
+
+
+def counted(sizes, *, first=0, samples=0):
+    """(step, samples) after each of some iterations."""
+    return [(first + n, samples + sum(sizes[:n])) for n in range(1, len(sizes) + 1)]
+
+
+def test_logs_hold_every_sample_once_over_changes_of_the_batch(tmp_path, capfd):
+    at_8 = counted([8, 8, 8, 8, 8, 4] * 3 + [8, 8])
+    at_16 = counted([16, 12, 16, 16, 12, 16], first=10, samples=148)
+    start_at(tmp_path, 8, 20)
+    start_at(tmp_path, 16, 13)
+    assert "Steps count at global batch 16 from here: iteration 10 is what was 20." in said(capfd)
+    start_at(tmp_path, 16, 16)
+    assert "Steps count at global batch" not in said(capfd)
+    assert history(tmp_path) == at_8 + at_16
+    start_at(tmp_path, 8, 34)
+    assert history(tmp_path) == at_8 + at_16 + counted([8, 8], first=32, samples=236)
+    # Back to where the first batch size was left, by name: the rest of the old way goes.
+    start_at(tmp_path, 8, 16, resume="iter_8.pth")
+    assert history(tmp_path) == at_8[:16]
+
+
+def test_a_larger_batch_that_never_saved_leaves_nothing_in_the_logs(tmp_path):
+    start_at(tmp_path, 8, 20)
+    start_at(tmp_path, 16, 12, hooks={"default_hooks": {"checkpoint": None}})
+    assert [step for step, _ in history(tmp_path)][-2:] == [11, 12]
+    start_at(tmp_path, 8, 22)
+    assert history(tmp_path) == counted([8, 8, 8, 8, 8, 4] * 3 + [8, 8, 8, 8])
+
+
 def test_every_sample_of_a_pass_is_seen_once_over_a_change_of_batch(work):
     seen = []
 
