@@ -159,7 +159,7 @@ class DeepSpeedStrategy(Strategy):
         self.optim.note_loss(loss)
         # The loop has divided by the true length of the window. A loss that is the model's own output (a window of one)
         # DeepSpeed takes in stage 0 for a backward that was called past it, and divides it by its own length.
-        self.engine.backward(loss.view_as(loss), scale_wrt_gas=False)
+        self.engine.backward(loss.view_as(loss) if self.stage == 0 else loss, scale_wrt_gas=False)
 
     def step(self) -> StepResult:
         optim, engine = self.optim, self.engine
