@@ -73,6 +73,11 @@ class Manifest:
         return int(self.position.get("iteration", 0))
 
     @property
+    def has_frozen(self) -> bool:
+        """Whether parameters that do not train are in it: left out by ``save_frozen=False``, or by the engine."""
+        return bool(self.meta.get("has_frozen", True) and (self.meta.get("native") or {}).get("frozen", True))
+
+    @property
     def generation(self) -> int:
         """Which beginning in its work dir it goes back to, from 0.
 

@@ -197,8 +197,8 @@ class CheckpointStore:
 
     def newest_entry(self) -> Entry | None:
         """The newest checkpoint that is complete on any disk, its hashes unread; a collective."""
-        own = self._ranks.on_leaders(self.entries)
-        found = own[-1:] if self.disks.one else [entry for held in self._ranks.gather(own) for entry in held[-1:]]
+        own = self._ranks.on_leaders(lambda: self.entries()[-1:])
+        found = own if self.disks.one else [entry for held in self._ranks.gather(own) for entry in held]
         return max(found, key=catalog.age, default=None)
 
     def open(self, name_or_path: str | Path, verify: Verify = "full") -> Checkpoint:

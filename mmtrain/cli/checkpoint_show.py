@@ -71,7 +71,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
                 f"in {counted(len(own), 'file')} of its own, {size(sum(own))}",
             )
         )
-    if not (meta.get("has_frozen", True) and (native or {}).get("frozen", True)):
+    if not manifest.has_frozen:
         facts.append(
             (
                 "frozen",

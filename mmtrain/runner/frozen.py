@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mmtrain import dist
 from mmtrain.errors import CheckpointError
+from mmtrain.runner.state import whole
 from mmtrain.strategies import Strategy
 
 
@@ -68,11 +69,10 @@ def fingerprint(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[s
     """The types of these tensors, and a hash of their names and values. A collective."""
     hasher, types = xxhash.xxh3_128(), set()
     for name in sorted(tensors.keys() & set(names)):
-        gather = getattr(tensors[name], "full_tensor", None)
-        whole = tensors[name] if gather is None else gather()
+        value = whole(tensors[name])
         if dist.is_main():
-            types.add(str(whole.dtype))
-            hasher.update(f"{name} {tuple(whole.shape)}".encode())
-            values: Any = whole.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            types.add(str(value.dtype))
+            hasher.update(f"{name} {tuple(value.shape)}".encode())
+            values: Any = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
             hasher.update(values)
     return dist.broadcast_object({"types": sorted(types), "hash": hasher.hexdigest()} if names else {})

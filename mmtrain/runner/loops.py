@@ -17,6 +17,7 @@ from mmtrain.progress import window_length
 from mmtrain.randomness import seed_step
 from mmtrain.runner.guard import NonfiniteGuard, UntrainedGuard
 from mmtrain.runner.model_call import ModelCall
+from mmtrain.strategies.meta import local
 from mmtrain.types import Batch, StepResult
 
 if TYPE_CHECKING:
@@ -247,7 +248,7 @@ class TrainLoop:
     def _warn_of_gradients(self) -> None:
         """Say once that a model's own step leaves gradients at a save: no checkpoint holds what they would add."""
         gradients = ((name, parameter.grad) for name, parameter in self.runner.model.named_parameters())
-        left = next((name for name, grad in gradients if grad is not None and _local(grad).any()), "")
+        left = next((name for name, grad in gradients if grad is not None and local(grad).any()), "")
         if left:
             self._warned = True
             self.runner.logger.warning(
@@ -264,8 +265,3 @@ class TrainLoop:
         if runner.schedules is not None:
             runner.schedules.observe(metrics, epoch=runner.progress.epoch)
             runner.set_schedule()
-
-
-def _local(value: Any) -> Tensor:
-    """This rank's part of a tensor that may be sharded."""
-    return value.to_local() if hasattr(value, "to_local") else value

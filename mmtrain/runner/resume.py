@@ -241,7 +241,7 @@ class Resume:
     def _restore_tensors(self, runner: FlexibleRunner, checkpoint: Checkpoint) -> None:
         meta = checkpoint.manifest.meta
         native = meta.get("native")
-        partial = not (meta.get("has_frozen", True) and (native or {}).get("frozen", True))
+        partial = not checkpoint.manifest.has_frozen
         if partial and runner.cfg.get("resume") == "auto" and runner.cfg.get("load_from") is not None:
             self.weights_from = str(runner.cfg["load_from"])
             self.load_weights(runner)  # what was frozen lies nowhere else

@@ -65,25 +65,25 @@ def _metrics(runner: "FlexibleRunner") -> Iterator[tuple[str, Any]]:
 def capture_small_state(runner: "FlexibleRunner") -> dict[str, Any]:
     """The state of everything in the table, by name."""
     state = {name: item.state_dict() for name, item in small_state_table(runner).items()}
-    return _whole(state) if runner.strategy.forward_is_collective else state
+    return whole(state) if runner.strategy.forward_is_collective else state
 
 
 def gather_weights(strategy: "Strategy") -> dict[str, Tensor]:
     """The whole model's tensors by name, on rank 0 (where sharded on the CPU, one at a time); empty elsewhere."""
     weights = {}
     for name, value in strategy.model_state().items():
-        whole = _whole(value)
+        gathered = whole(value)
         if dist.is_main():
-            weights[name] = whole if whole is value else whole.cpu()
+            weights[name] = gathered if gathered is value else gathered.cpu()
     return weights
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
     """The same nested state with sharded tensors (averages of the weights) put together; a collective."""
     if isinstance(value, Mapping):
-        return {key: _whole(item) for key, item in value.items()}
+        return {key: whole(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)) and any(isinstance(item, Tensor) for item in value):
-        return type(value)(_whole(item) for item in value)
+        return type(value)(whole(item) for item in value)
     full_tensor = getattr(value, "full_tensor", None)
     return value if full_tensor is None else full_tensor()
 
