@@ -29,9 +29,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # ---- the manifest of many ranks
 def rank_part(rank, ranks, tensors, *, sharded):
     """What one rank says after writing: its files and its share of the index."""
-    from mmtrain.checkpoint.index import PieceEntry, TensorEntry
-    from mmtrain.checkpoint.manifest import FileRecord
-    from mmtrain.checkpoint.saving import Part
+    from mmtrain.checkpoint.format.index import PieceEntry, TensorEntry
+    from mmtrain.checkpoint.format.manifest import FileRecord
+    from mmtrain.checkpoint.write.saver import Part
 
     record = FileRecord(123_456_789, f"{rank:032x}")
     stem = f"rank_{rank:05d}"
@@ -55,8 +55,8 @@ def rank_part(rank, ranks, tensors, *, sharded):
 
 def manifest_of(ranks, tensors, folder, *, sharded):
     """Bytes and seconds of what rank 0 does with the words of all ranks at a save, and a reader at a load."""
-    from mmtrain.checkpoint.index import decode_index, encode_index, merge
-    from mmtrain.checkpoint.manifest import Manifest, decode, encode
+    from mmtrain.checkpoint.format.index import decode_index, encode_index, merge
+    from mmtrain.checkpoint.format.manifest import Manifest, decode, encode
 
     words = [pickle.dumps(rank_part(rank, ranks, tensors, sharded=sharded)) for rank in range(ranks)]
     took = {}
@@ -122,7 +122,7 @@ def order_costs():
 
 # ---- the ledger
 def ledger_costs(passes=100, batch=32, iterations=500):
-    from mmtrain.checkpoint.tree import split, to_json
+    from mmtrain.checkpoint.format.tree import split, to_json
     from mmtrain.data.ledger import Ledger, Run, join_ranks, write_run
     from mmtrain.data.permutation import HeldOrder
     from mmtrain.progress import Progress

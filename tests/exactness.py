@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from parts import Counter, logged, make_runner
 
-from mmtrain.checkpoint import CheckpointStore, zero_shards
+from mmtrain.checkpoint import CheckpointStore
+from mmtrain.checkpoint.foreign import deepspeed_files as zero_shards
 
 VALUES = ("loss", "lr", "grad_norm", "accuracy", "smooth")
 

@@ -1,16 +1,16 @@
 """Checkpoints that exist only when they are proven: written aside, hashed, renamed into place, verified when read."""
 
-from mmtrain.checkpoint.disks import Disks, find_disks
-from mmtrain.checkpoint.foreign import Weights, load_weights
+from mmtrain.checkpoint.foreign.load import Weights, load_weights
+from mmtrain.checkpoint.foreign.matching import copy_matched, describe, match
+from mmtrain.checkpoint.format.manifest import FileRecord, Manifest
+from mmtrain.checkpoint.format.verify import Problem, find_problems
 from mmtrain.checkpoint.lock import WorkDirLock
-from mmtrain.checkpoint.manifest import FileRecord, Manifest
-from mmtrain.checkpoint.matching import copy_matched, describe, match
 from mmtrain.checkpoint.reader import Checkpoint, LoadReport
 from mmtrain.checkpoint.retention import Entry, Retention, to_delete
-from mmtrain.checkpoint.saving import PendingSave
-from mmtrain.checkpoint.storage import Files, LocalFiles
 from mmtrain.checkpoint.store import CheckpointStore, open_checkpoint
-from mmtrain.checkpoint.verify import Problem, find_problems
+from mmtrain.checkpoint.topology.disks import Disks, find_disks
+from mmtrain.checkpoint.write.saver import PendingSave
+from mmtrain.checkpoint.write.storage import Files, LocalFiles
 
 __all__ = [
     "Checkpoint",

@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmtrain import launch
-from mmtrain.checkpoint import tree
-from mmtrain.checkpoint.index import INDEX, Index, PieceEntry, TensorEntry, decode_index
-from mmtrain.checkpoint.manifest import Manifest
-from mmtrain.checkpoint.pieces import PieceReader
+from mmtrain import heartbeat
+from mmtrain.checkpoint.format import tree
+from mmtrain.checkpoint.format.index import INDEX, Index, PieceEntry, TensorEntry, decode_index
+from mmtrain.checkpoint.format.manifest import Manifest
+from mmtrain.checkpoint.format.tensors import DTYPES, is_plain
+from mmtrain.checkpoint.format.verify import files_here, parts_here
+from mmtrain.checkpoint.shard_reader import PieceReader
 from mmtrain.checkpoint.sharding import cut, local_part, overlap
-from mmtrain.checkpoint.tensors import DTYPES, is_plain
-from mmtrain.checkpoint.verify import files_here, parts_here
 from mmtrain.errors import CheckpointError
 
 _SHOWN = 5
@@ -146,7 +146,7 @@ class Checkpoint:
         return entry if entry.alias is None else self.tensor_info(section, entry.alias)
 
     def _fill(self, target: Tensor, source: TensorEntry, reader: PieceReader) -> None:
-        launch.beat()
+        heartbeat.beat()
         local, box = local_part(target)
         dtype = saved_dtype(source)
         filled = 0

@@ -10,7 +10,7 @@ class Entry:
     """A complete checkpoint as retention and listings see it.
 
     ``temporary``: saved by the clock; ``in_epoch``: saved inside a pass over the data, not at its edge;
-    ``generation``: see `mmtrain.checkpoint.manifest.Manifest.generation`.
+    ``generation``: see `mmtrain.checkpoint.format.manifest.Manifest.generation`.
     """
 
     name: str

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from mmtrain.checkpoint.index import PieceEntry
+from mmtrain.checkpoint.format.index import PieceEntry
 from mmtrain.errors import CheckpointError
 
 Box = tuple[tuple[int, ...], tuple[int, ...]]  # offsets, shape

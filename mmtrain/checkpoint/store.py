@@ -10,19 +10,20 @@ from typing import Any
 import xxhash
 from torch import Tensor
 
-from mmtrain.checkpoint import catalog, storage
-from mmtrain.checkpoint.disks import Disks, find_disks
-from mmtrain.checkpoint.manifest import Manifest
-from mmtrain.checkpoint.newest import entries_on_all, manifest_hash, newest_on_all
-from mmtrain.checkpoint.parts import state_of_main, write_replicas_here
-from mmtrain.checkpoint.ranks import Ranks
+from mmtrain.checkpoint import discover as catalog
+from mmtrain.checkpoint.format.manifest import Manifest
+from mmtrain.checkpoint.format.verify import Problem, Verify, find_problems, read_manifest
 from mmtrain.checkpoint.reader import Checkpoint
 from mmtrain.checkpoint.retention import Entry, Retention, to_delete
-from mmtrain.checkpoint.saving import Job, PendingSave, Plan, Saver, failed
 from mmtrain.checkpoint.sharding import collect, is_sharded, spread
-from mmtrain.checkpoint.staging import Stager
-from mmtrain.checkpoint.storage import Files, LocalFiles, Transaction
-from mmtrain.checkpoint.verify import Problem, Verify, find_problems, read_manifest
+from mmtrain.checkpoint.topology.disks import Disks, find_disks
+from mmtrain.checkpoint.topology.newest import entries_on_all, manifest_hash, newest_on_all
+from mmtrain.checkpoint.topology.parts import state_of_main, write_replicas_here
+from mmtrain.checkpoint.topology.ranks import Ranks
+from mmtrain.checkpoint.write import storage
+from mmtrain.checkpoint.write.saver import Job, PendingSave, Plan, Saver, failed
+from mmtrain.checkpoint.write.staging import Stager
+from mmtrain.checkpoint.write.storage import Files, LocalFiles, Transaction
 from mmtrain.errors import CheckpointError
 
 Sections = Mapping[str, Mapping[str, Tensor]]
@@ -44,7 +45,7 @@ class CheckpointStore:
       write;
     * ``exclusive``: the caller holds the lock of the work directory, so leftovers of any other process are dead;
     * ``disks``: which ranks see the same ``root``; found out where it is not said. Ranks with disks of their own keep
-      a part each of every checkpoint (`mmtrain.checkpoint.parts`), and one is good if all of its parts are.
+      a part each of every checkpoint (`mmtrain.checkpoint.topology.parts`), and one is good if all of its parts are.
     """
 
     def __init__(

@@ -82,9 +82,9 @@ def verify(arguments: argparse.Namespace, folder: Path) -> int:
     """Run both, compare, print the table and the verdict; returns 0 where they are the same to the bit, else 1."""
     from dataclasses import replace
 
-    from mmtrain.cli.checkpoint_diff import group_table
-    from mmtrain.cli.verify_resume_compare import compare_runs
-    from mmtrain.cli.verify_resume_runs import run_through
+    from mmtrain.cli.checkpoint.diff import group_table
+    from mmtrain.verify_resume.compare import compare_runs
+    from mmtrain.verify_resume.runs import run_through
 
     command = _command(arguments)
     undisturbed = replace(command, trial=replace(command.trial, kills=()))
@@ -106,7 +106,7 @@ def verify(arguments: argparse.Namespace, folder: Path) -> int:
 
 
 def _explain(outcome: Any, killed: Any, *, reproducible: bool) -> None:
-    from mmtrain.cli.verify_resume_compare import likely_causes
+    from mmtrain.verify_resume.compare import likely_causes
 
     order = " (undisturbed != killed)" if " != " in outcome.first.how else ""
     print(f"\nDIFFERS, first in {outcome.first}{order}")
@@ -122,10 +122,10 @@ def _explain(outcome: Any, killed: Any, *, reproducible: bool) -> None:
 
 def _command(arguments: argparse.Namespace) -> Any:
     """What to run, worked out from the config. Raises ConfigError for numbers that make no trial."""
-    from mmtrain.cli.verify_resume_runs import Command
-    from mmtrain.cli.verify_resume_trial import Trial
     from mmtrain.config import load_config, parse_overrides
     from mmtrain.randomness import draw_seed
+    from mmtrain.verify_resume.runs import Command
+    from mmtrain.verify_resume.trial import Trial
 
     cfg: Any = load_config(arguments.config, parse_overrides(arguments.cfg_options))
     if arguments.nproc_per_node < 0:

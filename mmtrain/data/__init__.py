@@ -3,12 +3,12 @@
 from mmtrain.data.build import LOADER_KEYS, build_eval_loader, build_train_stream
 from mmtrain.data.collate import default_collate, pad_collate, pseudo_collate, resolve_collate
 from mmtrain.data.eval_loader import EvalLoader, IterableEvalLoader
-from mmtrain.data.iterable_stream import ForeignStream, IterableStream
+from mmtrain.data.iterable.stream import ForeignStream, IterableStream
 from mmtrain.data.ledger import Ledger, build_ledger
 from mmtrain.data.permutation import epoch_order
 from mmtrain.data.sampler import DefaultSampler, Draw, InfiniteSampler, PositionSampler
 from mmtrain.data.stream import Stream, TrainStream
-from mmtrain.data.workers import worker_death
+from mmtrain.data.workers.pool import worker_death
 
 __all__ = [
     "LOADER_KEYS",

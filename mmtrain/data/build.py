@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from mmtrain.data.eval_loader import EvalLoader, IterableEvalLoader
-from mmtrain.data.iterable_stream import ForeignStream, IterableStream
+from mmtrain.data.iterable.stream import ForeignStream, IterableStream
 from mmtrain.data.options import WorkerOptions, unknown_key
 from mmtrain.data.stream import Stream, TrainStream, is_iterable_style
 from mmtrain.errors import ConfigError

@@ -7,12 +7,12 @@ from typing import Any
 from mmtrain import dist
 from mmtrain.data.collate import is_built_in, resolve_collate
 from mmtrain.data.custom_sampler import is_own_order, sampler_maker
-from mmtrain.data.iterable_stream import IterableStream
+from mmtrain.data.iterable.stream import IterableStream
 from mmtrain.data.options import split_options
-from mmtrain.data.reading import Failure, SeededReader
+from mmtrain.data.reader import Failure, SeededReader
 from mmtrain.data.sampler import Draw, check_sizes
 from mmtrain.data.stream import check_map_style
-from mmtrain.data.workers import WorkerPool, crowding
+from mmtrain.data.workers.pool import WorkerPool, crowding
 from mmtrain.errors import ConfigError
 
 

@@ -9,9 +9,9 @@ from torch.utils.data import IterableDataset
 from mmtrain.data.collate import is_built_in, resolve_collate
 from mmtrain.data.custom_sampler import choose_source
 from mmtrain.data.options import split_options
-from mmtrain.data.reading import SeededReader, reads_whole_batches
+from mmtrain.data.reader import SeededReader, reads_whole_batches
 from mmtrain.data.sampler import Draw, share
-from mmtrain.data.workers import WorkerPool, crowding
+from mmtrain.data.workers.pool import WorkerPool, crowding
 from mmtrain.errors import ConfigError
 from mmtrain.types import Batch, Reading, StateDict
 

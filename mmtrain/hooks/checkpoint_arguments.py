@@ -5,7 +5,7 @@ from numbers import Integral
 from os import PathLike
 from typing import Any
 
-from mmtrain.checkpoint.export import PUBLISHED
+from mmtrain.checkpoint.foreign.export import PUBLISHED
 from mmtrain.errors import ConfigError
 
 _WHERE = "default_hooks.checkpoint"

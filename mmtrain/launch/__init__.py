@@ -17,4 +17,3 @@ from mmtrain.launch.group import speaks as speaks
 from mmtrain.launch.group import watch as watch
 from mmtrain.launch.group import write_errors_to as write_errors_to
 from mmtrain.launch.stacks import answer_with_stacks as answer_with_stacks
-from mmtrain.launch.watchdog import beat as beat

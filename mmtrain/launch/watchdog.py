@@ -1,6 +1,6 @@
 """Notices that nothing moves any more, has every rank write down where it stands, and ends the run.
 
-A thread on each rank looks at what the rank has done: iterations, and `beat`, which validation, saves and the check of
+A thread on each rank looks at what the rank has done: iterations, and `heartbeat.beat`, which validation, saves and the check of
 a checkpoint call as they go on. Ranks that moved raise one number in the group's store, and a run in which it does not
 rise for ``seconds`` is stuck: a rank that waits for a slow one is not. Then each rank writes its stacks, and rank 0
 names the one that the others wait for. A process that was suspended does not count the time.
@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mmtrain import heartbeat
 from mmtrain.errors import RunError
 from mmtrain.launch.alarm import KEY, Alarm, Failure
 from mmtrain.launch.stacks import Standing, locate, write_stacks
@@ -24,15 +25,6 @@ from mmtrain.launch.stacks import Standing, locate, write_stacks
 PULSE, STUCK, STANDING = "mmtrain/pulse", "mmtrain/stuck", "mmtrain/standing"
 _PERIOD = 5.0
 _NAMED = 8  # ranks that are listed in the cause
-
-
-class _Beats:
-    count = 0
-
-
-def beat() -> None:
-    """Say that work goes on which is no iteration: a batch of validation, a piece of a file."""
-    _Beats.count += 1
 
 
 class Line:
@@ -104,7 +96,7 @@ class Watchdog:
 
     def _moved(self) -> bool:
         """Whether this rank, or any other, has done something since the last look."""
-        own = (self.position(), _Beats.count)
+        own = (self.position(), heartbeat.count())
         moved, self._own = own != self._own, own
         if self._line is None:
             return moved

@@ -2,15 +2,7 @@
 
 from mmtrain.optim.amp import AmpOptimWrapper
 from mmtrain.optim.optimizers import DefaultOptimWrapperConstructor, build_optim_wrapper, scale_lr
-from mmtrain.optim.plateau import (
-    ReduceOnPlateau,
-    ReduceOnPlateauLR,
-    ReduceOnPlateauMomentum,
-    ReduceOnPlateauParamScheduler,
-)
-from mmtrain.optim.schedule import Horizon, Schedule
-from mmtrain.optim.schedule_set import ScheduleSet, build_schedules
-from mmtrain.optim.schedules import (
+from mmtrain.optim.schedules.classes import (
     ConstantLR,
     ConstantMomentum,
     ConstantParamScheduler,
@@ -40,6 +32,14 @@ from mmtrain.optim.schedules import (
     WarmupCosineLR,
     WarmupCosineParamScheduler,
 )
+from mmtrain.optim.schedules.plateau import (
+    ReduceOnPlateau,
+    ReduceOnPlateauLR,
+    ReduceOnPlateauMomentum,
+    ReduceOnPlateauParamScheduler,
+)
+from mmtrain.optim.schedules.schedule import Horizon, Schedule
+from mmtrain.optim.schedules.schedule_set import ScheduleSet, build_schedules
 from mmtrain.optim.wrapper_dict import OptimWrapperDict
 from mmtrain.optim.wrappers import OptimWrapper
 

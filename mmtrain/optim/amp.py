@@ -10,9 +10,9 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from mmtrain import dist
-from mmtrain.config_source import config_error
 from mmtrain.optim.wrappers import OptimWrapper
 from mmtrain.registry import OPTIM_WRAPPERS
+from mmtrain.source_lines import config_error
 
 _DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 

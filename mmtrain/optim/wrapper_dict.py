@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mmtrain.config_source import config_error
 from mmtrain.errors import RunError
 from mmtrain.optim.wrappers import OptimWrapper
 from mmtrain.registry import OPTIM_WRAPPERS
+from mmtrain.source_lines import config_error
 from mmtrain.types import StepResult
 
 

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mmtrain import dist
-from mmtrain.arguments import did_you_mean
-from mmtrain.config_source import config_error
 from mmtrain.errors import RunError
 from mmtrain.registry import OPTIM_WRAPPERS
+from mmtrain.registry.arguments import did_you_mean
+from mmtrain.source_lines import config_error
 from mmtrain.types import StepResult
 
 _APPLIED = StepResult(None)

@@ -13,8 +13,7 @@ from torch import nn
 from mmtrain import dist, launch
 from mmtrain.checkpoint import Disks
 from mmtrain.config import check_config, import_custom_modules
-from mmtrain.config_keys import DEFAULT_HOOKS, LOOP_NAMES, named_sets
-from mmtrain.config_source import positions
+from mmtrain.config.keys import DEFAULT_HOOKS, LOOP_NAMES, named_sets
 from mmtrain.data import build_eval_loader, build_ledger, build_train_stream
 from mmtrain.errors import ConfigError
 from mmtrain.evaluation import build_evaluator
@@ -26,9 +25,10 @@ from mmtrain.runner.compare import data_fingerprint
 from mmtrain.runner.flexible_runner import Parts, Randomness
 from mmtrain.runner.hook_points import HookList
 from mmtrain.runner.loops import TrainLoop, TrainPlan
-from mmtrain.runner.place import Place, apply_env, make_place, occupy, watch_seconds, work_dir_of
 from mmtrain.runner.resume import Resume, checkpoint_root
+from mmtrain.runner.run_directory import Place, apply_env, make_place, occupy, watch_seconds, work_dir_of
 from mmtrain.runner.saving import SaveService
+from mmtrain.source_lines import positions
 from mmtrain.strategies import Strategy
 
 

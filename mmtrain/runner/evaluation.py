@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from mmtrain import dist, launch
+from mmtrain import dist, heartbeat
 from mmtrain.errors import RunError
 from mmtrain.randomness import STREAM_VAL, capture, mix, restore, seed_generators
 from mmtrain.runner.model_call import ModelCall
@@ -95,7 +95,7 @@ class EvaluationLoop:
         for index, batch in enumerate(loader):
             if max_batches is not None and index >= max_batches:
                 break
-            launch.beat()
+            heartbeat.beat()
             if batch is None:  # the last batch of the set has no sample for this rank
                 if runner.strategy.forward_is_collective:
                     self._predict(loader.stand_in(), None, _LossMean())

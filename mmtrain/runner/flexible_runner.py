@@ -25,7 +25,7 @@ from mmtrain.runner.compare import Scale, data_fingerprint
 from mmtrain.runner.evaluation import EvaluationLoop
 from mmtrain.runner.hook_points import HookList
 from mmtrain.runner.loops import TrainLoop, TrainPlan
-from mmtrain.runner.place import watch_seconds
+from mmtrain.runner.run_directory import watch_seconds
 from mmtrain.runner.saving import SaveRequest, SaveService
 from mmtrain.runner.signals import Signals
 from mmtrain.strategies import Strategy

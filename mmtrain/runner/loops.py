@@ -15,9 +15,9 @@ from mmtrain import dist
 from mmtrain.errors import ConfigError, RunError
 from mmtrain.progress import window_length
 from mmtrain.randomness import seed_step
-from mmtrain.runner.guard import NonfiniteGuard, UntrainedGuard
+from mmtrain.runner.guards import NonfiniteGuard, UntrainedGuard
 from mmtrain.runner.model_call import ModelCall
-from mmtrain.strategies.meta import local
+from mmtrain.strategies.meta_init import local
 from mmtrain.types import Batch, StepResult
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from mmtrain import dist, randomness
 from mmtrain.checkpoint import Checkpoint, CheckpointStore, Disks, copy_matched, describe, load_weights
-from mmtrain.checkpoint.catalog import newest_good
-from mmtrain.checkpoint.manifest import MANIFEST, Manifest
+from mmtrain.checkpoint.discover import newest_good
+from mmtrain.checkpoint.format.manifest import MANIFEST, Manifest
+from mmtrain.checkpoint.format.verify import Problem, Verify
 from mmtrain.checkpoint.reader import saved_dtype
-from mmtrain.checkpoint.verify import Problem, Verify
 from mmtrain.errors import CheckpointError, ConfigError
 from mmtrain.logging import LogPosition, cut_logs, note_start
 from mmtrain.runner import compare

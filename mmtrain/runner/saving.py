@@ -10,8 +10,8 @@ import torch
 import mmtrain
 from mmtrain import dist
 from mmtrain.checkpoint import CheckpointStore, Retention
-from mmtrain.checkpoint.export import publish, write_pretrained
-from mmtrain.checkpoint.plain_files import write_json, write_weights
+from mmtrain.checkpoint.foreign.export import publish, write_pretrained
+from mmtrain.checkpoint.write.plain_files import write_json, write_weights
 from mmtrain.errors import CheckpointError, RunError
 from mmtrain.runner.compare import flatten
 from mmtrain.runner.frozen import Frozen

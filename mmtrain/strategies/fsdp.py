@@ -13,8 +13,8 @@ from mmtrain.optim import OptimWrapper
 from mmtrain.registry import STRATEGIES
 from mmtrain.strategies.base import SavedTensor
 from mmtrain.strategies.mesh import mesh_shape
-from mmtrain.strategies.meta import initialise_blank
-from mmtrain.strategies.state import sharded_targets
+from mmtrain.strategies.meta_init import initialise_blank
+from mmtrain.strategies.state_dict import sharded_targets
 from mmtrain.strategies.tensor_parallel import check_replicas_once, parallelise, plan_for
 from mmtrain.strategies.torch_engines import TorchEngine
 from mmtrain.strategies.wrapping import checkpoint_activations, modules_of_class, modules_of_size, shared_parameters

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from mmtrain.errors import ConfigError, RunError
 from mmtrain.randomness import mix
-from mmtrain.strategies.meta import local
+from mmtrain.strategies.meta_init import local
 from mmtrain.strategies.wrapping import shared_parameters
 
 TOLERANCE = 1e-3  # between gradients that are the same but for rounding, relative to the sum of their magnitudes

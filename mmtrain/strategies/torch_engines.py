@@ -7,7 +7,7 @@ from torch import Tensor
 from mmtrain import dist
 from mmtrain.errors import ConfigError
 from mmtrain.strategies.base import Strategy
-from mmtrain.strategies.state import (
+from mmtrain.strategies.state_dict import (
     broadcast_buffers,
     load_module_state,
     load_optimizer_tensors,

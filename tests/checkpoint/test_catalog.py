@@ -7,7 +7,7 @@ import pytest
 from checkpoint_helpers import save
 
 from mmtrain.checkpoint import CheckpointStore, Retention
-from mmtrain.checkpoint.catalog import newest_good, scan
+from mmtrain.checkpoint.discover import newest_good, scan
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from mmtrain.checkpoint import CheckpointStore, export
+from mmtrain.checkpoint import CheckpointStore
+from mmtrain.checkpoint.foreign import export
 from mmtrain.errors import CheckpointError, ConfigError
 
 

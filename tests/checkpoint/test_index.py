@@ -1,6 +1,6 @@
 import pytest
 
-from mmtrain.checkpoint.index import PieceEntry, TensorEntry, decode_index, encode_index, merge
+from mmtrain.checkpoint.format.index import PieceEntry, TensorEntry, decode_index, encode_index, merge
 from mmtrain.errors import CheckpointError
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from mmtrain.checkpoint.manifest import FileRecord, Manifest, decode, encode
+from mmtrain.checkpoint.format.manifest import FileRecord, Manifest, decode, encode
 from mmtrain.errors import CheckpointError
 
 

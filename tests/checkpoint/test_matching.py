@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from mmtrain.checkpoint import copy_matched, describe, match
-from mmtrain.checkpoint.matching import revise
+from mmtrain.checkpoint.foreign.matching import revise
 from mmtrain.errors import CheckpointError
 
 

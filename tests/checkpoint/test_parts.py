@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 
 from mmtrain.checkpoint import Disks, FileRecord, Manifest, find_disks
-from mmtrain.checkpoint.disks import _components
-from mmtrain.checkpoint.index import PieceEntry, TensorEntry, decode_index, encode_index, merge
-from mmtrain.checkpoint.manifest import DiskPart, decode, encode
-from mmtrain.checkpoint.parts import divide, markers
-from mmtrain.checkpoint.verify import files_here, find_problems
+from mmtrain.checkpoint.format.index import PieceEntry, TensorEntry, decode_index, encode_index, merge
+from mmtrain.checkpoint.format.manifest import DiskPart, decode, encode
+from mmtrain.checkpoint.format.verify import files_here, find_problems
+from mmtrain.checkpoint.topology.disks import _components
+from mmtrain.checkpoint.topology.parts import divide, markers
 from mmtrain.errors import CheckpointError, RunError
 
 DISKS = Disks((0, 0, 2, 2), ("a", "a", "b", "b"))

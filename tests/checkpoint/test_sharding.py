@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from mmtrain.checkpoint.index import PieceEntry
+from mmtrain.checkpoint.format.index import PieceEntry
 from mmtrain.checkpoint.sharding import collect, cut, overlap, spread
 
 

@@ -3,10 +3,10 @@ import threading
 import pytest
 import torch
 
-from mmtrain.checkpoint import staging
-from mmtrain.checkpoint.saving import whole
-from mmtrain.checkpoint.staging import Stager
-from mmtrain.checkpoint.tensors import byte_view, lay_out_one
+from mmtrain.checkpoint.format.tensors import byte_view, lay_out_one
+from mmtrain.checkpoint.write import staging
+from mmtrain.checkpoint.write.saver import whole
+from mmtrain.checkpoint.write.staging import Stager
 
 
 @pytest.fixture

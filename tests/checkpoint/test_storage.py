@@ -5,8 +5,9 @@ import sys
 import pytest
 from checkpoint_helpers import assert_holds, hidden, save
 
-from mmtrain.checkpoint import CheckpointStore, owner, storage
-from mmtrain.checkpoint.storage import LocalFiles, Transaction, recover
+from mmtrain.checkpoint import CheckpointStore, owner
+from mmtrain.checkpoint.write import storage
+from mmtrain.checkpoint.write.storage import LocalFiles, Transaction, recover
 
 
 def test_a_write_of_many_short_ones(tmp_path, monkeypatch):

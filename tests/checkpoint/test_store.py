@@ -5,7 +5,8 @@ import pytest
 import torch
 from checkpoint_helpers import assert_holds, hidden, save, tensors_of
 
-from mmtrain.checkpoint import CheckpointStore, LocalFiles, Retention, open_checkpoint, storage
+from mmtrain.checkpoint import CheckpointStore, LocalFiles, Retention, open_checkpoint
+from mmtrain.checkpoint.write import storage
 from mmtrain.errors import CheckpointError
 
 

@@ -5,10 +5,10 @@ import torch
 import xxhash
 from safetensors.torch import load_file, save_file
 
-from mmtrain.checkpoint.saving import whole
+from mmtrain.checkpoint.format.tensors import DTYPES, byte_view, lay_out, lay_out_one, write_layout
 from mmtrain.checkpoint.sharding import Piece, collect
-from mmtrain.checkpoint.storage import LocalFiles
-from mmtrain.checkpoint.tensors import DTYPES, byte_view, lay_out, lay_out_one, write_layout
+from mmtrain.checkpoint.write.saver import whole
+from mmtrain.checkpoint.write.storage import LocalFiles
 from mmtrain.errors import CheckpointError
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mmtrain import randomness
-from mmtrain.checkpoint.tree import join, split, to_json
+from mmtrain.checkpoint.format.tree import join, split, to_json
 from mmtrain.errors import CheckpointError
 
 

@@ -13,8 +13,8 @@ import torch
 from parts import make_runner
 
 from mmtrain.checkpoint import CheckpointStore, WorkDirLock
-from mmtrain.cli.checkpoint_compare import MEASURED, flatten, ignored, tensor_difference, value_difference
-from mmtrain.cli.checkpoint_text import counted, size
+from mmtrain.cli.checkpoint.compare import MEASURED, flatten, ignored, tensor_difference, value_difference
+from mmtrain.cli.checkpoint.text import counted, size
 
 ROOT = Path(__file__).resolve().parents[2]
 

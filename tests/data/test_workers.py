@@ -15,7 +15,8 @@ import torch
 from _data_sets import Counting, Noisy, take
 from torch.utils.data import get_worker_info
 
-from mmtrain.data import TrainStream, worker_death, workers
+from mmtrain.data import TrainStream, worker_death
+from mmtrain.data.workers import pool as workers
 from mmtrain.errors import RunError
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="pidfd is Linux's")
@@ -269,7 +270,7 @@ def test_a_worker_whose_main_process_is_gone_before_it_began_leaves():
     """The main process was killed while a fork server started the worker: nobody else would ever end it."""
     code = (
         "import subprocess, sys\n"
-        "from mmtrain.data.in_worker import _die_with_parent\n"
+        "from mmtrain.data.workers.worker import _die_with_parent\n"
         "gone = subprocess.Popen([sys.executable, '-c', ''])\n"
         "gone.wait()\n"
         "_die_with_parent(gone.pid)\n"

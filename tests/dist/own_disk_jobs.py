@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from mmtrain import dist
 from mmtrain.checkpoint import CheckpointStore, LocalFiles
-from mmtrain.checkpoint.disks import find_disks
+from mmtrain.checkpoint.topology.disks import find_disks
 from mmtrain.errors import MMTrainError
 
 

@@ -5,7 +5,7 @@ import torch
 from parts import make_runner
 
 from mmtrain.errors import RunError
-from mmtrain.runner.guard import NonfiniteGuard
+from mmtrain.runner.guards import NonfiniteGuard
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

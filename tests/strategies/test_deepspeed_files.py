@@ -13,8 +13,9 @@ from parts import logged
 from ranks import RankError
 from safetensors.torch import load_file
 
-from mmtrain.checkpoint import CheckpointStore, load_weights, manifest
-from mmtrain.checkpoint.verify import hash_file
+from mmtrain.checkpoint import CheckpointStore, load_weights
+from mmtrain.checkpoint.format import manifest
+from mmtrain.checkpoint.format.verify import hash_file
 from mmtrain.cli.checkpoint import main
 from mmtrain.errors import CheckpointError
 from mmtrain.runner import FlexibleRunner

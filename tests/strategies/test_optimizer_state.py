@@ -6,7 +6,7 @@ from torch import nn
 
 from mmtrain.errors import ConfigError
 from mmtrain.optim import OptimWrapper, OptimWrapperDict
-from mmtrain.strategies.state import load_optimizer_tensors, optimizer_tensors
+from mmtrain.strategies.state_dict import load_optimizer_tensors, optimizer_tensors
 
 
 class Scaled(nn.Module):

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from mmtrain.config_source import where as position
 from mmtrain.errors import ConfigError
 from mmtrain.optim import AmpOptimWrapper, OptimWrapper
 from mmtrain.registry import OPTIM_WRAPPERS, resolve
+from mmtrain.source_lines import where as position
 from mmtrain.strategies.zero.options import Options
 
 _HALF = {"bf16": "bfloat16", "fp16": "float16"}

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmtrain.arguments import did_you_mean
 from mmtrain.errors import ConfigError
+from mmtrain.registry.arguments import did_you_mean
 
 _AUTO: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto", "gradient_clipping": "auto",

@@ -15,7 +15,7 @@ from mmtrain import dist
 from mmtrain.errors import CheckpointError
 from mmtrain.optim import OptimWrapper
 from mmtrain.strategies.base import TrainedTensor
-from mmtrain.strategies.state import not_trained, placed, refuse_misfits
+from mmtrain.strategies.state_dict import not_trained, placed, refuse_misfits
 
 
 class Fragment(NamedTuple):

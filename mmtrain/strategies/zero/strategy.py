@@ -14,7 +14,7 @@ from mmtrain.errors import ConfigError
 from mmtrain.optim import OptimWrapper
 from mmtrain.registry import STRATEGIES
 from mmtrain.strategies.base import Native, Strategy, TrainedTensor
-from mmtrain.strategies.state import broadcast_buffers, load_module_state, module_state
+from mmtrain.strategies.state_dict import broadcast_buffers, load_module_state, module_state
 from mmtrain.strategies.zero import library, native, shards
 from mmtrain.strategies.zero.agreement import settled
 from mmtrain.strategies.zero.inputs import cast_inputs

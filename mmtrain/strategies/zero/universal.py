@@ -15,8 +15,8 @@ import torch
 import xxhash
 from torch import Tensor
 
-from mmtrain import dist, launch
-from mmtrain.checkpoint.matching import copy_matched
+from mmtrain import dist, heartbeat
+from mmtrain.checkpoint.foreign.matching import copy_matched
 from mmtrain.errors import CheckpointError
 from mmtrain.strategies.base import SavedTensor
 from mmtrain.strategies.zero import library
@@ -83,7 +83,7 @@ def _beating(save: Callable[..., Any]) -> Callable[..., Any]:
     """A function that tells the watchdog each time it is called."""
 
     def told(*args: Any) -> Any:
-        launch.beat()
+        heartbeat.beat()
         return save(*args)
 
     return told
@@ -148,7 +148,7 @@ class Universal:
                 f"{unexpected[:5]}"
             )
         for name, target in into.items():
-            launch.beat()
+            heartbeat.beat()
             copy_matched({name: self.read(section, name)}, {name: target}, source=str(self.path))
 
     def _model(self) -> dict[str, _Entry]:

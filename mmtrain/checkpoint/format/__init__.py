@@ -1,0 +1,1 @@
+"""What the files of a checkpoint contain: docs/checkpoint_format.md as code."""

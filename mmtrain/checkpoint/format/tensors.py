@@ -1,0 +1,154 @@
+"""Tensors as safetensors files (https://huggingface.co/docs/safetensors), written from memory views without a copy.
+
+A file is an 8-byte little-endian length, a JSON header of that many bytes, and the raw bytes of the tensors. Here the
+order of tensors is the library's own (wider types first, then by name), so that every tensor is aligned to its type.
+The bytes are hashed (xxh3-128) on their way to the disk.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+from mmtrain import heartbeat
+from mmtrain.checkpoint.format.manifest import FileRecord
+from mmtrain.checkpoint.sharding import Piece
+from mmtrain.checkpoint.write.storage import Files
+from mmtrain.errors import CheckpointError
+
+FILE_LIMIT = 512 << 20  # several files, so that two threads can write at once
+_CHUNK = 4 << 20
+_SMALL = 256 << 10
+_DTYPE_NAMES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "complex64": "C64",
+    "int64": "I64", "int32": "I32", "int16": "I16", "int8": "I8", "bool": "BOOL",
+    "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8",
+    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ", "float8_e8m0fnu": "F8_E8M0",
+}  # fmt: skip
+DTYPES = {code: getattr(torch, name) for name, code in _DTYPE_NAMES.items() if hasattr(torch, name)}
+_NAMES = {dtype: code for code, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One safetensors file to be: ``path`` inside the checkpoint, ``header`` with its length, the pieces in file order.
+
+    ``starts`` are byte positions counted from the end of the header; ``size`` is the number of bytes after it.
+    """
+
+    section: str
+    path: str
+    header: bytes
+    pieces: tuple[Piece, ...]
+    starts: tuple[int, ...]
+    size: int
+
+
+def dtype_name(dtype: torch.dtype, where: str) -> str:
+    """The safetensors name of a type. Raises CheckpointError naming ``where`` for a type that the format has not."""
+    if dtype not in _NAMES:
+        raise CheckpointError(f"{where}: type {dtype} cannot be written to a safetensors file")
+    return _NAMES[dtype]
+
+
+def lay_out(section: str, stem: str, pieces: Iterable[Piece], *, limit: int = FILE_LIMIT) -> list[Layout]:
+    """Divide pieces into files of at most ``limit`` bytes (a larger tensor has one of its own).
+
+    The files are ``<stem>_part_00000.safetensors`` and so on.
+    """
+    groups: list[list[Piece]] = []
+    filled = 0
+    for piece in pieces:
+        if not groups or filled + piece.tensor.nbytes > limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append(piece)
+        filled += piece.tensor.nbytes
+    return [lay_out_one(section, f"{stem}_part_{i:05d}.safetensors", group) for i, group in enumerate(groups)]
+
+
+def lay_out_one(section: str, path: str, pieces: Iterable[Piece]) -> Layout:
+    """Lay out one file."""
+    pieces = list(pieces)
+    if any(piece.name == "__metadata__" for piece in pieces):
+        raise CheckpointError(f"{section}: a tensor cannot be called __metadata__; safetensors keeps that name")
+    ordered = sorted(pieces, key=lambda piece: (-piece.tensor.element_size(), piece.name))
+    header: dict[str, Any] = {}
+    shards, starts, position = {}, [], 0
+    for piece in ordered:
+        end = position + piece.tensor.nbytes
+        code = dtype_name(piece.tensor.dtype, f"{section}/{piece.name}")
+        header[piece.name] = {"dtype": code, "shape": list(piece.tensor.shape), "data_offsets": [position, end]}
+        if tuple(piece.tensor.shape) != piece.shape:
+            shards[piece.name] = {"shape": piece.shape, "offsets": piece.offsets}
+        starts.append(position)
+        position = end
+    metadata = {"format": "pt"} | ({"mmtrain.shards": json.dumps(shards)} if shards else {})
+    text = json.dumps({"__metadata__": metadata} | header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return Layout(section, path, len(text).to_bytes(8, "little") + text, tuple(ordered), tuple(starts), position)
+
+
+def byte_view(tensor: Tensor) -> memoryview:
+    """The bytes of a tensor in row-major order: its own memory where it lies contiguous on the CPU, else a copy."""
+    plain = tensor.detach().resolve_conj().resolve_neg().to("cpu").contiguous()
+    return memoryview(flat_bytes(plain)) if plain.numel() else memoryview(b"")
+
+
+def flat_bytes(tensor: Tensor) -> Any:
+    """The memory of a contiguous tensor on the CPU as a flat numpy array of bytes."""
+    # as_strided, since a tensor with a single element counts as contiguous whatever its strides
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy()
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether the tensor's bytes lie in row-major order in this process's own memory."""
+    return tensor.device.type == "cpu" and tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg())
+
+
+def write_layout(layout: Layout, directory: Path, files: Files, data: memoryview | None = None) -> FileRecord:
+    """Write one file, fsync it, and return its record.
+
+    ``data`` holds the tensors' bytes as laid out; without it they are taken from the live tensors.
+    """
+    views = [data] if data is not None else (byte_view(piece.tensor) for piece in layout.pieces)
+    return write_hashed(directory / layout.path, _chunks(chain([memoryview(layout.header)], views)), files)
+
+
+def write_hashed(path: Path, chunks: Iterable[memoryview], files: Files) -> FileRecord:
+    """Write chunks into a new file, hashing each while it is in the processor's cache; fsync; return the record."""
+    hasher = xxhash.xxh3_128()
+    size = 0
+    handle = files.open(path)
+    try:
+        for chunk in chunks:
+            hasher.update(chunk)
+            files.write(handle, chunk)
+            heartbeat.beat()
+            size += chunk.nbytes
+        files.fsync(handle)
+    finally:
+        files.close(handle)
+    return FileRecord(size, hasher.hexdigest())
+
+
+def _chunks(views: Iterable[memoryview]) -> Iterator[memoryview]:
+    """Small views gathered, large ones cut, so that a call writes neither a few bytes nor more than a cache holds."""
+    gathered = bytearray()
+    for view in views:
+        if view.nbytes <= _SMALL:
+            gathered += view
+        if gathered and (view.nbytes > _SMALL or len(gathered) > _SMALL):
+            yield memoryview(gathered)
+            gathered = bytearray()
+        if view.nbytes > _SMALL:
+            yield from (view[start : start + _CHUNK] for start in range(0, view.nbytes, _CHUNK))
+    if gathered:
+        yield memoryview(gathered)

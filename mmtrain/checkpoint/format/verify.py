@@ -1,0 +1,89 @@
+"""Whether a checkpoint on disk is, byte for byte, what was written."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import xxhash
+
+from mmtrain import heartbeat
+from mmtrain.checkpoint.format.manifest import MANIFEST, DiskPart, FileRecord, Manifest, decode
+from mmtrain.errors import CheckpointError
+
+Verify = Literal["full", "size", "none"]
+_CHUNK = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One fault of one checkpoint: which file, and what is wrong with it. ``str()`` is one line."""
+
+    checkpoint: str
+    file: str
+    fault: str
+
+    def __str__(self) -> str:
+        return f"{self.checkpoint}/{self.file}: {self.fault}"
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read and check the manifest of the checkpoint in ``directory``. Raises CheckpointError with a one-line reason."""
+    try:
+        data = (directory / MANIFEST).read_bytes()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{directory / MANIFEST}: missing; this is not a complete checkpoint") from error
+    except OSError as error:
+        raise CheckpointError(f"{directory / MANIFEST}: cannot be read ({error})") from error
+    return decode(data, str(directory / MANIFEST))
+
+
+def find_problems(directory: Path, manifest: Manifest, *, verify: Verify = "full") -> list[Problem]:
+    """Compare every file with the manifest: there, of the right size and, with ``verify='full'``, of the right hash.
+
+    Files that the manifest does not list, and parts of other disks, are left alone. ``verify='none'`` compares nothing.
+    """
+    problems: list[Problem] = []
+    for path in files_here(directory, manifest) if verify != "none" else ():
+        fault = _fault(directory / path, manifest.files[path], hashes=verify == "full")
+        if fault:
+            problems.append(Problem(directory.name, path, fault))
+    return problems
+
+
+def parts_here(directory: Path, manifest: Manifest) -> list[DiskPart]:
+    """The parts that lie in this directory: one of a disk, or several that were copied together."""
+    return [part for part in manifest.parts if (directory / part.marker).exists()]
+
+
+def files_here(directory: Path, manifest: Manifest) -> list[str]:
+    """The files that must lie in this directory: all, or those of `parts_here`. With no part here all are wanted."""
+    parts = parts_here(directory, manifest)
+    if not parts:
+        return list(manifest.files)
+    wanted = {path for part in parts for path in part.files}
+    return [path for path in manifest.files if path in wanted]
+
+
+def _fault(path: Path, record: FileRecord, *, hashes: bool) -> str:
+    try:
+        size = path.stat().st_size
+        if size != record.size:
+            return f"{size} bytes instead of {record.size}"
+        if hashes and hash_file(path) != record.xxh3_128:
+            return "its contents are not what was written (the xxh3-128 hash differs)"
+    except FileNotFoundError:
+        return "missing"
+    except OSError as error:
+        return f"cannot be read ({error})"
+    return ""
+
+
+def hash_file(path: Path) -> str:
+    """The xxh3-128 of a file, in hexadecimal; about 15 GB/s from the page cache."""
+    hasher = xxhash.xxh3_128()
+    buffer = memoryview(bytearray(_CHUNK))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            hasher.update(buffer[:count])
+            heartbeat.beat()
+    return hasher.hexdigest()

@@ -1,0 +1,1 @@
+"""Writing a checkpoint: staging, the transaction, asynchronous saves."""

@@ -1,0 +1,167 @@
+"""The copy that an asynchronous save takes: a host buffer that is reused, filled while training hardly waits.
+
+The buffer mirrors the files byte by byte, so that what follows is one long write. On the CPU it lies on huge pages
+(where the system gives them, the first use then costs a fifth); for CUDA tensors it is pinned.
+
+Sections named as *overlapped* change only in the optimizer's step (its own moments): their copy goes on beside the next
+forward and backward, and `Staged.wait` is called before the step. All others are copied before `Stager.stage` returns,
+because a forward changes them too: the running statistics of a normalisation are part of the model.
+"""
+
+import contextlib
+import ctypes
+import mmap
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmtrain.checkpoint.format.tensors import Layout, is_plain
+from mmtrain.checkpoint.write.parallel import submit
+
+_ALIGNMENT = 64
+Job = Callable[[], None]
+
+
+class Staged:
+    """A copy that is being taken; `data` are the files' bytes in the order of the layouts, valid after `wait`."""
+
+    def __init__(self, data: list[memoryview]) -> None:
+        self.data = data
+        self._futures: list[Future[None]] = []
+        self._events: list[Any] = []
+
+    def wait(self) -> None:
+        """Return when nothing is read from the live tensors any more. Any thread may call it, any number of times."""
+        for future in self._futures:
+            future.result()
+        for event in self._events:
+            event.synchronize()
+
+
+class Stager:
+    """Owns the buffer, as large as the largest state so far, and two threads that copy."""
+
+    def __init__(self, threads: int = 2) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mmtrain-stage")
+        self._threads = threads
+        self._buffer: Tensor | None = None
+        self._stream: Any = None
+
+    @property
+    def bytes(self) -> int:
+        """The size of the buffer."""
+        return 0 if self._buffer is None else self._buffer.nbytes
+
+    def stage(self, layouts: Sequence[Layout], *, overlapped: Collection[str] = ()) -> Staged:
+        """Begin to copy all pieces. The copy before this one must have been written."""
+        starts, total = [], 0
+        for layout in layouts:
+            starts.append(total)
+            total += -(-layout.size // _ALIGNMENT) * _ALIGNMENT
+        cuda = any(piece.tensor.is_cuda for layout in layouts for piece in layout.pieces)
+        buffer = self._room(total, pinned=cuda)
+        raw = memoryview(buffer.numpy())  # type: ignore[arg-type]
+        staged = Staged([raw[start : start + layout.size] for start, layout in zip(starts, layouts, strict=True)])
+        now, later = _Copies(buffer), _Copies(buffer)
+        placed = list(zip(starts, layouts, strict=True))
+        now.add_all([(start, layout) for start, layout in placed if layout.section not in overlapped])
+        urgent = [self._submit(group) for group in _balanced(now.host, self._threads)]
+        later.add_all([(start, layout) for start, layout in placed if layout.section in overlapped])
+        self._copy_cuda(now, later, staged)
+        staged._futures = [self._submit(group) for group in _balanced(later.host, self._threads)]
+        for future in urgent:
+            future.result()
+        return staged
+
+    def close(self) -> None:
+        """End the threads and give the buffer back."""
+        self._pool.shutdown()
+        self._buffer = None
+
+    def _room(self, size: int, *, pinned: bool) -> Tensor:
+        if self._buffer is None or self._buffer.nbytes < size or (pinned and not self._buffer.is_pinned()):
+            self._buffer = None  # the old one goes before the new one comes: never two
+            self._buffer = torch.empty(size, dtype=torch.uint8, pin_memory=True) if pinned else _huge_pages(size)
+        return self._buffer
+
+    def _submit(self, jobs: list[Job]) -> "Future[None]":
+        def run() -> None:
+            for job in jobs:
+                job()
+
+        return submit(self._pool, run)
+
+    def _copy_cuda(self, now: "_Copies", later: "_Copies", staged: Staged) -> None:
+        if not (now.cuda or later.cuda):
+            return
+        # On the current stream a copy stands before every later kernel, so nothing can change its source too early.
+        for target, source in now.cuda:
+            target.copy_(source, non_blocking=True)
+        current = torch.cuda.current_stream()
+        staged._events.append(current.record_event())
+        if later.cuda:
+            self._stream = self._stream or torch.cuda.Stream()
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):
+                for target, source in later.cuda:
+                    target.copy_(source, non_blocking=True)
+                    source.record_stream(self._stream)
+                staged._events.append(self._stream.record_event())
+
+
+class _Copies:
+    """Copies into the buffer still to be made, those of the host apart from the device's."""
+
+    def __init__(self, buffer: Tensor) -> None:
+        self.host: list[tuple[int, Job]] = []
+        self.cuda: list[tuple[Tensor, Tensor]] = []
+        self._buffer, self._address = buffer, buffer.data_ptr()
+
+    def add_all(self, layouts: Sequence[tuple[int, Layout]]) -> None:
+        """Add every piece of these layouts, each of which begins at a place of the buffer."""
+        for start, layout in layouts:
+            for piece, offset in zip(layout.pieces, layout.starts, strict=True):
+                self._add(piece.tensor, start + offset)
+
+    def _add(self, source: Tensor, place: int) -> None:
+        size = source.nbytes
+        if size == 0:
+            return
+        if is_plain(source):
+            # one memcpy without the interpreter's lock; torch's copy wakes a team of threads for each tensor
+            self.host.append((size, partial(_copy_bytes, self._address + place, source, size)))
+            return
+        target = self._buffer[place : place + size].view(source.dtype).view(source.shape)
+        if source.is_cuda:
+            self.cuda.append((target, source))
+        else:
+            self.host.append((size, partial(_copy, target, source)))
+
+
+def _copy_bytes(address: int, source: Tensor, size: int) -> None:
+    ctypes.memmove(address, source.data_ptr(), size)
+
+
+def _copy(target: Tensor, source: Tensor) -> None:
+    target.copy_(source)
+
+
+def _balanced(jobs: list[tuple[int, Job]], groups: int) -> list[list[Job]]:
+    """Consecutive jobs in groups of about equal bytes."""
+    total, done = sum(size for size, _ in jobs), 0
+    result: list[list[Job]] = [[] for _ in range(groups)]
+    for size, job in jobs:
+        result[min(groups - 1, done * groups // max(total, 1))].append(job)
+        done += size
+    return [group for group in result if group]
+
+
+def _huge_pages(size: int) -> Tensor:
+    memory = mmap.mmap(-1, max(size, mmap.PAGESIZE))
+    with contextlib.suppress(AttributeError, OSError):  # not Linux, or a kernel without transparent huge pages
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)

@@ -1,0 +1,229 @@
+"""The transaction that makes a checkpoint exist all at once or not at all, and what clears up after a killed run.
+
+Every call that changes the disk goes through a small `Files` object, so that the tests can let any one of them fail, or
+end the process in it. The order is: files into a hidden sibling directory, each fsynced -> manifest last -> fsync of
+the directories -> rename into place -> fsync of the parent -> the pointer ``last_checkpoint`` -> only then retention.
+
+Hidden names, all beside the checkpoints: ``.<name>.tmp-<owner>`` (being written), ``.<name>.old-<owner>`` (the one of
+the same name that is being replaced), ``.<name>.del-<owner>`` (being deleted). ``<owner>`` names the process
+(`mmtrain.checkpoint.owner`), so that nobody clears away what a living one is writing.
+"""
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from mmtrain.checkpoint import owner
+from mmtrain.checkpoint.format.manifest import MANIFEST
+
+POINTER = "last_checkpoint"
+_HIDDEN = re.compile(r"^\.(?P<name>.+)\.(?P<kind>tmp|old|del)-(?P<token>[0-9a-f]+-[0-9a-f]+-\d+-\d+-[0-9a-f]+)$")
+_OURS = (MANIFEST, "tensors.json", "state.json")
+
+
+class Files(Protocol):
+    """Every call by which a save changes the disk. `LocalFiles` is the real one; tests hand in one that fails."""
+
+    def mkdir(self, path: Path) -> None: ...
+    def open(self, path: Path) -> int: ...
+    def write(self, handle: int, data: memoryview) -> None: ...
+    def fsync(self, handle: int) -> None: ...
+    def close(self, handle: int) -> None: ...
+    def fsync_path(self, path: Path) -> None: ...
+    def rename(self, old: Path, new: Path) -> None: ...
+    def unlink(self, path: Path) -> None: ...
+    def rmdir(self, path: Path) -> None: ...
+
+
+class LocalFiles:
+    """A mounted file system."""
+
+    def mkdir(self, path: Path) -> None:
+        path.mkdir()
+
+    def open(self, path: Path) -> int:
+        """Create a file that must not exist yet, for writing."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
+
+    def write(self, handle: int, data: memoryview) -> None:
+        """Write all of ``data``; a single system call may take less."""
+        while data.nbytes:
+            data = data[os.write(handle, data) :]
+
+    def fsync(self, handle: int) -> None:
+        os.fsync(handle)
+
+    def close(self, handle: int) -> None:
+        os.close(handle)
+
+    def fsync_path(self, path: Path) -> None:
+        """Bring a file that someone else wrote, or a directory's entries, to the disk."""
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        except OSError as error:
+            # some network and FUSE file systems have no fsync for directories; there is nothing better to call
+            if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
+                raise
+        finally:
+            os.close(handle)
+
+    def rename(self, old: Path, new: Path) -> None:
+        old.rename(new)
+
+    def unlink(self, path: Path) -> None:
+        path.unlink()
+
+    def rmdir(self, path: Path) -> None:
+        path.rmdir()
+
+
+class Transaction:
+    """The making of one checkpoint ``root/name``: `begin`, write into ``directory``, `seal`, `publish`; or `abort`."""
+
+    def __init__(self, root: Path, name: str, files: Files, token: str | None = None) -> None:
+        self.root = root
+        self.name = name
+        self.token = token or owner.new_token()
+        self.directory = root / f".{name}.tmp-{self.token}"
+        self._files = files
+
+    def begin(self) -> None:
+        """Make the directory to write into, and the work directory where it is missing."""
+        for parent in reversed([self.root, *self.root.parents]):
+            if not parent.exists():
+                with contextlib.suppress(FileExistsError):
+                    self._files.mkdir(parent)
+        self._files.mkdir(self.directory)
+
+    def seal(self) -> None:
+        """Bring the entries of the finished directory to the disk."""
+        for directory in sorted((p for p in self.directory.rglob("*") if p.is_dir()), reverse=True):
+            self._files.fsync_path(directory)
+        self._files.fsync_path(self.directory)
+
+    def publish(self) -> list[str]:
+        """Rename the sealed directory into place, durably; return remarks on what could not be cleared away.
+
+        A checkpoint of the same name stays until the new one stands. What is no checkpoint of ours but bears the name
+        is kept under another one.
+        """
+        final, aside, remarks = self.root / self.name, None, []
+        if os.path.lexists(final):
+            aside, remark = self._aside(final)
+            remarks += [remark] if remark else []
+            self._files.rename(final, aside)
+        try:
+            self._files.rename(self.directory, final)
+        except BaseException:
+            if aside is not None:
+                self._files.rename(aside, final)
+            raise
+        self._files.fsync_path(self.root)
+        if aside is not None and not remarks:
+            remarks += attempt(
+                lambda: remove_tree(aside, self._files), f"the replaced {self.name} could not be deleted"
+            )
+        return remarks
+
+    def _aside(self, final: Path) -> tuple[Path, str]:
+        if final.is_dir() and any((final / known).exists() for known in _OURS):
+            return self.root / f".{self.name}.old-{self.token}", ""
+        kept = self.root / f"{self.name}.foreign-{self.token.rpartition('-')[2]}"
+        return kept, f"{final} was not written by mmtrain; it is kept as {kept.name}"
+
+    def abort(self) -> list[str]:
+        """Remove the partial directory; return remarks on what could not be removed. Never raises OSError."""
+        if not self.directory.exists():
+            return []
+        what = f"the partial directory {self.directory.name} could not be removed"
+        return attempt(lambda: remove_tree(self.directory, self._files), what)
+
+
+def write_blob(path: Path, data: bytes, files: Files) -> None:
+    """Write one small file and fsync it."""
+    handle = files.open(path)
+    try:
+        files.write(handle, memoryview(data))
+        files.fsync(handle)
+    finally:
+        files.close(handle)
+
+
+def write_pointer(root: Path, name: str, files: Files) -> None:
+    """Let ``last_checkpoint`` hold ``name``: a relative name, so that a moved work directory still resumes."""
+    temporary = root / f".{POINTER}.tmp-{owner.new_token()}"
+    try:
+        write_blob(temporary, name.encode(), files)
+        files.rename(temporary, root / POINTER)
+    except OSError:
+        with contextlib.suppress(OSError):
+            files.unlink(temporary)
+        raise
+    files.fsync_path(root)
+
+
+def device_of(path: Path) -> int:
+    """The file system that ``path`` is on, or would be made on, as the kernel numbers them."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path.stat().st_dev
+
+
+def read_pointer(root: Path) -> str | None:
+    """The name in ``last_checkpoint``, a hint only; None where there is none."""
+    try:
+        return (root / POINTER).read_text().strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def delete_checkpoint(root: Path, name: str, files: Files) -> None:
+    """Delete ``root/name``: renamed away first, so that a half-deleted one is never taken for a checkpoint."""
+    doomed = root / f".{name}.del-{owner.new_token()}"
+    files.rename(root / name, doomed)
+    remove_tree(doomed, files)
+
+
+def remove_tree(path: Path, files: Files) -> None:
+    """Delete a file, or a directory with all in it. Links are removed, not followed."""
+    if path.is_symlink() or not path.is_dir():
+        files.unlink(path)
+        return
+    for child in sorted(path.iterdir()):
+        remove_tree(child, files)
+    files.rmdir(path)
+
+
+def recover(root: Path, files: Files, *, exclusive: bool = False) -> list[str]:
+    """Clear away what killed runs left, and put back a checkpoint that was being replaced; return one remark for each.
+
+    Leftovers of a process that is alive, or of a machine that cannot be asked, stay; ``exclusive=True`` says that the
+    caller holds the lock of the work directory, so that only this process can be writing. No save may be in flight.
+    """
+    remarks: list[str] = []
+    for path in sorted(root.iterdir()) if root.is_dir() else []:
+        match = _HIDDEN.match(path.name)
+        if match is None or owner.is_other_alive(match["token"], unknown=not exclusive):
+            continue
+        final = root / match["name"]
+        if match["kind"] == "old" and not os.path.lexists(final):
+            failed = attempt(lambda: files.rename(path, final), f"{path.name} could not be put back")  # noqa: B023
+            remarks += failed or [f"put back {final.name}, whose replacement was never finished"]
+        else:
+            failed = attempt(lambda: remove_tree(path, files), f"{path.name} could not be removed")  # noqa: B023
+            remarks += failed or [f"removed {path.name}, left by a save or a deletion that never finished"]
+    return remarks
+
+
+def attempt(action: Callable[[], None], what: str) -> list[str]:
+    """Do what a finished save does not depend on: an OSError becomes a remark."""
+    try:
+        action()
+    except OSError as error:
+        return [f"{what}: {error}"]
+    return []

@@ -1,0 +1,71 @@
+"""``checkpoint audit``: the proof, from a run's ledger, that no sample was lost or repeated."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmtrain.checkpoint import Checkpoint
+from mmtrain.cli.checkpoint.find import find_checkpoint, is_checkpoint, work_dir
+from mmtrain.cli.checkpoint.text import counted, table
+from mmtrain.data.account import PassAccount, account
+from mmtrain.errors import CheckpointError
+
+
+def audit(arguments: argparse.Namespace) -> int:
+    """Print the account of all updates that led to a checkpoint; status 1 where a sample was lost or repeated."""
+    path: str | Path = arguments.work_dir
+    if arguments.checkpoint is not None:
+        named = Path(arguments.checkpoint)
+        path = named if named.is_dir() and is_checkpoint(named) else work_dir(path) / named
+    checkpoint = find_checkpoint(path, verify="full")
+    record = checkpoint.state().get("ledger")
+    if record is None:
+        raise CheckpointError(
+            f"{checkpoint.path} has no ledger, so nobody knows which samples its run consumed; train with "
+            "train_cfg=dict(ledger=True, ...)"
+        )
+    passes = account(_agreeing(record, checkpoint))
+    position = checkpoint.manifest.position
+    print(f"{checkpoint.path}: {counted(position['update'], 'update')}, {counted(position['samples'], 'sample')}")
+    print("\n".join(["", *_segments(record["segments"]), "", *_passes(passes)]))
+    told = [(one, text) for one in passes for text in one.remarks]
+    faults = [(one, text) for one in passes for text in one.faults]
+    for title, lines in (("as it was meant", told), ("faults", faults)):
+        if lines:
+            print("\n".join(["", title, *(f"  epoch {one.epoch + 1}: {text}" for one, text in lines)]))
+    lost, repeated, unproven = (sum(getattr(one, kind) for one in passes) for kind in ("lost", "repeated", "unproven"))
+    print(f"\nsamples lost: {lost}, repeated: {repeated}" + (f", unproven: {unproven}" if unproven else ""))
+    return 1 if lost or repeated or unproven else 0
+
+
+def _agreeing(record: Mapping[str, Any], checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """The record, at the position of the checkpoint itself, where a resume goes on."""
+    position = checkpoint.manifest.position
+    return {**record, "position": [position["epoch"], position["offset"]]}
+
+
+def _segments(segments: list[dict[str, Any]]) -> list[str]:
+    """Where the run's scale changed; iterations are counted at each segment's own batch size."""
+    rows = [("FROM ITERATION", "UPDATE", "EPOCH", "SAMPLE", "WORLD", "BATCH", "ACCUMULATION", "ORDER")]
+    for one in segments:
+        order = one["order"]
+        shuffled = f"seed {order.get('seed')}" if order.get("shuffle") else "as stored"
+        rows.append((
+            f"{one['iteration']:,}", f"{one['update']:,}", str(one["position"][0] + 1), f"{one['position'][1]:,}",
+            str(one["world_size"]), f"{one['batch_size']} x {one['world_size']}", str(one["accumulative_counts"]),
+            order.get("sampler") or shuffled,
+        ))  # fmt: skip
+    return table(rows, right=range(7))
+
+
+def _passes(passes: list[PassAccount]) -> list[str]:
+    rows = [("EPOCH", "UPDATES", "SAMPLES", "OF", "LOST", "REPEATED", "")]
+    for one in passes:
+        updates = " to ".join(f"{number:,}" for number in sorted(set(one.updates))) if one.updates else "-"
+        size = "?" if one.size is None else f"{one.size:,}"
+        end = "" if one.finished else "not finished"
+        rows.append((
+            str(one.epoch + 1), updates, f"{one.samples:,}", size, f"{one.lost:,}", f"{one.repeated:,}", end,
+        ))  # fmt: skip
+    return table(rows, right=range(6))

@@ -1,0 +1,1 @@
+"""Data sets that can only be iterated over, and ready-made loaders."""

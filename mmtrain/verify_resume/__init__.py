@@ -1,0 +1,1 @@
+"""Proof that a killed run resumes exactly: run, kill, resume, compare."""
