@@ -245,7 +245,7 @@ class CheckpointStore:
     # ---- clearing up
 
     def recover(self) -> list[str]:
-        """Clear away what killed runs left and put back what they were replacing; return a remark for each."""
+        """Clear away what killed runs left and put back what they were replacing; return a notice for each."""
         return storage.recover(self.root, self._fs, exclusive=self.exclusive)
 
     def prune(self, policy: Retention | None = None) -> list[str]:
@@ -300,7 +300,7 @@ class CheckpointStore:
         if storage.device_of(self.root.absolute()) != self._device:  # else the save would go to the disk beneath
             problem = f"{self.root} is on another disk than at the start; its mount has gone"
             raise failed(pending.path, OSError(problem))
-        pending.remarks += self.recover()
+        pending.notices += self.recover()
         transaction = Transaction(self.root, pending.name, self._fs)
         try:
             transaction.begin()
@@ -351,13 +351,13 @@ class CheckpointStore:
         return pending
 
     def _retain(self, pending: PendingSave) -> None:
-        """Let retention act after a save; what it cannot delete is a remark, for the checkpoint stands."""
+        """Let retention act after a save; what it cannot delete is a notice, for the checkpoint stands."""
         for name in self._doomed(self.keep):
             problems = storage.attempt(
                 lambda: storage.delete_checkpoint(self.root, name, self._fs),  # noqa: B023
                 f"{name} could not be deleted",
             )
-            pending.remarks += problems
+            pending.notices += problems
             pending.deleted += [] if problems else [name]
 
 

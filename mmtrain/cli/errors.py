@@ -34,11 +34,11 @@ def _run(command: Callable[[], int | None], *, debug: bool, launcher: str) -> in
         launch.leave()
         return status
     except MMTrainError as error:
-        if debug and launch.speaks():
+        if debug and launch.is_reporting_rank():
             traceback.print_exc()
         return _ended(f"{error}", error.exit_status, launcher)
     except KeyboardInterrupt:
-        if launch.speaks():
+        if launch.is_reporting_rank():
             sys.stderr.write("\ninterrupted\n")
         return 130
     except Exception as error:

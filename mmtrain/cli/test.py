@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         kind = "val" if arguments.val else "test"
         runner = FlexibleRunner.from_cfg(load_config(arguments.config, overrides), task=kind)
         metrics = runner.val() if arguments.val else runner.test()
-        if launch.speaks():
+        if launch.is_reporting_rank():
             print(json.dumps(metrics))
 
     return run_command(command, debug=arguments.debug)

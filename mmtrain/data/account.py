@@ -23,7 +23,7 @@ class PassAccount:
 
     ``updates`` are the numbers of the first and last update, the first of the run being 1; ``size`` is None where a
     sampler of the user's decides. ``unproven`` counts samples whose record does not agree with the order or with the
-    checkpoint's position. ``faults`` name samples, ``remarks`` what is as it was meant to be.
+    checkpoint's position. ``faults`` name samples, ``notices`` what is as it was meant to be.
     """
 
     epoch: int
@@ -35,7 +35,7 @@ class PassAccount:
     repeated: int = 0
     unproven: int = 0
     faults: list[str] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
 
 class _Pass:
@@ -124,7 +124,7 @@ def account(record: Mapping[str, Any]) -> list[PassAccount]:
         own = [run for run in runs if first <= run.segment < after]
         passes = _course(segments[:after], first, own, record["position"] if moved is None else moved["left"])
         if moved is not None and passes and not passes[-1].finished:
-            passes[-1].remarks.append(f"left at sample {moved['left'][1]} by resume_data={moved['by']!r}")
+            passes[-1].notices.append(f"left at sample {moved['left'][1]} by resume_data={moved['by']!r}")
         found += passes
     return found
 
@@ -142,9 +142,9 @@ def _course(
         one.floor = begin[1] if epoch == begin[0] else 0
         made = _balance(one, finished=epoch < ended[0], frontier=ended[1] if epoch == ended[0] else 0)
         if epoch == begin[0] and moved is not None:
-            made.remarks.insert(0, f"entered at sample {one.floor} by resume_data={moved['by']!r}")
+            made.notices.insert(0, f"entered at sample {one.floor} by resume_data={moved['by']!r}")
         elif one.floor:
-            made.remarks.insert(0, f"the record begins at sample {one.floor}")
+            made.notices.insert(0, f"the record begins at sample {one.floor}")
         if own or made.lost or made.finished:
             found.append(made)
     return found
@@ -178,14 +178,14 @@ def _find_end(one: _Pass, made: PassAccount, frontier: int) -> None:
     elif one.size is not None:
         left = one.size - one.covered
         if one.specs[-1]["drop_last"] and 0 < left < one.global_batch:
-            made.remarks.append(f"{left} samples at the end were dropped by drop_last")
+            made.notices.append(f"{left} samples at the end were dropped by drop_last")
         else:
             one.end = one.size
     if one.custom:
         name = one.specs[-1].get("sampler")
-        made.remarks.append(f"{name} decides what is read, and may give a sample twice: its places are counted")
+        made.notices.append(f"{name} decides what is read, and may give a sample twice: its places are counted")
         if len(one.worlds) > 1:
-            made.remarks.append(
+            made.notices.append(
                 f"{name} shared them out anew at a change of world: whether one fell out, it alone knows"
             )
 

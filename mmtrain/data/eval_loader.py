@@ -50,7 +50,7 @@ class EvalLoader:
         self.batch_size = batch_size
         collate = resolve_collate(collate_fn, path=f"{place.path}.collate_fn")
         reader = SeededReader(dataset, collate, place=place, refuse_none=is_built_in(collate), validation=True)
-        self.remarks = crowding(workers, place.path)
+        self.notices = crowding(workers, place.path)
         self._place = place
         self._pass = 0
         self._keep_workers = workers.persistent_workers is not False
@@ -106,7 +106,7 @@ class IterableEvalLoader:
         refuse_cuts(shuffle=options.pop("shuffle", None), drop_last=options.pop("drop_last", False), path=path)
         self._keep_workers = options.get("persistent_workers") is not False
         self._stream = IterableStream(dataset, batch_size, **{"path": path} | options, validation=True)
-        self.remarks = self._stream.remarks
+        self.notices = self._stream.notices
         self.dataset = dataset
         self.batch_size = batch_size
 

@@ -22,12 +22,12 @@ class Stream(ABC):
     Attributes:
         dataset: the data set, or the object that the batches come from.
         batch_size: samples of one batch on this rank, None where an object of the user's decides.
-        remarks: sentences to report at start about what this stream cannot keep.
+        notices: sentences to report at start about what this stream cannot keep.
     """
 
     dataset: Any
     batch_size: int | None
-    remarks: list[str]
+    notices: list[str]
     can_skip = True  # whether `seek` goes to any offset; else only to one whose state is loaded
 
     @property
@@ -136,9 +136,9 @@ class TrainStream(Stream):
         self.sampler = choose_source(sampler, dataset, batch_size, shuffle=shuffle, drop_last=drop_last, place=place)
         collate = resolve_collate(collate_fn, path=f"{place.path}.collate_fn")
         reader = SeededReader(dataset, collate, place=place, refuse_none=is_built_in(collate))
-        self.remarks = crowding(workers, place.path)
+        self.notices = crowding(workers, place.path)
         if place.per_sample and reads_whole_batches(dataset):
-            self.remarks.append(
+            self.notices.append(
                 f"{place.path}.dataset: {type(dataset).__name__} reads whole batches (__getitems__), so its randomness "
                 "is seeded once a batch and depends on the batch size"
             )

@@ -154,7 +154,7 @@ def report_before_joining(launcher: str, own: Failure, say: Callable[[str], obje
         say(f"rank {world.rank}: ")
 
 
-def speaks() -> bool:
+def is_reporting_rank() -> bool:
     """Whether this process tells errors that all ranks meet alike: rank 0, or a process alone."""
     return (_Group.alarm.rank if _Group.alarm is not None else rank_before_joining()) == 0
 

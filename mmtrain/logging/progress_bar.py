@@ -81,7 +81,7 @@ class ProgressBar:
         self._draw(shown)
 
     def note(self, text: str) -> None:
-        """Draw the last numbers once more with a remark in the bar, while something else than training goes on."""
+        """Draw the last numbers once more with a notice in the bar, while something else than training goes on."""
         if self.live and self._last is not None:
             self._last.note = text
             self._seen_at = self._clock()  # this time is no training time

@@ -29,7 +29,7 @@ class AmpOptimWrapper(OptimWrapper):
     """`OptimWrapper` under autocast. Further arguments:
 
     * ``dtype``: 'float16', 'bfloat16' or the torch dtype. None is the device's default, which is float16 on CUDA (as in
-      MMEngine) and bfloat16 on the CPU; ``remarks`` says which one it became;
+      MMEngine) and bfloat16 on the CPU; ``notices`` says which one it became;
     * ``loss_scale``, for float16: 'dynamic', a fixed number, or a dict of arguments of `torch.amp.GradScaler`. bfloat16
       has float32's range: there is no scaler, whatever this says;
     * ``use_fp16_params``: the model's own parameters are float16, and their gradients may be unscaled;
@@ -63,7 +63,7 @@ class AmpOptimWrapper(OptimWrapper):
         if dtype is None:
             default = torch.get_autocast_dtype(self.device_type)
             name = str(default).removeprefix("torch.")
-            self.remarks.append(
+            self.notices.append(
                 f"optim_wrapper.dtype is not given: {name}, the default of autocast on {self.device_type}"
             )
             return default

@@ -73,8 +73,8 @@ class OptimWrapperDict(OptimWrapper):
         return torch.stack(flags).any() if flags else None
 
     @property
-    def remarks(self) -> list[str]:  # type: ignore[override]
-        return [f"{name}: {remark}" for name, wrapper in self.items() for remark in wrapper.remarks]
+    def notices(self) -> list[str]:  # type: ignore[override]
+        return [f"{name}: {notice}" for name, wrapper in self.items() for notice in wrapper.notices]
 
     def zero_grad(self, **kwargs: Any) -> None:
         for wrapper in self.values():

@@ -57,7 +57,7 @@ class OptimWrapper:
         self.skip_nonfinite = False
         self.before_step: Callable[[], None] | None = None
         self.loss_weight = 1.0
-        self.remarks: list[str] = []
+        self.notices: list[str] = []
         # With several groups, what a parameter without multipliers would have: the `base_lr` of MMEngine's logs.
         self.base_group = {**optimizer.defaults} if len(optimizer.param_groups) > 1 else None
         # A subclass with a `step` of its own, as MMEngine's documentation teaches it, keeps being called.

@@ -91,10 +91,10 @@ def _assemble(cfg: Any, task: str, strategy: Strategy, locks: ExitStack) -> Part
     val_sets = build_sets(cfg, "val", randomness) if task in ("train", "val") else {}
     test_sets = build_sets(cfg, "test", randomness) if task == "test" else {}
     refuse_other_data(stream, val=val_sets, test=test_sets)
-    remarks: list[str] = [*getattr(stream, "remarks", [])]
+    notices: list[str] = [*getattr(stream, "notices", [])]
     plan = build_plan(cfg.get("train_cfg"), stream) if trains else None
-    prepare_model(cfg, strategy, randomness, _optim_factory(cfg, stream, remarks) if trains else None)
-    schedules = _schedules(cfg, strategy, plan, stream, remarks) if plan is not None else None
+    prepare_model(cfg, strategy, randomness, _optim_factory(cfg, stream, notices) if trains else None)
+    schedules = _schedules(cfg, strategy, plan, stream, notices) if plan is not None else None
     ledger = None
     if plan is not None and plan.ledger and strategy.optim is not None:
         ledger = build_ledger(stream, accumulative_counts=strategy.optim.accumulative_counts)
@@ -107,7 +107,7 @@ def _assemble(cfg: Any, task: str, strategy: Strategy, locks: ExitStack) -> Part
         train_loop_class=loop_class(cfg.get("train_cfg")) if plan is not None else TrainLoop,
         schedules=schedules, val_sets=val_sets, test_sets=test_sets, visualizer=visualizer, resume=resume,
         eval_fp16={kind: bool((cfg.get(f"{kind}_cfg") or {}).get("fp16")) for kind in ("val", "test")},
-        remarks=remarks, ledger=ledger, config_text=place.config_text, locks=locks,
+        notices=notices, ledger=ledger, config_text=place.config_text, locks=locks,
     )  # fmt: skip
 
 
@@ -263,7 +263,7 @@ def _compile_options(value: Any) -> dict[str, Any] | None:
     return None if options.pop("disable", False) else options
 
 
-def _optim_factory(cfg: Any, stream: Any, remarks: list[str]) -> Callable[[nn.Module], OptimWrapper]:
+def _optim_factory(cfg: Any, stream: Any, notices: list[str]) -> Callable[[nn.Module], OptimWrapper]:
     if cfg.get("optim_wrapper") is None:
         raise ConfigError("the config has no 'optim_wrapper'; expected optim_wrapper=dict(optimizer=dict(type=...))")
 
@@ -272,14 +272,14 @@ def _optim_factory(cfg: Any, stream: Any, remarks: list[str]) -> Callable[[nn.Mo
         scaling = cfg.get("auto_scale_lr") or {}
         if scaling.get("enable"):
             effective = stream.batch_size * dist.data_size() * optim.accumulative_counts
-            remark = scale_lr(scaling, optim, effective_batch=effective)
-            remarks.extend([remark] if remark else [])
+            notice = scale_lr(scaling, optim, effective_batch=effective)
+            notices.extend([notice] if notice else [])
         return optim
 
     return make
 
 
-def _schedules(cfg: Any, strategy: Strategy, plan: TrainPlan, stream: Any, remarks: list[str]) -> Any:
+def _schedules(cfg: Any, strategy: Strategy, plan: TrainPlan, stream: Any, notices: list[str]) -> Any:
     assert strategy.optim is not None
     per_epoch = stream.iterations_per_epoch
     max_iters = plan.max_iters
@@ -289,7 +289,7 @@ def _schedules(cfg: Any, strategy: Strategy, plan: TrainPlan, stream: Any, remar
         cfg.get("param_scheduler"), strategy.optim, max_iters=max_iters, max_epochs=plan.max_epochs,
         iterations_per_epoch=per_epoch, path="param_scheduler",
     )  # fmt: skip
-    remarks.extend(schedules.remarks)
+    notices.extend(schedules.notices)
     return schedules
 
 

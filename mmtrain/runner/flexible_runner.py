@@ -75,7 +75,7 @@ class Parts:
     visualizer: Any = None
     resume: Any = None
     locks: ExitStack = field(default_factory=ExitStack)
-    remarks: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
 
 @RUNNERS.register_module()
@@ -94,7 +94,7 @@ class FlexibleRunner:
         self.logger, self.randomness, self.seed = parts.logger, parts.randomness, parts.randomness.seed
         self.strategy, self.hooks, self.scalars = parts.strategy, parts.hooks, parts.scalars
         self.writers, self.visualizer, self.schedules = parts.writers, parts.visualizer, parts.schedules
-        self.saving, self.remarks = parts.saving, parts.remarks
+        self.saving, self.notices = parts.saving, parts.notices
         self.model: nn.Module = parts.strategy.model
         self.optim_wrapper: Any = parts.strategy.optim
         self.device: torch.device = parts.strategy.device

@@ -195,7 +195,7 @@ class Resume:
         report = copy_matched(
             weights.tensors, own, source=weights.source, allow_mismatch=options.get("allow_mismatch", False)
         )
-        runner.strategy.model_state_filled(own)
+        runner.strategy.commit_model_state(own)
         self._lines.append(f"Loaded the weights of {weights.source} ({weights.kind}): {'; '.join(describe(report))}.")
 
     def _restore(self, runner: FlexibleRunner, checkpoint: Checkpoint) -> None:
@@ -275,7 +275,7 @@ class Resume:
             own = {name: value for name, value in own.items() if name in saved or name not in frozen}
             runner.saving.frozen.remove(saved)
         source.load("model", own)
-        runner.strategy.model_state_filled(own)
+        runner.strategy.commit_model_state(own)
         if meta.get("has_optimizer", True):
             targets = runner.strategy.optimizer_targets(_saved(source, "optimizer"))
             source.load("optimizer", targets)
@@ -312,7 +312,7 @@ class Resume:
 
     def announce(self, runner: FlexibleRunner) -> None:
         """Log what was chosen and restored, where the run stands, and what to know about its set-up."""
-        for line in [*self._lines, *runner.remarks]:
+        for line in [*self._lines, *runner.notices]:
             self._logger.info("%s", line)
         for line in self._warnings if dist.is_main() else ():  # all ranks know them alike
             self._logger.warning("%s", line)

@@ -141,8 +141,8 @@ class SaveService:
         runner.scalars.record("save_time", pending.total_seconds)
         runner.scalars.record("save_stall", pending.stall_seconds)
         runner.scalars.record("save_bytes", pending.bytes)
-        for remark in pending.remarks:
-            self._logger.warning("checkpoint %s: %s", pending.name, remark)
+        for notice in pending.notices:
+            self._logger.warning("checkpoint %s: %s", pending.name, notice)
         self._logger.info("Saved checkpoint %s (%.1f MB)", self.store.root / pending.name, pending.bytes / 1e6)
         runner.hooks.call("after_save_checkpoint", runner, entry=pending.name)
 

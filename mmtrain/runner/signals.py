@@ -29,7 +29,7 @@ def starting() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
-        if launch.speaks():
+        if launch.is_reporting_rank():
             os.write(2, f"{signal.Signals(number).name} received before training began; nothing to save\n".encode())
         os._exit(PREEMPTED)
 

@@ -109,12 +109,12 @@ class Report:
     restored: list[str] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """One line for each kind that has any entry."""
         kinds = {"restored": self.restored, "not in the checkpoint": self.absent, "not used by this run": self.unused}
-        return [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names] + self.remarks
+        return [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names] + self.notices
 
 
 def restore_small_state(runner: "FlexibleRunner", state: Mapping[str, Any]) -> Report:
@@ -129,9 +129,9 @@ def restore_small_state(runner: "FlexibleRunner", state: Mapping[str, Any]) -> R
     table = small_state_table(runner)
     for name, item in table.items():
         if name in state:
-            remarks = item.load_state_dict(state[name])
-            if isinstance(remarks, list):  # schedules tell what did not fit
-                report.remarks += remarks
+            notices = item.load_state_dict(state[name])
+            if isinstance(notices, list):  # schedules tell what did not fit
+                report.notices += notices
             report.restored.append(name)
         else:
             report.absent.append(name)

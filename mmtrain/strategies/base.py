@@ -106,7 +106,7 @@ class Strategy(ABC):
     def model_state(self) -> dict[str, Tensor]:
         """Parameters and persistent buffers by name; tensors may be sharded (DTensor) and share the model's memory."""
 
-    def model_state_filled(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027 (most states share the memory)
+    def commit_model_state(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027 (most states share the memory)
         """Take over tensors of `model_state` that were filled in place, where they do not share the model's memory."""
 
     def trained_tensors(self) -> dict[str, TrainedTensor]:

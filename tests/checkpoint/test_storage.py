@@ -61,8 +61,8 @@ def test_leftovers_of_the_dead_are_cleared_and_of_the_living_kept(tmp_path):
     assert recover(tmp_path, LocalFiles()) == []
     assert hidden(tmp_path) == names
     child.communicate(b"\n")
-    remarks = recover(tmp_path, LocalFiles())
-    assert len(remarks) == 2
+    notices = recover(tmp_path, LocalFiles())
+    assert len(notices) == 2
     assert hidden(tmp_path) == []
 
 
@@ -104,9 +104,9 @@ def test_what_cannot_be_cleared_is_a_remark(tmp_path):
             raise PermissionError(13, "Permission denied", str(path))
 
     leftovers(tmp_path, token_of(os.getppid(), 1))
-    remarks = recover(tmp_path, ReadOnly())
-    assert len(remarks) == 2
-    assert all("could not be removed" in remark for remark in remarks)
+    notices = recover(tmp_path, ReadOnly())
+    assert len(notices) == 2
+    assert all("could not be removed" in notice for notice in notices)
 
 
 def test_the_work_directory_is_made(tmp_path):

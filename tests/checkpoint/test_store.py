@@ -49,7 +49,7 @@ def test_what_was_saved_comes_back(make, blocking):
     assert pending.done
     assert pending.bytes == store.open("iter_30.pth").manifest.bytes == store.entries()[0].bytes
     assert pending.stall_seconds > 0
-    assert pending.remarks == []
+    assert pending.notices == []
     assert store.pointer() == "iter_30.pth"
     assert hidden(store.root) == []
 
@@ -132,7 +132,7 @@ def test_what_is_not_ours_is_kept_under_another_name(make):
     assert_holds(store.open("iter_5.pth"), 5)
     (kept,) = [p for p in store.root.iterdir() if ".foreign-" in p.name]
     assert kept.read_text() == "an MMEngine checkpoint"
-    assert "was not written by mmtrain" in pending.remarks[0]
+    assert "was not written by mmtrain" in pending.notices[0]
 
 
 def test_a_damaged_one_of_the_same_name_is_replaced(make):

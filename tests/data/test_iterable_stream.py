@@ -101,13 +101,13 @@ def test_without_a_state_a_pass_begins_anew_and_a_remark_says_so():
     read = stream(PlainWords())
     run = take(read, 8)
     assert read.state_dict() == {}
-    assert "position cannot be kept" in read.remarks[0]
+    assert "position cannot be kept" in read.notices[0]
     resumed = stream(PlainWords())
     resumed.load_state_dict({})
     assert resumed.seek(1, 4) == (1, 0)  # where it really stands
     assert indices(take(resumed, 2)) == indices(run[:2])
-    assert stream().remarks == []
-    assert "shard by rank" in stream(world_size=2).remarks[0]
+    assert stream().notices == []
+    assert "shard by rank" in stream(world_size=2).notices[0]
 
 
 def test_lengths():
@@ -184,7 +184,7 @@ def test_a_foreign_loader_goes_on_from_anywhere(make):
         resumed.load_state_dict(state)
         resumed.seek(epoch, offset)
         assert take(resumed, 11 - position) == run[position:]
-    assert bool(whole.remarks) == (make is loader)
+    assert bool(whole.notices) == (make is loader)
 
 
 def test_a_foreign_loader_shuffles_anew_each_pass_and_knows_its_length():

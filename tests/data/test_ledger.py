@@ -94,7 +94,7 @@ def totals(state):
 
 
 def told(state):
-    return "\n".join(text for one in account(state["ledger"]) for text in [*one.faults, *one.remarks])
+    return "\n".join(text for one in account(state["ledger"]) for text in [*one.faults, *one.notices])
 
 
 def merged(read):

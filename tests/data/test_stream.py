@@ -177,16 +177,16 @@ def test_a_data_set_that_reads_batches_is_seeded_once_a_batch_and_says_so():
         read = stream(Rows(23), num_workers=num_workers)
         runs.append(take(read, 9))
         read.close()
-        assert any("Rows" in remark for remark in read.remarks)
+        assert any("Rows" in notice for notice in read.notices)
     assert runs[0] == runs[1]
     assert runs[0] == take(stream(Rows(23), per_sample=False), 9)
 
 
 def test_a_subset_is_seeded_per_sample():
     whole = Noisy(30)
-    assert stream(Subset(whole, range(23))).remarks == []
+    assert stream(Subset(whole, range(23))).notices == []
     assert take(stream(Subset(whole, range(23))), 9) == take(stream(), 9)
-    assert stream(Subset(Rows(30), range(23))).remarks != []
+    assert stream(Subset(Rows(30), range(23))).notices != []
 
 
 class Faulty(Noisy):

@@ -160,7 +160,7 @@ def test_memory_is_pinned_as_wanted_where_there_is_an_accelerator(monkeypatch, w
 
 
 def test_more_workers_than_processors_is_remarked():
-    assert "4096 workers" in stream(Noisy(), num_workers=4096).remarks[0]
+    assert "4096 workers" in stream(Noisy(), num_workers=4096).notices[0]
 
 
 @linux

@@ -98,18 +98,18 @@ def test_any_call_fails(template, tmp_path, scene, mode, error, blocking):
 def test_a_fault_in_what_a_finished_save_does_not_depend_on_is_a_remark(template, tmp_path):
     """The pointer and retention: the checkpoint stands, so the save succeeded."""
     keep = SCENES["new"][2]["keep"]
-    remarks = 0
+    notices = 0
     for k, root in copies(template, tmp_path, "new"):
         store = CheckpointStore(root, fs=FaultyFiles("once", k, errno.EIO), threads=1, keep=keep)
         try:
             pending = save(store, 30)
         except CheckpointError:
             continue
-        if pending.remarks:
-            remarks += 1
-            assert os.strerror(errno.EIO) in pending.remarks[0]
+        if pending.notices:
+            notices += 1
+            assert os.strerror(errno.EIO) in pending.notices[0]
         assert_holds(store.open("iter_30.pth"), 30)
-    assert remarks > 10
+    assert notices > 10
 
 
 def test_the_same_store_goes_on_after_any_fault(template, tmp_path):

@@ -226,8 +226,8 @@ def two_groups():
 @pytest.mark.parametrize(("rule", "factor"), [("linear", 4.0), ("sqrt", 2.0)])
 def test_the_lr_is_scaled_before_schedules_take_it_as_their_base(rule, factor):
     wrapper = two_groups()
-    remark = scale_lr(dict(enable=True, base_batch_size=64, rule=rule), wrapper, effective_batch=256)
-    assert remark == (
+    notice = scale_lr(dict(enable=True, base_batch_size=64, rule=rule), wrapper, effective_batch=256)
+    assert notice == (
         "auto_scale_lr: one update has 256 samples, base_batch_size is 64: "
         f"every lr is multiplied by {factor:g} ({rule})"
     )

@@ -284,7 +284,7 @@ def test_end_is_the_runs_true_length_in_both_units():
     for length in (dict(max_iters=24), dict(max_epochs=3)):
         optimizer = sgd()
         schedules = build_schedules([cfg], OptimWrapper(optimizer), iterations_per_epoch=8, **length)
-        assert schedules.remarks == []
+        assert schedules.notices == []
         assert schedules.values(12, 1)[0]["lr"] == pytest.approx(0.05)
     partial = build_schedules([cfg], OptimWrapper(sgd()), max_iters=25, iterations_per_epoch=10)
     assert partial.values(5, 0)[0]["lr"] == pytest.approx(0.1 * (1 + math.cos(math.pi / 5)) / 2)
@@ -413,7 +413,7 @@ def test_mmengines_classes_mean_ours_and_recursive_ones_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("cfgs", "remarks"),
+    ("cfgs", "notices"),
     [
         ([WARMUP_ITER, dict(type="CosineAnnealingLR", begin=100, by_epoch=False)], []),
         (
@@ -440,10 +440,10 @@ def test_mmengines_classes_mean_ours_and_recursive_ones_are_refused():
         ),
     ],
 )  # fmt: skip
-def test_remarks(cfgs, remarks):
+def test_remarks(cfgs, notices):
     schedules = build_schedules(cfgs, OptimWrapper(sgd()), max_iters=1000, iterations_per_epoch=50)
-    assert len(schedules.remarks) == len(remarks)
-    for found, expected in zip(schedules.remarks, remarks, strict=True):
+    assert len(schedules.notices) == len(notices)
+    for found, expected in zip(schedules.notices, notices, strict=True):
         assert found.startswith(expected)
 
 

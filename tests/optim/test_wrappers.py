@@ -367,13 +367,13 @@ def test_autocast_and_a_scaler_for_float16_alone(dtype):
     assert losses[-1] < losses[0] / 2
     assert (wrapper.scaler is None) == (wrapper.dtype is torch.bfloat16)
     assert (wrapper.state_dict() == {}) == (wrapper.dtype is torch.bfloat16)
-    assert wrapper.remarks == []
+    assert wrapper.notices == []
 
 
 def test_the_default_dtype_is_the_devices_and_is_said():
     wrapper = AmpOptimWrapper(sgd(make_model()))
     assert wrapper.dtype is torch.bfloat16
-    assert wrapper.remarks == ["optim_wrapper.dtype is not given: bfloat16, the default of autocast on cpu"]
+    assert wrapper.notices == ["optim_wrapper.dtype is not given: bfloat16, the default of autocast on cpu"]
 
 
 def test_nested_contexts_restore_what_was_outside():

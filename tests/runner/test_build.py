@@ -231,7 +231,7 @@ def test_mmengines_loops_are_names_of_the_one_there_is(tmp_path, name):
 def test_auto_scale_lr(tmp_path):
     runner = make_runner(tmp_path, auto_scale_lr={"enable": True, "base_batch_size": 32, "rule": "sqrt"})
     assert runner.optim_wrapper.param_groups[0]["initial_lr"] == pytest.approx(0.005)
-    assert any("square" in remark or "sqrt" in remark for remark in runner.remarks), runner.remarks
+    assert any("square" in notice or "sqrt" in notice for notice in runner.notices), runner.notices
     runner.release()
 
 

@@ -87,7 +87,7 @@ class PendingSave:
     """A save under way. All fields are final once `done`.
 
     ``stall_seconds`` is how long training has waited for it, ``total_seconds`` the time until it was durable, ``bytes``
-    the size of the whole checkpoint, ``error`` why it failed, ``deleted`` what retention removed, ``remarks`` what did
+    the size of the whole checkpoint, ``error`` why it failed, ``deleted`` what retention removed, ``notices`` what did
     not work but costs no checkpoint (the pointer, a deletion).
     """
 
@@ -98,7 +98,7 @@ class PendingSave:
         self.total_seconds = 0.0
         self.bytes = 0
         self.error: CheckpointError | None = None
-        self.remarks: list[str] = []
+        self.notices: list[str] = []
         self.deleted: list[str] = []
         self.reported = False
         self._staged: Staged | None = None
@@ -185,15 +185,15 @@ class Saver:
                 parts += self._together(lambda: self._adopt(job.transaction.directory, known))
             shared = self._ranks.disks.one
             if shared:
-                pending.bytes, remarks = self._ranks.on_main(lambda: self._commit(job, parts))
+                pending.bytes, notices = self._ranks.on_main(lambda: self._commit(job, parts))
             else:
-                pending.bytes, remarks = self._commit_parts(job, parts)
-            pending.remarks += remarks
+                pending.bytes, notices = self._commit_parts(job, parts)
+            pending.notices += notices
             if self._ranks.main or not shared:
                 retain(pending)
         except BaseException as error:
             if self._ranks.leader:
-                pending.remarks += job.transaction.abort()
+                pending.notices += job.transaction.abort()
             if not isinstance(error, Exception):
                 raise
             pending.error = failed(pending.path, error)
@@ -248,16 +248,16 @@ class Saver:
         return FileRecord(path.stat().st_size, hash_file(path))
 
     def _commit(self, job: Job, parts: Sequence[Part]) -> tuple[int, list[str]]:
-        """Describe, rename into place, pointer: rank 0 alone. Returns the checkpoint's bytes and remarks."""
+        """Describe, rename into place, pointer: rank 0 alone. Returns the checkpoint's bytes and notices."""
         size = self._describe(job, parts)
-        remarks = job.transaction.publish()
-        return size, remarks + self._point(job.manifest.name)
+        notices = job.transaction.publish()
+        return size, notices + self._point(job.manifest.name)
 
     def _commit_parts(self, job: Job, parts: Sequence[Part]) -> tuple[int, list[str]]:
         """The same on every disk; no leader renames before the directories of all are complete."""
         size = self._ranks.on_leaders(lambda: self._describe(job, parts))
-        remarks = self._ranks.on_leaders(job.transaction.publish)
-        return size, remarks + (self._point(job.manifest.name) if self._ranks.leader else [])
+        notices = self._ranks.on_leaders(job.transaction.publish)
+        return size, notices + (self._point(job.manifest.name) if self._ranks.leader else [])
 
     def _describe(self, job: Job, parts: Sequence[Part]) -> int:
         """Write index and manifest, and bring the directory to the disk. Returns the checkpoint's bytes."""

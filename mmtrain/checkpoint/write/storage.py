@@ -107,15 +107,15 @@ class Transaction:
         self._files.fsync_path(self.directory)
 
     def publish(self) -> list[str]:
-        """Rename the sealed directory into place, durably; return remarks on what could not be cleared away.
+        """Rename the sealed directory into place, durably; return notices on what could not be cleared away.
 
         A checkpoint of the same name stays until the new one stands. What is no checkpoint of ours but bears the name
         is kept under another one.
         """
-        final, aside, remarks = self.root / self.name, None, []
+        final, aside, notices = self.root / self.name, None, []
         if os.path.lexists(final):
-            aside, remark = self._aside(final)
-            remarks += [remark] if remark else []
+            aside, notice = self._aside(final)
+            notices += [notice] if notice else []
             self._files.rename(final, aside)
         try:
             self._files.rename(self.directory, final)
@@ -124,11 +124,11 @@ class Transaction:
                 self._files.rename(aside, final)
             raise
         self._files.fsync_path(self.root)
-        if aside is not None and not remarks:
-            remarks += attempt(
+        if aside is not None and not notices:
+            notices += attempt(
                 lambda: remove_tree(aside, self._files), f"the replaced {self.name} could not be deleted"
             )
-        return remarks
+        return notices
 
     def _aside(self, final: Path) -> tuple[Path, str]:
         if final.is_dir() and any((final / known).exists() for known in _OURS):
@@ -137,7 +137,7 @@ class Transaction:
         return kept, f"{final} was not written by mmtrain; it is kept as {kept.name}"
 
     def abort(self) -> list[str]:
-        """Remove the partial directory; return remarks on what could not be removed. Never raises OSError."""
+        """Remove the partial directory; return notices on what could not be removed. Never raises OSError."""
         if not self.directory.exists():
             return []
         what = f"the partial directory {self.directory.name} could not be removed"
@@ -200,12 +200,12 @@ def remove_tree(path: Path, files: Files) -> None:
 
 
 def recover(root: Path, files: Files, *, exclusive: bool = False) -> list[str]:
-    """Clear away what killed runs left, and put back a checkpoint that was being replaced; return one remark for each.
+    """Clear away what killed runs left, and put back a checkpoint that was being replaced; return one notice for each.
 
     Leftovers of a process that is alive, or of a machine that cannot be asked, stay; ``exclusive=True`` says that the
     caller holds the lock of the work directory, so that only this process can be writing. No save may be in flight.
     """
-    remarks: list[str] = []
+    notices: list[str] = []
     for path in sorted(root.iterdir()) if root.is_dir() else []:
         match = _HIDDEN.match(path.name)
         if match is None or owner.is_other_alive(match["token"], unknown=not exclusive):
@@ -213,15 +213,15 @@ def recover(root: Path, files: Files, *, exclusive: bool = False) -> list[str]:
         final = root / match["name"]
         if match["kind"] == "old" and not os.path.lexists(final):
             failed = attempt(lambda: files.rename(path, final), f"{path.name} could not be put back")  # noqa: B023
-            remarks += failed or [f"put back {final.name}, whose replacement was never finished"]
+            notices += failed or [f"put back {final.name}, whose replacement was never finished"]
         else:
             failed = attempt(lambda: remove_tree(path, files), f"{path.name} could not be removed")  # noqa: B023
-            remarks += failed or [f"removed {path.name}, left by a save or a deletion that never finished"]
-    return remarks
+            notices += failed or [f"removed {path.name}, left by a save or a deletion that never finished"]
+    return notices
 
 
 def attempt(action: Callable[[], None], what: str) -> list[str]:
-    """Do what a finished save does not depend on: an OSError becomes a remark."""
+    """Do what a finished save does not depend on: an OSError becomes a notice."""
     try:
         action()
     except OSError as error:

@@ -29,7 +29,7 @@ def audit(arguments: argparse.Namespace) -> int:
     position = checkpoint.manifest.position
     print(f"{checkpoint.path}: {counted(position['update'], 'update')}, {counted(position['samples'], 'sample')}")
     print("\n".join(["", *_segments(record["segments"]), "", *_passes(passes)]))
-    told = [(one, text) for one in passes for text in one.remarks]
+    told = [(one, text) for one in passes for text in one.notices]
     faults = [(one, text) for one in passes for text in one.faults]
     for title, lines in (("as it was meant", told), ("faults", faults)):
         if lines:

@@ -25,9 +25,9 @@ def diff(arguments: argparse.Namespace) -> int:
         more = _details(groups, limit=None if arguments.all else _SHOWN)
         if more:
             print("\n".join(["\nall differences", *more]))
-    remarks = _configs(a, b)
-    if remarks:
-        print("\n".join(["\nthe configs differ (this is not counted)", *remarks]))
+    notices = _configs(a, b)
+    if notices:
+        print("\n".join(["\nthe configs differ (this is not counted)", *notices]))
     return 0 if first is None else 1
 
 

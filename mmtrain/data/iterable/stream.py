@@ -20,7 +20,7 @@ class IterableStream(Stream):
     in torch) and they take turns. The end of a pass is known by reading one batch ahead. Its position is kept when the
     data set has ``state_dict`` and ``load_state_dict``: then its state, as of the last batch handed over, is in
     `state_dict`, one for each worker, and ``iter(dataset)`` after ``load_state_dict`` must go on behind it. If it has
-    not, `seek` begins the pass anew, and a remark says so. Randomness is seeded once a batch.
+    not, `seek` begins the pass anew, and a notice says so. Randomness is seeded once a batch.
 
     Args: see `TrainStream`; the data set shards by rank itself, and all ranks must get equally many batches.
     """
@@ -47,15 +47,15 @@ class IterableStream(Stream):
 
     def _set_up(self, reader: IterableReader, place: Place, workers: WorkerOptions, *, one_pass: bool) -> None:
         self.dataset = reader.dataset
-        self.remarks = crowding(workers, place.path)
+        self.notices = crowding(workers, place.path)
         self._place = place
         self._readers = max(1, workers.num_workers)
         self._pool = WorkerPool(reader, workers, path=place.path)
         self._stateful = keeps_state(self.dataset)
         if not self._stateful and not one_pass:
-            self.remarks.append(self._position_remark())
+            self.notices.append(self._position_remark())
         if place.world_size > 1:
-            self.remarks.append(
+            self.notices.append(
                 f"{place.path}: each of the {place.world_size} ranks iterates over {type(self.dataset).__name__} by "
                 "itself: it must shard by rank and give every rank equally many batches"
             )
@@ -212,7 +212,7 @@ class ForeignStream(IterableStream):
         reader = IterableReader(loader, None, None, drop_last=False, place=place)
         self._set_up(reader, place, WorkerOptions(), one_pass=False)
         if self._stateful and getattr(loader, "num_workers", None):
-            self.remarks.append(
+            self.notices.append(
                 f"{place.path}: {type(loader).__name__} keeps the order of its samples but not its workers' random "
                 "generators, so random augmentation differs after a resume; a dict with the data set keeps both"
             )

@@ -265,7 +265,7 @@ def _as_it_is(data: Any) -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence two warnings of starting workers that a run's own remarks say better, or that cannot be helped."""
+    """Silence two warnings of starting workers that a run's own notices say better, or that cannot be helped."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         warnings.filterwarnings("ignore", message=".*multi-threaded, use of fork", category=DeprecationWarning)
@@ -273,7 +273,7 @@ def _quiet() -> Iterator[None]:
 
 
 def crowding(options: WorkerOptions, path: str) -> list[str]:
-    """Return the remark to report at start when there are more workers than processors."""
+    """Return the notice to report at start when there are more workers than processors."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if options.num_workers <= cores:
         return []

@@ -93,12 +93,12 @@ class Track:
 class ScheduleSet:
     """What every scheduled value is at any position of the run. No state but that of ReduceOnPlateau schedules.
 
-    ``remarks`` holds one sentence for each schedule that ends before the run, begins inside another or never acts.
+    ``notices`` holds one sentence for each schedule that ends before the run, begins inside another or never acts.
     """
 
-    def __init__(self, tracks: Sequence[Track] = (), remarks: Sequence[str] = ()) -> None:
+    def __init__(self, tracks: Sequence[Track] = (), notices: Sequence[str] = ()) -> None:
         self.tracks = list(tracks)
-        self.remarks = list(remarks)
+        self.notices = list(notices)
         self._plateaus = _named([plateau for track in self.tracks for plateau, _ in track.plateaus])
         self._apply = [track.apply for track in self.tracks]
         self._epoch = 0
@@ -175,7 +175,7 @@ def build_schedules(
     if not isinstance(optim, OptimWrapperDict):
         return ScheduleSet(*_build_for(cfgs, optim, horizon, path))
     tracks: list[Track] = []
-    remarks: list[str] = []
+    notices: list[str] = []
     by_name = isinstance(cfgs, Mapping) and "type" not in cfgs
     if by_name and (unknown := sorted(set(cfgs) - set(optim.keys()))):
         raise config_error(f"{path}.{unknown[0]}", f"no such optimizer, expected {', '.join(optim.keys())}")
@@ -183,23 +183,23 @@ def build_schedules(
         own = cfgs.get(name) if by_name else cfgs
         new_tracks, new_remarks = _build_for(own, wrapper, horizon, f"{path}.{name}" if by_name else path)
         tracks += new_tracks
-        remarks += new_remarks if by_name else [f"{name}: {remark}" for remark in new_remarks]
-    return ScheduleSet(tracks, remarks)
+        notices += new_remarks if by_name else [f"{name}: {notice}" for notice in new_remarks]
+    return ScheduleSet(tracks, notices)
 
 
 def _build_for(cfgs: Any, optim: OptimWrapper, horizon: Horizon, path: str) -> tuple[list[Track], list[str]]:
-    """The tracks and remarks of one optimizer."""
-    remarks: list[str] = []
+    """The tracks and notices of one optimizer."""
+    notices: list[str] = []
     by_value: dict[str, list[Schedule]] = {}
     for schedule in _build_list(cfgs, horizon, path):
-        if remark := _never_acts(schedule, horizon):
-            remarks.append(remark)
+        if notice := _never_acts(schedule, horizon):
+            notices.append(notice)
         else:
             by_value.setdefault(schedule.param_name, []).append(schedule)
     tracks = [Track(name, optim, schedules, horizon) for name, schedules in by_value.items()]
     for track in tracks:
-        remarks += _remarks(track, by_value[track.name], horizon)
-    return tracks, remarks
+        notices += _remarks(track, by_value[track.name], horizon)
+    return tracks, notices
 
 
 def _build_list(cfgs: Any, horizon: Horizon, path: str) -> list[Schedule]:
@@ -245,13 +245,13 @@ def _never_acts(schedule: Schedule, horizon: Horizon) -> str | None:
 
 def _remarks(track: Track, schedules: Sequence[Schedule], horizon: Horizon) -> list[str]:
     """Overlaps, and an end before the run's, of the schedules of one value."""
-    remarks = []
+    notices = []
     timed = [schedule for schedule in schedules if not isinstance(schedule, ReduceOnPlateau)]
     for members in overlapping(timed, horizon):
         first, *others = sorted(members, key=lambda one: one.span(horizon)[0])
         for other in others:
             (begin, end), inside = other.span(horizon), first.span(horizon)
-            remarks.append(
+            notices.append(
                 f"{other.path} {type(other).__name__} begins at iteration {begin}, inside {first.path} "
                 f"{type(first).__name__} ({inside[0]} to {inside[1]}): both act on the {track.name}"
             )
@@ -263,8 +263,8 @@ def _remarks(track: Track, schedules: Sequence[Schedule], horizon: Horizon) -> l
         end = last.span(horizon)[1]
         if end < run:
             value = track.stretches[-1].exit[-1]
-            remarks.append(
+            notices.append(
                 f"{last.path} {type(last).__name__} ends at iteration {end} of {run}: "
                 f"the {track.name} stays at {value:g} after it"
             )
-    return remarks
+    return notices

@@ -204,7 +204,7 @@ class DeepSpeedStrategy(Strategy):
         else:
             shards.load_model(self.model, self.engine, state, strict=strict)
 
-    def model_state_filled(self, state: Mapping[str, Tensor]) -> None:
+    def commit_model_state(self, state: Mapping[str, Tensor]) -> None:
         if self.engine is not None:
             shards.load_model(self.model, self.engine, state, strict=False)
 
