@@ -12,7 +12,7 @@ PACKAGE = ROOT / "mmtrain"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = {
-    "errors": 0, "types": 0, "heartbeat": 0, "source_lines": 0, "registry": 0, "config": 0,
+    "errors": 0, "types": 0, "version": 0, "heartbeat": 0, "source_lines": 0, "registry": 0, "config": 0,
     "dist": 1, "randomness": 1, "progress": 1, "launch": 1,
     "data": 2, "optim": 2, "checkpoint": 2, "logging": 2, "evaluation": 2,
     "strategies": 3,
@@ -38,20 +38,20 @@ def unit(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imports(tree: ast.AST, *, top_only: bool) -> Iterator[str]:
-    """Full module names of imports; those under TYPE_CHECKING do not count, those inside functions only on demand."""
+def imports(tree: ast.AST, *, top_only: bool = False) -> Iterator[str]:
+    """Full names of what a file imports, ``from a import b`` as ``a.b``; ``top_only`` leaves out those in functions."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            yield node.module or ""
-            if node.module == "mmtrain":
-                yield from (f"mmtrain.{alias.name}" for alias in node.names)
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif not (top_only and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))):
             yield from imports(node, top_only=top_only)
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 def parsed(path: Path) -> ast.Module:
@@ -62,10 +62,11 @@ def parsed(path: Path) -> ast.Module:
 def test_a_file_imports_only_from_lower_layers_or_its_own_folder(path):
     own = unit(path)
     assert own in LAYERS, f"{own} has no layer: add it to docs/architecture.md and to this test"
-    for name in imports(parsed(path), top_only=False):
+    for name in imports(parsed(path)):
         parts = name.split(".")
         if parts[0] != "mmtrain" or len(parts) == 1:
             continue
+        assert parts[1] in LAYERS, f"{path.relative_to(ROOT)} imports {name}, which has no layer"
         other = parts[1]
         if other == own:
             continue
@@ -75,22 +76,29 @@ def test_a_file_imports_only_from_lower_layers_or_its_own_folder(path):
 
 
 def test_no_import_cycles():
-    graph = {}
-    for path in FILES:
-        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        graph[module] = set(imports(parsed(path), top_only=True))
+    """Of all imports: at the top, inside functions and for type checkers."""
+    modules = {module_name(path) for path in FILES}
+
+    def target(name: str) -> str:
+        """The module that an imported name is, or is in."""
+        while name not in modules and name:
+            name = name.rpartition(".")[0]
+        return name
+
+    graph = {
+        module_name(path): {target(name) for name in imports(parsed(path)) if name.startswith("mmtrain")}
+        for path in FILES
+    }
     done, stack = set(), []
 
     def visit(module):
         if module in stack:
             pytest.fail("import cycle: " + " -> ".join([*stack[stack.index(module) :], module]))
-        if module in done or module not in graph:
+        if module in done:
             return
         stack.append(module)
-        for other in sorted(graph[module]):
-            # `from mmtrain.x import y` inside package x is x/__init__ importing its own parts: not a cycle by itself.
-            if not module.startswith(other + "."):
-                visit(other)
+        for other in sorted(graph[module] - {module}):
+            visit(other)
         stack.pop()
         done.add(module)
 
@@ -103,7 +111,7 @@ def test_guarded_packages_are_imported_where_they_may_be(path):
     tree = parsed(path)
     own = unit(path)
     top = {name.split(".")[0] for name in imports(tree, top_only=True)}
-    everywhere = {name.split(".")[0] for name in imports(tree, top_only=False)}
+    everywhere = {name.split(".")[0] for name in imports(tree)}
     for package, allowed in GUARDED.items():
         if package in top:
             assert own in allowed["top"], f"{path.relative_to(ROOT)} imports {package} at its top"

@@ -1,4 +1,4 @@
-"""What the arguments of `CheckpointHook` may be: each fault is told in one sentence, before anything is run."""
+"""Checks the arguments of `CheckpointHook` before anything is run."""
 
 from collections.abc import Mapping, Sequence
 from numbers import Integral
@@ -15,16 +15,16 @@ _NAMES = ("save_best", "rule", "greater_keys", "less_keys", "published_keys")
 
 
 def check_arguments(given: Mapping[str, Any]) -> None:
-    """Raise ConfigError where one of the arguments, by name, cannot be right."""
-    if not _is_whole(given["interval"]) or given["interval"] == 0 or given["interval"] < -1:
-        raise _wrong(given, "interval", "a positive whole number, or -1 for none")
-    if not _is_whole(given["save_begin"]) or given["save_begin"] < 0:
-        raise _wrong(given, "save_begin", "0 or more, a whole number")
-    if given["max_keep_ckpts"] is not None and not _is_whole(given["max_keep_ckpts"]):
-        raise _wrong(given, "max_keep_ckpts", "a whole number, or -1 to keep all")
+    """Raise ConfigError for the first argument, by name, that cannot be right."""
+    if not _is_integer(given["interval"]) or given["interval"] == 0 or given["interval"] < -1:
+        raise _wrong(given, "interval", "a positive integer, or -1 for none")
+    if not _is_integer(given["save_begin"]) or given["save_begin"] < 0:
+        raise _wrong(given, "save_begin", "an integer of 0 or more")
+    if given["max_keep_ckpts"] is not None and not _is_integer(given["max_keep_ckpts"]):
+        raise _wrong(given, "max_keep_ckpts", "an integer, or -1 to keep all")
     for name in _COUNTS:
-        if given[name] is not None and not (_is_whole(given[name]) and given[name] > 0):
-            raise _wrong(given, name, "a positive whole number")
+        if given[name] is not None and not (_is_integer(given[name]) and given[name] > 0):
+            raise _wrong(given, name, "a positive integer")
     seconds = given["every_seconds"]
     if seconds is not None and (isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not seconds > 0):
         raise _wrong(given, "every_seconds", "a positive number of seconds")
@@ -41,9 +41,9 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     _check_names(given)
 
 
-def as_names(value: str | Sequence[str] | None) -> list[str]:
-    """One name, several or none as a list."""
-    return [value] if isinstance(value, str) else list(value or [])
+def as_names(value: str | Sequence[str] | None) -> tuple[str, ...]:
+    """One name, several or none as a tuple."""
+    return (value,) if isinstance(value, str) else tuple(value or ())
 
 
 def _check_template(given: Mapping[str, Any]) -> None:
@@ -55,9 +55,9 @@ def _check_template(given: Mapping[str, Any]) -> None:
     except (AttributeError, IndexError, KeyError, ValueError):
         names = []
     if len({*names}) < 3:
-        raise ConfigError(f"{_WHERE}.filename_tmpl is {template!r}; it needs a {{}} for the number, as 'iter_{{}}.pth'")
+        raise _wrong(given, "filename_tmpl", "a name with one {} for the number, as in 'iter_{}.pth'")
     if any("/" in name or "\\" in name or name.startswith(".") for name in names):
-        raise _wrong(given, "filename_tmpl", "a name without / that does not begin with a dot (out_dir says where)")
+        raise _wrong(given, "filename_tmpl", "a name without / and without a leading dot (out_dir sets the directory)")
 
 
 def _check_names(given: Mapping[str, Any]) -> None:
@@ -75,7 +75,7 @@ def _check_names(given: Mapping[str, Any]) -> None:
         raise _wrong(given, "rule", "'greater' or 'less'")
     if metrics and rules and len(rules) not in (1, len(metrics)):
         raise ConfigError(
-            f"{_WHERE}.rule has {len(rules)} entries for {len(metrics)} metrics; expected one each, or one"
+            f"{_WHERE}.rule has {len(rules)} entries for {len(metrics)} metrics; expected one for each, or one for all"
         )
 
 
@@ -83,5 +83,5 @@ def _wrong(given: Mapping[str, Any], name: str, expected: str) -> ConfigError:
     return ConfigError(f"{_WHERE}.{name} is {given[name]!r}; expected {expected}")
 
 
-def _is_whole(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)

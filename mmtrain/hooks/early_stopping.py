@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmtrain.errors import ConfigError, RunError
+from mmtrain.evaluation.metric_rule import infer_rule
 from mmtrain.hooks.base import Hook
-from mmtrain.hooks.metric_rule import infer_rule
 from mmtrain.registry import HOOKS
 
 

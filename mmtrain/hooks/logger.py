@@ -34,6 +34,7 @@ class LoggerHook(Hook):
     """
 
     priority = "BELOW_NORMAL"
+    shows_grad_norm = True  # the train loop measures it for the iterations at multiples of ``interval``
 
     def __init__(
         self,
@@ -75,8 +76,7 @@ class LoggerHook(Hook):
             self.by_epoch = runner.train_loop is None or runner.train_loop.by_epoch
 
     def before_train(self, runner: Any) -> None:
-        """Start the clock, and tell the loop for which iterations gradient norms are wanted."""
-        runner.train_loop.log_interval = self.interval
+        """Start the clock."""
         self._began_at, self._began_done = self.clock(), runner.progress.iteration
         self._written = runner.progress.iteration
         self._end = runner.max_iters
@@ -114,9 +114,8 @@ class LoggerHook(Hook):
             place = Place("train", True, batches_done, runner.iterations_per_epoch, epoch, runner.max_epochs)
         text = format_train_line(scalars, place, eta=self._eta(runner), digits=self._digits)
         self._write(runner, scalars, "train", text)
-        failure = getattr(getattr(runner, "saving", None), "failure", None)
-        if failure:
-            runner.logger.warning("%s", failure)
+        if runner.checkpointer.failure:
+            runner.logger.warning("%s", runner.checkpointer.failure)
 
     def _eta(self, runner: Any) -> float | None:
         """Seconds to the end at the mean pace since this process began to train."""

@@ -1,9 +1,9 @@
 """Notices that nothing moves any more, has every rank write down where it stands, and ends the run.
 
-A thread on each rank looks at what the rank has done: iterations, and `heartbeat.beat`, which validation, saves and the check of
-a checkpoint call as they go on. Ranks that moved raise one number in the group's store, and a run in which it does not
-rise for ``seconds`` is stuck: a rank that waits for a slow one is not. Then each rank writes its stacks, and rank 0
-names the one that the others wait for. A process that was suspended does not count the time.
+A thread on each rank looks at what the rank has done: iterations, and `heartbeat.beat`, which validation, saves and the
+check of a checkpoint call as they go on. Ranks that moved raise one number in the group's store, and a run in which it
+does not rise for ``seconds`` is stuck: a rank that waits for a slow one is not. Then each rank writes its stacks, and
+rank 0 names the one that the others wait for. A process that was suspended does not count the time.
 """
 
 import json

@@ -1,7 +1,8 @@
-"""The machine: config to objects, the train loop, resuming."""
+"""The machine: config to objects, the train loop, checkpoints and resuming."""
 
 from mmtrain.runner.flexible_runner import FlexibleRunner as FlexibleRunner
-from mmtrain.runner.flexible_runner import Parts as Parts
-from mmtrain.runner.flexible_runner import Randomness as Randomness
+from mmtrain.runner.interface import Runner as Runner
 from mmtrain.runner.loops import TrainLoop as TrainLoop
-from mmtrain.runner.loops import TrainPlan as TrainPlan
+from mmtrain.runner.run import Randomness as Randomness
+from mmtrain.runner.run import Run as Run
+from mmtrain.runner.train_schedule import TrainSchedule as TrainSchedule

@@ -1,62 +1,61 @@
-"""What a run says of itself at its beginning and at its end."""
+"""The lines at the beginning and at the end of a run's log."""
 
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mmtrain import dist
-
-if TYPE_CHECKING:
-    from mmtrain.runner.flexible_runner import FlexibleRunner
+from mmtrain.runner.run import Run
 
 
-def opening_lines(runner: "FlexibleRunner") -> list[str]:
-    """Where the run writes, what it trains, and how long it will be."""
-    # A parameter that ZeRO-3 has cut is empty between its uses, and remembers its size.
-    sizes = [getattr(parameter, "ds_numel", parameter.numel()) for parameter in runner.model.parameters()]
-    trains = [parameter.requires_grad for parameter in runner.model.parameters()]
+def opening_lines(run: Run) -> list[str]:
+    """Where the run writes, what it trains, and how long it is."""
+    # A parameter that ZeRO-3 partitions is empty between its uses; ds_numel is its full size.
+    sizes = [getattr(parameter, "ds_numel", parameter.numel()) for parameter in run.model.parameters()]
+    trains = [parameter.requires_grad for parameter in run.model.parameters()]
     trained = sum(size for size, own in zip(sizes, trains, strict=True) if own)
-    share = "all trained" if trained == sum(sizes) else f"{trained:,} of them trained"
-    processes = "1 process" if runner.world_size == 1 else f"{runner.world_size} processes"
+    share = "all trainable" if trained == sum(sizes) else f"{trained:,} trainable"
+    processes = "1 process" if run.world_size == 1 else f"{run.world_size} processes"
     if dist.model_parallel() > 1:
         processes += f" as dp {dist.data_size()} x tp {dist.model_parallel()}"
     return [
-        f"Run {runner.experiment_name} in {runner.log_dir} ({runner.device.type}, {processes}, seed {runner.seed})",
-        f"Model {type(runner.model).__name__}: {sum(sizes):,} parameters, {share}",
-        _data_line(runner),
+        f"Run {run.experiment_name} in {run.log_dir} ({run.device.type}, {processes}, seed {run.seed})",
+        f"Model {type(run.model).__name__}: {sum(sizes):,} parameters, {share}",
+        _data_line(run),
     ]
 
 
-def _data_line(runner: "FlexibleRunner") -> str:
-    stream, per_epoch, total = runner.train_dataloader, runner.iterations_per_epoch, runner.max_iters
+def _data_line(run: Run) -> str:
+    stream = run.train_dataloader
+    assert stream is not None
+    per_epoch = run.iterations_per_epoch
+    total = run.max_iters
     line = f"Data {type(stream.dataset).__name__}"
     if stream.samples is not None:
-        line += f": {stream.samples:,} samples an epoch"
+        line += f": {stream.samples:,} samples per epoch"
     if per_epoch is not None:
-        line += f", {per_epoch:,} iterations of {runner.scale.global_batch}"
+        line += f", {per_epoch:,} iterations of {run.geometry.global_batch}"
     if total is not None:
-        line += f"; {total:,} iterations in all"
+        line += f"; {total:,} iterations in total"
         if per_epoch:
             line += f" ({total / per_epoch:.1f} epochs)"
     return line
 
 
-def closing_lines(runner: "FlexibleRunner", *, seconds: float) -> list[str]:
-    """How far the run came, and where everything is."""
-    progress = runner.progress
+def closing_lines(run: Run, *, seconds: float, newest: Path | None) -> list[str]:
+    """Where the run ended, and where its files are. ``newest`` is the newest checkpoint."""
+    progress = run.progress
     spent = timedelta(seconds=round(seconds))
-    ended = "Stopped" if runner.stop_requested else "Finished"
+    ended = "Stopped" if run.stop_requested else "Finished"
     lines = [f"{ended} at iteration {progress.iteration:,} ({progress.samples:,} samples) after {spent}"]
-    if runner.metrics:
-        told = ", ".join(
+    if run.metrics:
+        metrics = ", ".join(
             f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"
-            for name, value in runner.metrics.items()
+            for name, value in run.metrics.items()
         )
-        lines[0] += f"; last validation: {told}"
-    newest = runner.saving.store.pointer()
+        lines[0] += f"; last validation: {metrics}"
     if newest is not None:
-        lines.append(f"Newest checkpoint: {runner.saving.store.root / newest}")
-    lines.append(f"Log, config and scalars: {Path(runner.log_dir)}")
-    if runner.stop_requested and not runner.stops_for_good and progress.iteration < (runner.max_iters or 0):
+        lines.append(f"Newest checkpoint: {newest}")
+    lines.append(f"Log, config and scalars: {Path(run.log_dir)}")
+    if run.stop_requested and not run.requests.stops_for_good and progress.iteration < (run.max_iters or 0):
         lines.append("To continue, start the same command with --resume")
     return lines

@@ -1,71 +1,66 @@
-"""From a config to the parts of a run: one function a section, one fixed order.
+"""From a config to a run: every part in one fixed order.
 
 The order matters: the seed and the checkpoint to resume are known before the first object that draws random numbers is
-built, and the data before the schedules, whose length it decides.
+built, and the data before the schedules, whose length it decides. `sections` has one function for each section.
 """
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from torch import nn
 
 from mmtrain import dist, launch
-from mmtrain.checkpoint import Disks
+from mmtrain.checkpoint import CheckpointStore, Disks
 from mmtrain.config import check_config, import_custom_modules
-from mmtrain.config.keys import DEFAULT_HOOKS, LOOP_NAMES, named_sets
-from mmtrain.data import build_eval_loader, build_ledger, build_train_stream
+from mmtrain.data import Stream, build_ledger, build_train_stream
 from mmtrain.errors import ConfigError
-from mmtrain.evaluation import build_evaluator
-from mmtrain.logging import ConsoleWriter, JsonLinesWriter, Scalars, VisualizerWriter, build_visualizer
-from mmtrain.optim import OptimWrapper, build_optim_wrapper, build_schedules, scale_lr
-from mmtrain.randomness import STREAM_BUILD, draw_seed, mix, seed_generators, set_deterministic
-from mmtrain.registry import HOOKS, LOOPS, MODELS, STRATEGIES, build, resolve
-from mmtrain.runner.compare import data_fingerprint
-from mmtrain.runner.flexible_runner import Parts, Randomness
-from mmtrain.runner.hook_points import HookList
-from mmtrain.runner.loops import TrainLoop, TrainPlan
-from mmtrain.runner.resume import Resume, checkpoint_root
-from mmtrain.runner.run_directory import Place, apply_env, make_place, occupy, watch_seconds, work_dir_of
-from mmtrain.runner.saving import SaveService
+from mmtrain.logging import build_visualizer
+from mmtrain.optim import OptimWrapper, ScheduleSet, build_optim_wrapper, build_schedules, scale_lr
+from mmtrain.randomness import STREAM_BUILD, mix, seed_generators
+from mmtrain.registry import MODELS, STRATEGIES, build
+from mmtrain.runner.checkpointer import Checkpointer
+from mmtrain.runner.choose import choose_start
+from mmtrain.runner.data_identity import data_fingerprint
+from mmtrain.runner.requests import StepRequests
+from mmtrain.runner.run import EvaluationSet, Randomness, Run
+from mmtrain.runner.run_directory import RunDirectory, apply_env, make_run_directory, occupy, watch_seconds, work_dir_of
+from mmtrain.runner.save_policy import SavePolicy, find_save_policy
+from mmtrain.runner.sections import (
+    build_hooks,
+    build_randomness,
+    build_sets,
+    build_train_schedule,
+    build_writers,
+    loop_class,
+)
+from mmtrain.runner.train_schedule import TrainSchedule
 from mmtrain.source_lines import positions
 from mmtrain.strategies import Strategy
+from mmtrain.strategies.zero import universal
+
+R = TypeVar("R", bound=Run)
 
 
-def assemble(cfg: Any, *, task: str = "train") -> Parts:
-    """Build every part of a run. Raises ConfigError for whatever in the config cannot be right."""
+def assemble(cfg: Any, make: Callable[..., R], *, task: str = "train") -> R:
+    """Build every part of a run and hand them to ``make`` by name: those of `Run`, and ``start``, ``checkpointer``,
+    ``train_loop_class`` and ``locks`` (what to close when the run is over).
+
+    Raises ConfigError for whatever in the config cannot be right.
+    """
     with positions(cfg):  # errors in building name file and line
-        return _assemble_checked(cfg, task)
+        import_custom_modules(cfg)
+        check_config(cfg)
+        try:
+            _join_processes(cfg)
+            return _with_strategy(cfg, make, task)
+        except BaseException:
+            launch.end_watch()
+            raise
 
 
-def _assemble_checked(cfg: Any, task: str) -> Parts:
-    import_custom_modules(cfg)
-    check_config(cfg)
-    try:
-        join_processes(cfg)
-        return _assemble_joined(cfg, task)
-    except BaseException:
-        launch.end_watch()
-        raise
-
-
-def _assemble_joined(cfg: Any, task: str) -> Parts:
-    default = {"type": "SingleDeviceStrategy" if dist.world_size() == 1 else "DDPStrategy"}
-    strategy: Strategy = build(STRATEGIES, cfg.get("strategy") or default, path="strategy")
-    strategy.setup()
-    dist.set_model_parallel(strategy.model_parallel)
-    if task == "train":
-        strategy.check_config(cfg)
-    locks = ExitStack()
-    try:
-        return _assemble(cfg, task, strategy, locks)
-    except BaseException:
-        locks.close()
-        strategy.teardown()
-        raise
-
-
-def join_processes(cfg: Any) -> None:
+def _join_processes(cfg: Any) -> None:
     """Join the processes that a launcher started, once it is known that their config can be right, and watch them."""
     env = cfg.get("env_cfg") or {}
     launch.join(cfg.get("launcher") or "none", backend=(env.get("dist_cfg") or {}).get("backend"))
@@ -74,83 +69,89 @@ def join_processes(cfg: Any) -> None:
     launch.refuse_disagreement(cfg)
 
 
-def _assemble(cfg: Any, task: str, strategy: Strategy, locks: ExitStack) -> Parts:
-    writes = task == "train"
-    disks = occupy(work_dir_of(cfg), locks) if writes else Disks.shared(dist.world_size())
-    place = make_place(cfg)
-    launch.write_errors_to(place.log_dir / "errors")
+def _with_strategy(cfg: Any, make: Callable[..., R], task: str) -> R:
+    default = {"type": "SingleDeviceStrategy" if dist.world_size() == 1 else "DDPStrategy"}
+    strategy: Strategy = build(STRATEGIES, cfg.get("strategy") or default, path="strategy")
+    strategy.setup()
+    dist.set_model_parallel(strategy.model_parallel)
+    if task == "train":
+        strategy.check_config(cfg)
+    locks = ExitStack()
+    try:
+        return _build_run(cfg, make, task, strategy, locks)
+    except BaseException:
+        locks.close()
+        strategy.teardown()
+        raise
+
+
+def _build_run(cfg: Any, make: Callable[..., R], task: str, strategy: Strategy, locks: ExitStack) -> R:
+    disks = occupy(work_dir_of(cfg), locks) if task == "train" else Disks.shared(dist.world_size())
+    directory = make_run_directory(cfg)
+    launch.write_errors_to(directory.log_dir / "errors")
     hooks = build_hooks(cfg)
-    root = checkpoint_root(place.work_dir, hooks)
-    if writes and dist.on_main(lambda: root.resolve() != place.work_dir.resolve()):
-        disks = occupy(root, locks, named="out_dir")  # perhaps on another disk, or another run's with its own work_dir
-    resume = Resume.choose(cfg, place.work_dir, hooks, logger=place.logger, task=task, disks=disks)
-    randomness = build_randomness(cfg, resume.seed)
+    policy = find_save_policy(hooks, by_epoch=(cfg.get("train_cfg") or {}).get("max_epochs") is not None)
+    store = _open_store(policy, directory, disks, locks, task)
+    start = choose_start(cfg, store, task=task, logger=directory.logger)
+    randomness = build_randomness(cfg, start.seed)
     apply_env(cfg.get("env_cfg") or {}, deterministic=randomness.deterministic)
     trains = task == "train" and cfg.get("train_dataloader") is not None
-    stream = _train_stream(cfg, randomness) if trains else None
-    val_sets = build_sets(cfg, "val", randomness) if task in ("train", "val") else {}
-    test_sets = build_sets(cfg, "test", randomness) if task == "test" else {}
-    refuse_other_data(stream, val=val_sets, test=test_sets)
-    notices: list[str] = [*getattr(stream, "notices", [])]
-    plan = build_plan(cfg.get("train_cfg"), stream) if trains else None
-    prepare_model(cfg, strategy, randomness, _optim_factory(cfg, stream, notices) if trains else None)
-    schedules = _schedules(cfg, strategy, plan, stream, notices) if plan is not None else None
+    parts: dict[str, Any] = {
+        "cfg": cfg,
+        "directory": directory,
+        "randomness": randomness,
+        "strategy": strategy,
+        "hooks": hooks,
+        "requests": StepRequests(directory.logger),
+        "start": start,
+        "checkpointer": Checkpointer(store, policy, logger=directory.logger),
+        "locks": locks,
+        "train_dataloader": _train_stream(cfg, randomness) if trains else None,
+        "val_sets": build_sets(cfg, "val", randomness) if task in ("train", "val") else {},
+        "test_sets": build_sets(cfg, "test", randomness) if task == "test" else {},
+    }
+    check_same_data_on_all_ranks(parts["train_dataloader"], val=parts["val_sets"], test=parts["test_sets"])
+    if trains:
+        parts |= _training_parts(cfg, strategy, randomness, parts["train_dataloader"])
+    else:
+        prepare_model(cfg, strategy, randomness, None)
+    visualizer = build_visualizer(cfg.get("visualizer"), save_dir=directory.log_dir, name=directory.experiment_name)
+    return make(**parts, visualizer=visualizer, writers=build_writers(directory, visualizer))
+
+
+def _open_store(
+    policy: SavePolicy, directory: RunDirectory, disks: Disks, locks: ExitStack, task: str
+) -> CheckpointStore:
+    """The store of the work dir, or of ``<out_dir>/<name of the work dir>`` where CheckpointHook says so."""
+    root = directory.work_dir if policy.out_dir is None else Path(policy.out_dir).absolute() / directory.work_dir.name
+    trains = task == "train"
+    if trains and dist.on_main(lambda: root.resolve() != directory.work_dir.resolve()):
+        disks = occupy(root, locks, named="out_dir")  # perhaps on another disk, or of another run
+    if trains:
+        universal.remove_leftovers(root)
+    # A training run holds the directory's lock, so whatever another process left half-written there is dead.
+    return CheckpointStore(root, exclusive=trains, disks=disks)
+
+
+def _training_parts(cfg: Any, strategy: Strategy, randomness: Randomness, stream: Stream) -> dict[str, Any]:
+    """What only training needs: its schedule, the model with its optimizer, the parameter schedules, the ledger."""
+    notices = list(stream.notices)
+    train_schedule = build_train_schedule(cfg.get("train_cfg"), stream)
+    prepare_model(cfg, strategy, randomness, _optim_factory(cfg, stream, notices))
+    schedules = _schedules(cfg, strategy, train_schedule, stream, notices)
     ledger = None
-    if plan is not None and plan.ledger and strategy.optim is not None:
+    if train_schedule.ledger and strategy.optim is not None:
         ledger = build_ledger(stream, accumulative_counts=strategy.optim.accumulative_counts)
-    visualizer = build_visualizer(cfg.get("visualizer"), save_dir=place.log_dir, name=place.experiment_name)
-    return Parts(
-        cfg=cfg, work_dir=place.work_dir, log_dir=place.log_dir, timestamp=place.timestamp,
-        experiment_name=place.experiment_name, logger=place.logger, randomness=randomness, strategy=strategy,
-        hooks=hooks, scalars=Scalars(), writers=build_writers(place, visualizer),
-        saving=SaveService(resume.store, logger=place.logger), train_dataloader=stream, train_plan=plan,
-        train_loop_class=loop_class(cfg.get("train_cfg")) if plan is not None else TrainLoop,
-        schedules=schedules, val_sets=val_sets, test_sets=test_sets, visualizer=visualizer, resume=resume,
-        eval_fp16={kind: bool((cfg.get(f"{kind}_cfg") or {}).get("fp16")) for kind in ("val", "test")},
-        notices=notices, ledger=ledger, config_text=place.config_text, locks=locks,
-    )  # fmt: skip
+    return {
+        "train_schedule": train_schedule,
+        "train_loop_class": loop_class(cfg.get("train_cfg")),
+        "schedules": schedules,
+        "ledger": ledger,
+        "notices": notices,
+    }
 
 
-def build_hooks(cfg: Any) -> HookList:
-    """The default hooks as ``default_hooks`` changes them, then ``custom_hooks``."""
-    wanted: dict[str, Any] = {name: {"type": kind} for name, kind in DEFAULT_HOOKS.items()}
-    for name, hook in (cfg.get("default_hooks") or {}).items():
-        if hook is None:
-            wanted.pop(name, None)
-        elif isinstance(hook, Mapping) and "type" not in hook and name in wanted:
-            wanted[name] = {**wanted[name], **hook}
-        else:
-            wanted[name] = hook
-    named = [(name, _build_hook(hook, f"default_hooks.{name}")) for name, hook in wanted.items()]
-    for index, hook in enumerate(cfg.get("custom_hooks") or []):
-        built = _build_hook(hook, f"custom_hooks[{index}]")
-        named.append((type(built).__name__, built))
-    return HookList(named)
-
-
-def _build_hook(hook: Any, path: str) -> Any:
-    """Build one hook; ``priority`` beside its arguments overrides its class's, as in MMEngine."""
-    if not isinstance(hook, Mapping) or "priority" not in hook:
-        return build(HOOKS, hook, path=path)
-    options = dict(hook)
-    priority = options.pop("priority")
-    built = build(HOOKS, options, path=path)
-    built.priority = priority
-    return built
-
-
-def build_randomness(cfg: Any, resumed_seed: int | None) -> Randomness:
-    """The config's ``randomness`` with a seed: the config's, else the checkpoint's, else a drawn one."""
-    options = dict(cfg.get("randomness") or {})
-    seed = options.pop("seed", None)
-    if seed is None:
-        seed = dist.broadcast_object(draw_seed()) if resumed_seed is None else resumed_seed
-    randomness = Randomness(seed=int(seed), **options)
-    set_deterministic(randomness.deterministic)
-    return randomness
-
-
-def _train_stream(cfg: Any, randomness: Randomness) -> Any:
+def _train_stream(cfg: Any, randomness: Randomness) -> Stream:
     seed_generators(mix(STREAM_BUILD, randomness.seed))
     return build_train_stream(
         cfg["train_dataloader"], seed=randomness.seed, rank=dist.data_rank(), world_size=dist.data_size(),
@@ -158,89 +159,21 @@ def _train_stream(cfg: Any, randomness: Randomness) -> Any:
     )  # fmt: skip
 
 
-def build_sets(cfg: Any, kind: str, randomness: Randomness) -> dict[str, tuple[Any, Any]]:
-    """The validation or test sets by name (one set has the name ""), each with its loader and evaluator.
-
-    Several sets are written ``val_dataloader=dict(name=dict(dataset=...), ...)``; ``val_evaluator`` is then one config
-    for all, or a dict of the same names.
-    """
-    loaders, evaluators = cfg.get(f"{kind}_dataloader"), cfg.get(f"{kind}_evaluator")
-    if loaders is None:
-        if evaluators is not None:
-            raise ConfigError(f"{kind}_evaluator is given without {kind}_dataloader: give both or none")
-        return {}
-    named = {"": loaders}
-    if named_sets(loaders):
-        named = dict(loaders)
-    sets = {}
-    for name, loader in named.items():
-        path = f"{kind}_dataloader.{name}" if name else f"{kind}_dataloader"
-        own = evaluators
-        if name and isinstance(evaluators, Mapping) and "type" not in evaluators:
-            own = evaluators.get(name)
-        built = build_eval_loader(
-            loader, seed=randomness.seed, rank=dist.data_rank(), world_size=dist.data_size(), path=path
-        )
-        evaluator = build_evaluator(own, path=f"{kind}_evaluator.{name}" if name else f"{kind}_evaluator")
-        if evaluator is not None and hasattr(built.dataset, "metainfo"):
-            evaluator.dataset_meta = built.dataset.metainfo
-        sets[name] = (built, evaluator)
-    return sets
-
-
-def refuse_other_data(stream: Any, **sets: Mapping[str, tuple[Any, Any]]) -> None:
-    """Raise ConfigError, on every rank, where one of them has another data set than rank 0; a collective."""
+def check_same_data_on_all_ranks(stream: Stream | None, **sets: Mapping[str, EvaluationSet]) -> None:
+    """Raise ConfigError, on every rank, where one rank has other data than rank 0; a collective."""
     if dist.world_size() == 1:
         return
-    found = {"train_dataloader": stream} if stream is not None else {}
+    found: dict[str, Any] = {"train_dataloader": stream} if stream is not None else {}
     for kind, named in sets.items():
         found |= {f"{kind}_dataloader.{name}".rstrip("."): loader for name, (loader, _) in named.items()}
-    facts = {f"data set in {path} (fingerprint)": data_fingerprint(loader.dataset) for path, loader in found.items()}
+    facts = {f"dataset of {path} (fingerprint)": data_fingerprint(loader.dataset) for path, loader in found.items()}
     launch.refuse_difference(facts, "give all nodes the same data")
-
-
-def build_plan(train_cfg: Any, stream: Any) -> TrainPlan:
-    """``train_cfg`` as a plan. Raises ConfigError where it has no end, or one this data cannot know."""
-    options = dict(train_cfg or {})
-    options.pop("type", None)
-    by_epoch = options.pop("by_epoch", None)
-    if by_epoch is not None:
-        needed, other = ("max_epochs", "max_iters") if by_epoch else ("max_iters", "max_epochs")
-        if options.get(needed) is None:
-            raise ConfigError(f"train_cfg.by_epoch={by_epoch} needs train_cfg.{needed}")
-        if options.get(other) is not None:
-            raise ConfigError(f"train_cfg.by_epoch={by_epoch} and train_cfg.{other} contradict one another: drop one")
-    if "val_interval" not in options and options.get("max_iters") is not None:
-        options["val_interval"] = 1000  # MMEngine's default in iteration-based runs
-    options["dynamic_intervals"] = tuple(tuple(pair) for pair in options.get("dynamic_intervals") or ())
-    plan = TrainPlan(**options)
-    if plan.by_epoch and stream.iterations_per_epoch is None:
-        raise ConfigError(
-            "train_cfg.max_epochs: the training data does not know its length, so epochs cannot be counted beforehand; "
-            "use train_cfg=dict(by_epoch=False, max_iters=...)"
-        )
-    return plan
-
-
-def loop_class(train_cfg: Any) -> type[TrainLoop]:
-    """The class of the train loop: MMEngine's names are names of the one there is; a user's own derives from it."""
-    type_ = (train_cfg or {}).get("type")
-    name = type_ if isinstance(type_, str) else getattr(type_, "__name__", "TrainLoop")
-    if type_ is None or name.rsplit(".", maxsplit=1)[-1] in LOOP_NAMES:
-        return TrainLoop
-    found = resolve(LOOPS, type_, path="train_cfg.type")
-    if not (isinstance(found, type) and issubclass(found, TrainLoop)):
-        raise ConfigError(
-            f"train_cfg.type: {found.__name__} is no loop of mmtrain; derive it from mmtrain.runner.TrainLoop, whose "
-            "position makes a run resumable"
-        )
-    return found
 
 
 def prepare_model(
     cfg: Any, strategy: Strategy, randomness: Randomness, make_optim: Callable[[nn.Module], OptimWrapper] | None
 ) -> None:
-    """Build the model from a seed of its own, initialise it, and hand it to the strategy."""
+    """Build the model from its own seed, initialise it, and hand it to the strategy."""
     if cfg.get("model") is None:
         raise ConfigError("the config has no 'model'; expected model=dict(type=..., ...)")
     seed_generators(mix(STREAM_BUILD, randomness.seed))
@@ -259,11 +192,13 @@ def _compile_options(value: Any) -> dict[str, Any] | None:
         return None
     options = {} if value is True else dict(value)
     if options.pop("target", "forward") != "forward":
-        raise ConfigError("compile.target: only 'forward' is compiled; the step's own code stays outside the graph")
+        raise ConfigError(
+            "compile.target: only 'forward' can be compiled; the code of the step stays outside the graph"
+        )
     return None if options.pop("disable", False) else options
 
 
-def _optim_factory(cfg: Any, stream: Any, notices: list[str]) -> Callable[[nn.Module], OptimWrapper]:
+def _optim_factory(cfg: Any, stream: Stream, notices: list[str]) -> Callable[[nn.Module], OptimWrapper]:
     if cfg.get("optim_wrapper") is None:
         raise ConfigError("the config has no 'optim_wrapper'; expected optim_wrapper=dict(optimizer=dict(type=...))")
 
@@ -271,6 +206,8 @@ def _optim_factory(cfg: Any, stream: Any, notices: list[str]) -> Callable[[nn.Mo
         optim = build_optim_wrapper(model, cfg["optim_wrapper"], path="optim_wrapper")
         scaling = cfg.get("auto_scale_lr") or {}
         if scaling.get("enable"):
+            if stream.batch_size is None:
+                raise ConfigError("auto_scale_lr.enable: the batch size is unknown, so the lr cannot be scaled")
             effective = stream.batch_size * dist.data_size() * optim.accumulative_counts
             notice = scale_lr(scaling, optim, effective_batch=effective)
             notices.extend([notice] if notice else [])
@@ -279,25 +216,17 @@ def _optim_factory(cfg: Any, stream: Any, notices: list[str]) -> Callable[[nn.Mo
     return make
 
 
-def _schedules(cfg: Any, strategy: Strategy, plan: TrainPlan, stream: Any, notices: list[str]) -> Any:
+def _schedules(
+    cfg: Any, strategy: Strategy, train_schedule: TrainSchedule, stream: Stream, notices: list[str]
+) -> ScheduleSet:
     assert strategy.optim is not None
     per_epoch = stream.iterations_per_epoch
-    max_iters = plan.max_iters
-    if plan.max_epochs is not None and per_epoch is not None:
-        max_iters = plan.max_epochs * per_epoch
+    max_iters = train_schedule.max_iters
+    if train_schedule.max_epochs is not None and per_epoch is not None:
+        max_iters = train_schedule.max_epochs * per_epoch
     schedules = build_schedules(
-        cfg.get("param_scheduler"), strategy.optim, max_iters=max_iters, max_epochs=plan.max_epochs,
+        cfg.get("param_scheduler"), strategy.optim, max_iters=max_iters, max_epochs=train_schedule.max_epochs,
         iterations_per_epoch=per_epoch, path="param_scheduler",
     )  # fmt: skip
     notices.extend(schedules.notices)
     return schedules
-
-
-def build_writers(place: Place, visualizer: Any) -> list[Any]:
-    """Where scalars go: the console, the JSON lines, and the visualizer's backends. Rank 0 writes."""
-    if not dist.is_main():
-        return []
-    writers: list[Any] = [ConsoleWriter(place.logger), JsonLinesWriter(place.log_dir / "vis_data" / "scalars.json")]
-    if visualizer is not None:
-        writers.append(VisualizerWriter(visualizer))
-    return writers

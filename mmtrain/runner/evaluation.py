@@ -1,42 +1,42 @@
 """Validation and test: one ordered pass over each set, with its metrics; the loss needs no evaluator."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
 from mmtrain import dist, heartbeat
 from mmtrain.errors import RunError
+from mmtrain.optim import OptimWrapperDict
 from mmtrain.randomness import STREAM_VAL, capture, mix, restore, seed_generators
 from mmtrain.runner.model_call import ModelCall
-
-if TYPE_CHECKING:
-    from mmtrain.runner.flexible_runner import FlexibleRunner
+from mmtrain.runner.run import EvaluationSet, Run
 
 
 class EvaluationLoop:
     """Runs the validation or the test sets (``kind`` is "val" or "test").
 
     ``sets`` maps a name to (loader, evaluator or None). The metrics of a set named "" keep their own names; those of
-    any other are called ``<set>/<metric>``.
+    any other are called ``<set>/<metric>``. ``fp16`` is ``val_cfg.fp16``: run the model under float16 autocast.
     """
 
-    def __init__(self, runner: "FlexibleRunner", kind: str, sets: Mapping[str, tuple[Any, Any]]) -> None:
+    def __init__(self, runner: Run, kind: str, sets: Mapping[str, EvaluationSet], *, fp16: bool = False) -> None:
         self.runner = runner
         self.kind = kind
         self.sets = dict(sets)
-        self.has_reported_metrics = False
+        self._fp16 = fp16
         self._call = ModelCall(runner.model, runner.strategy.evaluation_module, runner.device)
 
     @property
     def dataloader(self) -> Any:
         """The first set's loader."""
-        return next(iter(self.sets.values()))[0]
+        return next(iter(self.sets.values())).loader
 
     @property
     def evaluator(self) -> Any:
         """The first set's evaluator."""
-        return next(iter(self.sets.values()))[1]
+        return next(iter(self.sets.values())).evaluator
 
     def run(self, *, max_batches: int | None = None) -> dict[str, float]:
         """Evaluate every set, call the hooks and return the metrics. Leaves the model in evaluation mode."""
@@ -60,7 +60,7 @@ class EvaluationLoop:
     def metric_names(self) -> list[str]:
         """The names of the metrics, from one batch of every set, without hooks.
 
-        Model and generators are left as they were: a start that only asks must not move the run.
+        Model and generators are left as they were: asking for names must not change the run.
         """
         modules = list(self.runner.strategy.module.modules())
         modes, generators = [module.training for module in modules], capture()
@@ -110,15 +110,26 @@ class EvaluationLoop:
                     hook(runner, batch_idx=index, data_batch=batch, outputs=outputs)
         total = int(dist.sum_over_ranks(torch.tensor(count)).item()) // dist.model_parallel()
         if total == 0:
-            raise RunError(f"the {self.kind} set is empty: its loader gave no batch")
+            raise RunError(f"the {self.kind} set is empty: its loader returned no batch")
         metrics = losses.mean()
         if evaluator is not None:
             metrics.update(evaluator.evaluate(total if max_batches is not None else len(loader.dataset)))
         return metrics
 
+    def _precision(self) -> AbstractContextManager[Any]:
+        """That of training, or float16 where ``val_cfg.fp16`` says so.
+
+        With several optimizers, which may train in several precisions, it is the weights' own, as in MMEngine.
+        """
+        runner = self.runner
+        if self._fp16:
+            return torch.autocast(runner.device.type, dtype=torch.float16)
+        one = runner.optim_wrapper is not None and not isinstance(runner.optim_wrapper, OptimWrapperDict)
+        return runner.strategy.forward_context() if one else nullcontext()
+
     def _predict(self, batch: Any, evaluator: Any, losses: "_LossMean") -> Any:
         call, runner = self._call, self.runner
-        with runner.evaluation_context(self.kind):
+        with self._precision():
             if evaluator is not None and call.has_mode:
                 outputs = getattr(runner.model, f"{self.kind}_step")(batch)
             else:

@@ -1,4 +1,4 @@
-"""What ``save_frozen=False`` leaves out of checkpoints, and the proof at a resume that it is still the same."""
+"""What ``save_frozen=False`` leaves out of checkpoints, and the check at a resume that it is still the same."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmtrain import dist
 from mmtrain.errors import CheckpointError
-from mmtrain.runner.state import whole
+from mmtrain.runner.gather import whole
 from mmtrain.strategies import Strategy
 
 
@@ -19,16 +19,16 @@ def frozen_names(model: nn.Module) -> frozenset[str]:
     return frozenset(name for name, parameter in named if not parameter.requires_grad)
 
 
-class Frozen:
+class FrozenParameters:
     """The parameters that have not trained since the run was built.
 
-    One that trained for a while and was frozen then is not among them: its values do not come from the build.
+    One that trained for a while and was frozen later is not among them: its values do not come from the build.
     """
 
     def __init__(self, model: nn.Module | None = None) -> None:
         self._model = model or nn.Module()
         self._names = frozen_names(self._model)
-        self._known: tuple[frozenset[str], dict[str, Any]] = (frozenset(), {})
+        self._hashed: tuple[frozenset[str], dict[str, Any]] = (frozenset(), {})
 
     def names(self) -> frozenset[str]:
         """Their names now."""
@@ -40,34 +40,36 @@ class Frozen:
         self._names -= set(names)
 
     def fingerprint(self, strategy: Strategy) -> dict[str, Any]:
-        """Their types, and a hash of their names and values; computed once, for they do not change. A collective."""
+        """`tensors_fingerprint` of them; computed once, because they do not change. A collective."""
         names = self.names()
-        if self._known[0] != names:
-            self._known = (names, fingerprint(strategy.model_state() if names else {}, names))
-        return self._known[1]
+        if self._hashed[0] != names:
+            self._hashed = (names, tensors_fingerprint(strategy.model_state() if names else {}, names))
+        return self._hashed[1]
 
     def check(self, saved: Mapping[str, Any], strategy: Strategy, *, where: str) -> None:
-        """Compare with ``saved``, a checkpoint's fingerprint; raises as `refuse_other`. A collective."""
+        """Compare with ``saved``, a checkpoint's fingerprint; raises as `check_same_frozen`. A collective."""
         if saved:
-            refuse_other(saved, self.fingerprint(strategy), where=where, count=len(self.names()))
+            check_same_frozen(saved, self.fingerprint(strategy), where=where, count=len(self.names()))
 
 
-def refuse_other(saved: Mapping[str, Any], own: Mapping[str, Any], *, where: str, count: int) -> None:
-    """Raise CheckpointError where two fingerprints are those of other values.
+def check_same_frozen(saved: Mapping[str, Any], today: Mapping[str, Any], *, where: str, count: int) -> None:
+    """Raise CheckpointError where two fingerprints are of different values.
 
-    Values of another type (another precision of the engine) cannot be compared, and pass.
+    Values of different dtypes (another precision of the engine) cannot be compared and are accepted.
     """
-    if saved and own and saved["types"] == own["types"] and saved["hash"] != own["hash"]:
+    if saved and today and saved["types"] == today["types"] and saved["hash"] != today["hash"]:
         raise CheckpointError(
-            f"{where} was saved without the frozen parameters (save_frozen=False or exclude_frozen_parameters=True), "
-            f"and the {count} of this model are not those that it was trained with; build the model with the same "
-            "pretrained weights, or, where they came by load_from, give them again with resume='auto', load_from=..."
+            f"{where} was saved without its frozen parameters (save_frozen=False or exclude_frozen_parameters=True), "
+            f"and the {count} frozen parameters of this model are different from the ones it was trained with. Build "
+            "the model with the same pretrained weights, or, if they came from load_from, give them again: "
+            "resume='auto', load_from=..."
         )
 
 
-def fingerprint(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Any]:
-    """The types of these tensors, and a hash of their names and values. A collective."""
-    hasher, types = xxhash.xxh3_128(), set()
+def tensors_fingerprint(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[str, Any]:
+    """``{"types": sorted dtypes, "hash": xxh3-128 of names, shapes and values}``; {} without names. A collective."""
+    hasher = xxhash.xxh3_128()
+    types = set()
     for name in sorted(tensors.keys() & set(names)):
         value = whole(tensors[name])
         if dist.is_main():

@@ -1,5 +1,6 @@
-"""Where a run writes, who holds the work dir, and what ``env_cfg`` sets up in the process."""
+"""The directories that a run writes to, the lock on them, and what ``env_cfg`` sets up in the process."""
 
+import logging
 import multiprocessing
 import time
 from collections.abc import Mapping
@@ -18,14 +19,14 @@ from mmtrain.logging import make_logger
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a run writes."""
+class RunDirectory:
+    """Where a run writes: its work directory, the log directory of this start, and the logger in it."""
 
     work_dir: Path
     log_dir: Path
     timestamp: str
     experiment_name: str
-    logger: Any
+    logger: logging.Logger
     config_text: str
 
 
@@ -43,8 +44,8 @@ def work_dir_of(cfg: Any) -> Path:
 def occupy(directory: Path, locks: ExitStack, *, named: str = "work_dir") -> Disks:
     """Find out which ranks see the same ``directory`` and lock it until ``locks`` is closed; a collective.
 
-    The lock is taken by rank 0, or on each disk by its leader. ``named`` is what the config calls the directory.
-    Raises ConfigError where one cannot write there, and RunError that names who holds it.
+    Rank 0 takes the lock, or the leader of each disk. ``named`` is what the config calls the directory.
+    Raises ConfigError where the directory is not writable, and RunError that names the process holding the lock.
     """
     try:
         disks = find_disks(directory)
@@ -65,14 +66,14 @@ def occupy(directory: Path, locks: ExitStack, *, named: str = "work_dir") -> Dis
 
 
 def _unwritable(directory: Path, error: OSError, named: str = "work_dir") -> ConfigError:
-    remedy = "choose another with work_dir=... or --work-dir" if named == "work_dir" else "choose another"
-    return ConfigError(f"{named} {str(directory)!r} cannot be written: {error.strerror or error}; {remedy}")
+    remedy = "Choose another with work_dir=... or --work-dir." if named == "work_dir" else "Choose another."
+    return ConfigError(f"{named} {str(directory)!r} is not writable: {error.strerror or error}. {remedy}")
 
 
-def make_place(cfg: Any) -> Place:
+def make_run_directory(cfg: Any) -> RunDirectory:
     """Create ``<work_dir>/<timestamp>``, the logger in it, and the resolved config beside the log.
 
-    Raises ConfigError when the directory cannot be written.
+    Raises ConfigError when the directory is not writable.
     """
     name, work_dir = _name_and_work_dir(cfg)
     timestamp = dist.broadcast_object(time.strftime("%Y%m%d_%H%M%S"))
@@ -82,7 +83,7 @@ def make_place(cfg: Any) -> Place:
     if dist.is_main():
         _write_record(cfg, log_dir / "config.py")
     text = dist.on_main(lambda: (log_dir / "config.py").read_text(encoding="utf-8"))
-    return Place(work_dir, log_dir, log_dir.name, experiment, logger, text)
+    return RunDirectory(work_dir, log_dir, log_dir.name, experiment, logger, text)
 
 
 def _write_record(cfg: Any, path: Path) -> None:
@@ -92,7 +93,7 @@ def _write_record(cfg: Any, path: Path) -> None:
     except ConfigError as error:
         if getattr(cfg, "filename", None):
             raise
-        path.write_text(f"# This run was set up in Python and cannot be repeated from a file.\n# {error}\n", "utf-8")
+        path.write_text(f"# This run was set up in Python and cannot be reproduced from a file.\n# {error}\n", "utf-8")
 
 
 def _new_directory(work_dir: Path, timestamp: str) -> Path:
@@ -109,15 +110,15 @@ def _new_directory(work_dir: Path, timestamp: str) -> Path:
             return directory
     except OSError as error:
         raise _unwritable(work_dir, error) from error
-    raise ConfigError(f"work_dir {str(work_dir)!r} holds a thousand runs begun in one second")
+    raise ConfigError(f"work_dir {str(work_dir)!r} already has a thousand log directories named {timestamp}")
 
 
 def watch_seconds(cfg: Any) -> Any:
-    """How long nothing may move: ``env_cfg.timeout``, which MMEngine calls ``env_cfg.dist_cfg.timeout``."""
+    """Seconds without progress before a run is ended: ``env_cfg.timeout`` (MMEngine: ``env_cfg.dist_cfg.timeout``)."""
     env = cfg.get("env_cfg") or {}
     options = env.get("dist_cfg") or {}
     if "timeout" in env and "timeout" in options:
-        raise ConfigError("env_cfg.timeout and env_cfg.dist_cfg.timeout are one setting: give one of them")
+        raise ConfigError("env_cfg.timeout and env_cfg.dist_cfg.timeout are the same setting; give only one of them")
     return env.get("timeout", options.get("timeout", launch.TIMEOUT))
 
 

@@ -2,38 +2,39 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
-from mmtrain import dist, randomness
+from mmtrain import randomness
 from mmtrain.errors import CheckpointError
+from mmtrain.runner.best import BestRecords
+from mmtrain.runner.gather import whole
+from mmtrain.runner.run import Run
 from mmtrain.types import Stateful
 
-if TYPE_CHECKING:
-    from mmtrain.runner.flexible_runner import FlexibleRunner
-    from mmtrain.strategies.base import Strategy
 
-
-def small_state_table(runner: "FlexibleRunner") -> dict[str, Stateful]:
+def small_state_table(run: Run, best: BestRecords) -> dict[str, Stateful]:
     """Name to object, for everything but the model's and the optimizer's tensors and the generators.
 
     ``progress`` comes first, because the others may want to know the position when they are restored.
     """
-    table: dict[str, Stateful] = {"progress": runner.progress, "log": runner.scalars}
-    if runner.optim_wrapper is not None:
-        table["scaler"] = runner.optim_wrapper
-    if runner.ledger is not None:
-        table["ledger"] = runner.ledger
-    if runner.schedules is not None:
-        table["schedules"] = runner.schedules
-    extra = ModuleExtras(runner.model)
+    table: dict[str, Stateful] = {"progress": run.progress, "log": run.scalars}
+    if run.optim_wrapper is not None:
+        table["scaler"] = run.optim_wrapper
+    if run.ledger is not None:
+        table["ledger"] = run.ledger
+    if run.schedules is not None:
+        table["schedules"] = run.schedules
+    if best.metrics or best.records:
+        table["best"] = best
+    extra = ModuleExtras(run.model)
     if extra.modules:
         table["modules"] = extra
-    for name, hook in runner.hooks.named.items():
+    for name, hook in run.hooks.named.items():
         if isinstance(hook, Stateful):
             table[f"hooks.{name}"] = hook
-    for name, metric in _metrics(runner):
+    for name, metric in _metrics(run):
         if isinstance(metric, Stateful):
             table[f"metrics.{name}"] = metric
     return table
@@ -55,56 +56,42 @@ class ModuleExtras:
                 module.set_extra_state(state_dict[name])
 
 
-def _metrics(runner: "FlexibleRunner") -> Iterator[tuple[str, Any]]:
-    """The metrics of validation, by set, class and place: ``val.Recall_0``."""
-    for name, (_, evaluator) in (runner.val_loop.sets if runner.val_loop is not None else {}).items():
+def _metrics(run: Run) -> Iterator[tuple[str, Any]]:
+    """The metrics of validation, by set, class and index: ``val.Recall_0``."""
+    for name, (_, evaluator) in run.val_sets.items():
         for index, metric in enumerate(getattr(evaluator, "metrics", ())):
             yield f"{name or 'val'}.{type(metric).__name__}_{index}", metric
 
 
-def capture_small_state(runner: "FlexibleRunner") -> dict[str, Any]:
+def capture_small_state(run: Run, best: BestRecords) -> dict[str, Any]:
     """The state of everything in the table, by name."""
-    state = {name: item.state_dict() for name, item in small_state_table(runner).items()}
-    return whole(state) if runner.strategy.forward_is_collective else state
-
-
-def gather_weights(strategy: "Strategy") -> dict[str, Tensor]:
-    """The whole model's tensors by name, on rank 0 (where sharded on the CPU, one at a time); empty elsewhere."""
-    weights = {}
-    for name, value in strategy.model_state().items():
-        gathered = whole(value)
-        if dist.is_main():
-            weights[name] = gathered if gathered is value else gathered.cpu()
-    return weights
-
-
-def whole(value: Any) -> Any:
-    """The same nested state with sharded tensors (averages of the weights) put together; a collective."""
-    if isinstance(value, Mapping):
-        return {key: whole(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)) and any(isinstance(item, Tensor) for item in value):
-        return type(value)(whole(item) for item in value)
-    full_tensor = getattr(value, "full_tensor", None)
-    return value if full_tensor is None else full_tensor()
+    state = {name: item.state_dict() for name, item in small_state_table(run, best).items()}
+    return whole(state) if run.strategy.forward_is_collective else state
 
 
 def capture_tensors(
-    runner: "FlexibleRunner", *, optimizer: bool = True, left_out: Collection[str] = ()
+    run: Run, *, optimizer: bool = True, left_out: Collection[str] = ()
 ) -> dict[str, dict[str, Tensor]]:
     """The model's and the optimizer's tensors by section; they share memory with the run.
 
     The model's tensors named in ``left_out`` are not among them.
     """
-    model = {name: value for name, value in runner.strategy.model_state().items() if name not in left_out}
+    model = {name: value for name, value in run.strategy.model_state().items() if name not in left_out}
     sections = {"model": model}
     if optimizer:
-        sections["optimizer"] = runner.strategy.optimizer_state()
+        sections["optimizer"] = run.strategy.optimizer_state()
     return sections
 
 
+def capture_rank_state(run: Run) -> dict[str, Any]:
+    """What every rank has of its own: the states of its generators, and what its data stream must remember."""
+    assert run.train_dataloader is not None
+    return {"generators": randomness.capture(), "data": run.train_dataloader.state_dict()}
+
+
 @dataclass
-class Report:
-    """What a resume did: names that were restored, that the checkpoint lacks, and that this run has no place for."""
+class StateReport:
+    """What a resume did: names that were restored, that the checkpoint lacks, and that this run does not use."""
 
     restored: list[str] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
@@ -117,20 +104,21 @@ class Report:
         return [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names] + self.notices
 
 
-def restore_small_state(runner: "FlexibleRunner", state: Mapping[str, Any]) -> Report:
+def restore_small_state(run: Run, best: BestRecords, saved: Mapping[str, Any]) -> StateReport:
     """Put back what `capture_small_state` gave.
 
     A hook that is new, or gone, since the checkpoint was written is reported and keeps, or loses, its state.
     Raises CheckpointError when the position itself is missing.
     """
-    if "progress" not in state:
-        raise CheckpointError("the checkpoint's state.json has no 'progress': it does not say where its run stood")
-    report = Report()
-    table = small_state_table(runner)
+    if "progress" not in saved:
+        raise CheckpointError("the checkpoint's state.json has no 'progress', so the position of its run is unknown")
+    report = StateReport()
+    table = small_state_table(run, best)
+    state = _with_current_names(saved, table)
     for name, item in table.items():
         if name in state:
             notices = item.load_state_dict(state[name])
-            if isinstance(notices, list):  # schedules tell what did not fit
+            if isinstance(notices, list):  # schedules report what did not fit
                 report.notices += notices
             report.restored.append(name)
         else:
@@ -139,6 +127,13 @@ def restore_small_state(runner: "FlexibleRunner", state: Mapping[str, Any]) -> R
     return report
 
 
-def capture_rank_state(runner: "FlexibleRunner") -> dict[str, Any]:
-    """What every rank has of its own: the states of its generators, and what its stream of data must remember."""
-    return {"generators": randomness.capture(), "data": runner.train_dataloader.state_dict()}
+def _with_current_names(saved: Mapping[str, Any], table: Mapping[str, Stateful]) -> dict[str, Any]:
+    """The saved state by today's names: the best records were once the state of CheckpointHook."""
+    state = dict(saved)
+    for name, value in saved.items():
+        was_hook = name.startswith("hooks.") and name not in table
+        if was_hook and isinstance(value, Mapping) and set(value) <= {"best", "rules"} and "best" in value:
+            del state[name]
+            if "best" in table:
+                state["best"] = value
+    return state

@@ -47,7 +47,7 @@ class ResumeTrialHook(Hook):
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         done = runner.progress.iteration
         if done in self._due:
-            runner.saving.finish(runner)  # a kill inside a save may leave nothing to resume: that would prove little
+            runner.checkpointer.finish(runner)  # a kill inside a save may leave nothing to resume, and prove little
             dist.on_main(self._mark(done).touch)  # when rank 0 has finished, it stands
             os.kill(os.getpid(), signal.SIGKILL)
         if done == self.stop:

@@ -19,5 +19,5 @@ class ShellAt:
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.iter + 1 == self.iteration:
-            runner.saving.finish(runner)
+            runner.checkpointer.finish(runner)
             subprocess.run(self.command, shell=True, check=True)

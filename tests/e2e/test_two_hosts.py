@@ -117,7 +117,7 @@ def test_a_run_goes_on_over_two_hosts_after_one_was_killed(hosts, tmp_path):
     statuses, errors = hosts.run(config)
     assert (tmp_path / "marker").exists(), errors
     assert 0 not in statuses
-    assert "The ranks do not share" in errors[0]
+    assert "Ranks do not share" in errors[0]
     assert "rank 0 on node0; rank 1 on node1" in errors[0]
     works = [tmp_path / f"disk_{k}" / "work" for k in range(2)]
     assert list((tmp_path / "disk").iterdir()) == []

@@ -43,7 +43,8 @@ class FakeRunner(SimpleNamespace):
             optim_wrapper=SimpleNamespace(param_groups=[{"lr": 0.1}]), val_dataloader=range(20),
             test_dataloader=range(7), stops=[],
         )  # fmt: skip
-        self.train_loop = SimpleNamespace(by_epoch=by_epoch, log_interval=0)
+        self.train_loop = SimpleNamespace(by_epoch=by_epoch)
+        self.checkpointer = SimpleNamespace(failure=None)
 
     @property
     def strategy(self):

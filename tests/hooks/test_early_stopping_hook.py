@@ -10,8 +10,8 @@ from mmengine.hooks import EarlyStoppingHook as Theirs
 from parts import make_runner as make_run
 
 from mmtrain.errors import ConfigError, RunError
+from mmtrain.evaluation.metric_rule import infer_rule
 from mmtrain.hooks import EarlyStoppingHook
-from mmtrain.hooks.metric_rule import infer_rule
 
 
 def validate(hook, runner, values, name="loss"):

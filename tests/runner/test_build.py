@@ -121,7 +121,7 @@ def test_a_missing_section_is_named(tmp_path, missing):
 
 
 def test_an_evaluator_without_data_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="val_evaluator is given without val_dataloader"):
+    with pytest.raises(ConfigError, match="val_evaluator is set without val_dataloader"):
         make_runner(tmp_path, val_dataloader=None, val_evaluator={"type": "Share"})
 
 
@@ -217,7 +217,7 @@ def test_a_loop_of_ones_own(tmp_path):
     Counted.steps = 0
     make_runner(tmp_path, train_cfg={"type": "Counted", "max_iters": 3}).train()
     assert Counted.steps == 3
-    with pytest.raises(ConfigError, match="no loop of mmtrain"):
+    with pytest.raises(ConfigError, match="is not an mmtrain train loop"):
         make_runner(tmp_path / "b", train_cfg={"type": Foreign})
 
 

@@ -73,8 +73,8 @@ def test_half_the_batch_doubles_the_iterations(work, capfd):
         work, resume=True, train_dataloader={"batch_size": 4}, optim_wrapper={"accumulative_counts": 2}, train_cfg={"max_iters": 40}
     )  # fmt: skip
     text = said(capfd)
-    assert "stands at iteration 26 of 40, epoch 3, sample 16 of the epoch" in text
-    assert "equivalent" in text
+    assert "Resuming at iteration 26/40 (epoch 3, sample 16" in text
+    assert "effective batch is still 8" in text
     assert runner.progress.epoch == 3
 
 
@@ -135,9 +135,9 @@ def test_logs_hold_every_sample_once_over_changes_of_the_batch(tmp_path, capfd):
     at_16 = counted([16, 12, 16, 16, 12, 16], first=10, samples=148)
     start_at(tmp_path, 8, 20)
     start_at(tmp_path, 16, 13)
-    assert "Steps count at global batch 16 from here: iteration 10 is what was 20." in said(capfd)
+    assert "Iterations are now counted at global batch size 16: iteration 10 corresponds to the old 20." in said(capfd)
     start_at(tmp_path, 16, 16)
-    assert "Steps count at global batch" not in said(capfd)
+    assert "Iterations are now counted" not in said(capfd)
     assert history(tmp_path) == at_8 + at_16
     start_at(tmp_path, 8, 34)
     assert history(tmp_path) == at_8 + at_16 + counted([8, 8], first=32, samples=236)
@@ -173,9 +173,9 @@ def test_every_sample_of_a_pass_is_seen_once_over_a_change_of_batch(work):
 
 
 def test_what_cannot_go_on_is_refused(work):
-    with pytest.raises(CheckpointError, match=r"SGD.*used AdamW"):
+    with pytest.raises(CheckpointError, match=r"SGD.*saved with AdamW"):
         start(work, resume=True, optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.1}}, train_cfg={"max_iters": 30})
-    with pytest.raises(CheckpointError, match="training data differ"):
+    with pytest.raises(CheckpointError, match="training dataset changed"):
         start(
             work,
             resume=True,
@@ -206,7 +206,7 @@ def test_a_switch_of_data_is_done_once(work, tmp_path, capfd):
     start(work, train_cfg={"max_iters": 24}, **switched)
     said(capfd)
     runner = start(work, train_cfg={"max_iters": 34}, **switched)
-    assert "resume_data='restart' was done by the run that saved this checkpoint" in said(capfd)
+    assert "resume_data='restart' was already applied by the run that saved this checkpoint" in said(capfd)
     assert (runner.progress.epoch, runner.progress.offset) == (4, 32)
     later = {step: loss for step, loss in logged(whole, "loss").items() if step > 20}
     assert {step: loss for step, loss in logged(work, "loss").items() if step > 20} == later
@@ -245,5 +245,5 @@ def test_data_with_a_state_of_its_own_begin_again_on_request(tmp_path):
     start(tmp_path, train_cfg={"max_iters": 3}, **rows)
     start(tmp_path, train_cfg={"max_iters": 5}, resume=True, resume_data="restart", **rows)
     assert seen == [NoisyPoints(augment=False).x[at].tolist() for at in (0, 8, 16, 0, 8)]
-    with pytest.raises(ConfigError, match=r"PointsInARow can only be iterated over.*resume_data='restart'"):
+    with pytest.raises(ConfigError, match=r"PointsInARow is iterable-style.*resume_data='restart'"):
         start(tmp_path, train_cfg={"max_iters": 6}, resume=True, resume_data={"skip_iters": 1}, **rows)

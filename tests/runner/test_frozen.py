@@ -14,7 +14,7 @@ def test_frozen_parameters_can_be_left_out(tmp_path):
     runner.train()
     forget(tmp_path, "iter_20.pth")
     resumed = make_runner(tmp_path, model={"frozen": True}, default_hooks=hook, resume=True)
-    names = resumed._resume.checkpoint.tensor_names("model")
+    names = resumed.start.checkpoint.tensor_names("model")
     assert "first.weight" not in names
     assert "last.weight" in names
     resumed.train()
@@ -35,14 +35,14 @@ def test_frozen_weights_of_load_from_are_loaded_again(tmp_path):
     for name, value in begun.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
     with pytest.raises(
-        CheckpointError, match="the 2 of this model are not those .* give them again with resume='auto'"
+        CheckpointError, match="the 2 frozen parameters of this model are different .* give them again: resume='auto'"
     ):
         make_runner(tmp_path / "tuned", resume=True, **PARTIAL).train()
 
 
 def test_other_frozen_weights_are_refused(tmp_path):
     make_runner(tmp_path, **PARTIAL).train()
-    with pytest.raises(CheckpointError, match="without the frozen parameters"):
+    with pytest.raises(CheckpointError, match="without its frozen parameters"):
         make_runner(tmp_path, resume=True, randomness={"seed": 6}, **PARTIAL).train()
 
 

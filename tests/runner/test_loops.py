@@ -7,7 +7,7 @@ from torch import nn
 
 from mmtrain.errors import ConfigError, RunError
 from mmtrain.randomness import STREAM_BUILD, mix, seed_generators
-from mmtrain.runner.loops import TrainPlan
+from mmtrain.runner.train_schedule import TrainSchedule
 
 
 class Plain(nn.Module):
@@ -290,12 +290,12 @@ def test_a_model_with_a_train_step_of_its_own(tmp_path):
 )
 def test_a_plan_that_cannot_be_is_refused(options, message):
     with pytest.raises(ConfigError, match=message):
-        TrainPlan(**options)
+        TrainSchedule(**options)
 
 
 def test_when_validation_is_due():
-    plan = TrainPlan(max_iters=100, val_begin=20, val_interval=10, dynamic_intervals=((50, 5),))
-    due = [done for done in range(1, 101) if plan.validates_after(done, is_end=done == 100)]
+    schedule = TrainSchedule(max_iters=100, val_begin=20, val_interval=10, dynamic_intervals=((50, 5),))
+    due = [done for done in range(1, 101) if schedule.validates_after(done, is_end=done == 100)]
     assert due == [20, 30, 40, *range(50, 101, 5)]
 
 

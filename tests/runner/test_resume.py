@@ -27,24 +27,24 @@ def test_the_newest_good_one(work, capfd):
 
 def test_exactly_the_one_that_is_named(work, trained, tmp_path, capfd):
     start(tmp_path / "elsewhere", resume=True, load_from=str(trained / "iter_7.pth"))
-    assert "stands at iteration 7 of 20" in said(capfd)
+    assert "Resuming at iteration 7/20" in said(capfd)
     assert logged(tmp_path / "elsewhere", "loss") == {s: v for s, v in logged(trained, "loss").items() if s > 7}
 
 
 def test_the_one_of_that_name_in_the_work_dir(work, capfd):
     start(work, resume="iter_7.pth")
-    assert "stands at iteration 7 of 20" in said(capfd)
+    assert "Resuming at iteration 7/20" in said(capfd)
 
 
 def test_the_newest_good_one_of_another_work_dir(work, tmp_path, capfd):
     (work / "iter_20.pth" / "state.json").unlink()
     start(tmp_path / "elsewhere", resume=True, load_from=str(work))
     text = said(capfd)
-    assert "Skipped a checkpoint that is not good: iter_20.pth/state.json: missing" in text
+    assert "Skipped a damaged checkpoint: iter_20.pth/state.json: missing" in text
     assert f"Auto resumed from the latest checkpoint {work}/iter_14.pth." in text
     for name in ("iter_7.pth", "iter_14.pth"):
         (work / name / "state.json").unlink()
-    with pytest.raises(CheckpointError, match=r"no checkpoint in .* is good: iter_20.*; iter_14.*; iter_7"):
+    with pytest.raises(CheckpointError, match=r"all checkpoints in .* are damaged: iter_20.*; iter_14.*; iter_7"):
         start(tmp_path / "elsewhere", resume=True, load_from=str(work))
 
 
@@ -54,12 +54,12 @@ def test_a_name_is_looked_for_in_the_work_dir_that_load_from_names(work, tmp_pat
     start(tmp_path / "third", resume="iter_7.pth", load_from=str(work / "iter_14.pth"))
     text = said(capfd)
     assert f"Resumed from the checkpoint {work}/iter_14.pth." in text
-    assert "resume='iter_7.pth' does not count" in text
+    assert "resume='iter_7.pth' is ignored" in text
 
 
 def test_an_empty_directory_cannot_be_resumed(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint and contains none"):
         start(tmp_path / "work", resume=True, load_from=str(tmp_path / "empty"))
 
 
@@ -163,7 +163,7 @@ def test_every_damaged_file_is_found_and_the_older_one_taken(trained, tmp_path, 
         shutil.copytree(trained / "iter_20.pth", work / "iter_20.pth")
         damage(work / "iter_20.pth" / file, kind)
         runner = make_runner(work, resume=True, log_level="INFO")
-        assert runner._resume.checkpoint.name == "iter_14.pth"
+        assert runner.start.checkpoint.name == "iter_14.pth"
         runner.release()
         assert str(file) in said(capfd)
 
@@ -183,7 +183,7 @@ def test_a_pointer_that_lies_does_not_matter(work, pointer):
     else:
         (work / "last_checkpoint").write_text(pointer)
     runner = make_runner(work, resume=True)
-    assert runner._resume.checkpoint.name == "iter_20.pth"
+    assert runner.start.checkpoint.name == "iter_20.pth"
     runner.release()
 
 
@@ -195,7 +195,7 @@ def test_another_seed_is_told(work, capfd):
 def test_a_finished_run_does_nothing_more(work, capfd):
     runner = start(work, resume=True)
     assert runner.progress.iteration == 20
-    assert "Nothing is left to train" in said(capfd)
+    assert "Training is already complete (20/20 iterations). To continue, increase max_epochs" in said(capfd)
     assert list(logged(work, "loss")) == list(range(1, 21))
 
 

@@ -13,7 +13,7 @@ from mmtrain.checkpoint.foreign import export as forms
 from mmtrain.cli.checkpoint.find import find_checkpoint
 from mmtrain.cli.checkpoint.text import counted
 from mmtrain.errors import ConfigError
-from mmtrain.runner.frozen import fingerprint, frozen_names, refuse_other
+from mmtrain.runner.frozen import check_same_frozen, frozen_names, tensors_fingerprint
 
 
 def export(arguments: argparse.Namespace) -> int:
@@ -102,8 +102,8 @@ def _model(arguments: argparse.Namespace, checkpoint: Checkpoint) -> nn.Module:
 def _check_frozen(model: nn.Module, checkpoint: Checkpoint) -> None:
     """Raise CheckpointError where what the checkpoint lacks is not what it was trained with."""
     names = frozen_names(model)
-    own = fingerprint(dict(model.state_dict()), names)
-    refuse_other(checkpoint.manifest.meta.get("frozen") or {}, own, where=str(checkpoint.path), count=len(names))
+    own = tensors_fingerprint(dict(model.state_dict()), names)
+    check_same_frozen(checkpoint.manifest.meta.get("frozen") or {}, own, where=str(checkpoint.path), count=len(names))
 
 
 def _warn(text: str) -> None:

@@ -2,7 +2,7 @@
 
 MMEngine 0.10.7 defines them by recursion (``mmengine/optim/scheduler/param_scheduler.py``); these are the solutions of
 its recursions, so that a value needs no history. Arguments, defaults and the treatment of the ends are MMEngine's. The
-classes here lack only the name of the value that they set; the names for configs are in `mmtrain.optim.schedules.classes`.
+classes here lack only the name of the value that they set; the names for configs are in `classes`.
 """
 
 import math

@@ -1,0 +1,41 @@
+"""What a checkpoint's manifest says about the run besides its files."""
+
+from typing import Any
+
+import torch
+
+from mmtrain import dist
+from mmtrain.runner.compare import flat_config
+from mmtrain.runner.run import Run
+from mmtrain.version import __version__
+
+
+def manifest_fields(run: Run) -> dict[str, Any]:
+    """The fields of `mmtrain.checkpoint.Manifest` that describe a run; docs/checkpoint_format.md lists them."""
+    import numpy
+
+    stream = run.train_dataloader
+    assert stream is not None
+    assert run.optim_wrapper is not None
+    return {
+        "position": run.progress.state_dict(),
+        "world_size": run.world_size,
+        "strategy": type(run.strategy).__name__,
+        "seed": run.seed,
+        "config": run.directory.config_text,
+        "data_fingerprint": run.data_fingerprint,
+        "versions": {"mmtrain": __version__, "torch": torch.__version__, "numpy": numpy.__version__},
+        "meta": {
+            "batch_size": stream.batch_size,
+            "data_size": dist.data_size(),
+            "accumulative_counts": run.optim_wrapper.accumulative_counts,
+            "samples_per_epoch": stream.samples,
+            "iterations_per_epoch": stream.iterations_per_epoch,
+            "max_iters": run.max_iters,
+            "max_epochs": run.max_epochs,
+            "optimizer": run.optimizer_name,
+            "experiment_name": run.experiment_name,
+            "timestamp": run.timestamp,
+            "config_values": flat_config(run.cfg),
+        },
+    }
