@@ -15,9 +15,9 @@ from mmtrain.config.dump import Writer, top_level
 from mmtrain.config.keys import KEYS
 from mmtrain.config.reader import read_source
 from mmtrain.errors import ConfigError
-from mmtrain.registry.arguments import nearest
 from mmtrain.registry.lazy import LAZY, built, plain_python
 from mmtrain.source_lines import OPTIONS, Source, config_error, positions, short_name
+from mmtrain.suggest import nearest
 
 _SUFFIXES = (".py", ".json", ".yaml", ".yml")
 

@@ -9,11 +9,11 @@ from mmtrain.launch.environment import recognise as recognise
 from mmtrain.launch.group import TIMEOUT as TIMEOUT
 from mmtrain.launch.group import end_process as end_process
 from mmtrain.launch.group import end_watch as end_watch
+from mmtrain.launch.group import is_reporting_rank as is_reporting_rank
 from mmtrain.launch.group import join as join
 from mmtrain.launch.group import leave as leave
 from mmtrain.launch.group import report as report
 from mmtrain.launch.group import report_before_joining as report_before_joining
-from mmtrain.launch.group import is_reporting_rank as is_reporting_rank
 from mmtrain.launch.group import watch as watch
 from mmtrain.launch.group import write_errors_to as write_errors_to
 from mmtrain.launch.stacks import answer_with_stacks as answer_with_stacks

@@ -1,7 +1,6 @@
 """Checks a config's arguments against what a class or function takes, before it is called."""
 
 import ast
-import difflib
 import inspect
 import textwrap
 from collections.abc import Callable, Iterable, Mapping
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmtrain.source_lines import config_error
+from mmtrain.suggest import did_you_mean
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -125,17 +125,3 @@ def _is_super_init(node: ast.expr) -> bool:
 def display_name(target: Any) -> str:
     """A class's or function's name as an error shows it."""
     return getattr(target, "__qualname__", None) or getattr(target, "__name__", None) or repr(target)
-
-
-def nearest(name: str, names: Iterable[str], count: int = 1) -> list[str]:
-    """The names most like ``name``, best first; case does not count."""
-    by_lower: dict[str, str] = {}
-    for known in names:
-        by_lower.setdefault(known.lower(), known)
-    return [by_lower[found] for found in difflib.get_close_matches(name.lower(), by_lower, count, 0.6)]
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` when one of ``names`` is near, else nothing."""
-    found = nearest(str(name), names)
-    return f"; did you mean {found[0]!r}?" if found else ""

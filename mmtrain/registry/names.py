@@ -11,8 +11,8 @@ from typing import Any
 
 from mmengine.registry import Registry
 
-from mmtrain.registry.arguments import did_you_mean, nearest
 from mmtrain.source_lines import config_error
+from mmtrain.suggest import did_you_mean, nearest
 
 # How many of the user's files are searched for a class that was never imported.
 _FILES_SEARCHED = 500
