@@ -66,7 +66,7 @@ def config_text(cfg: Any) -> str:
     return _HEADER + "".join(f"{line}\n" for line in imports) + ("\n" if imports else "") + "".join(body)
 
 
-def fingerprint(cfg: Any) -> str:
+def config_hash(cfg: Any) -> str:
     """A hash of everything in a config (xxh3, 128 bits, hexadecimal); the order of keys does not count."""
     writer = Writer(taken={}, ordered=True)
     members = sorted(top_level(cfg).items())

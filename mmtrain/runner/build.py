@@ -28,6 +28,7 @@ from mmtrain.runner.loops import TrainLoop, TrainPlan
 from mmtrain.runner.resume import Resume, checkpoint_root
 from mmtrain.runner.run_directory import Place, apply_env, make_place, occupy, watch_seconds, work_dir_of
 from mmtrain.runner.saving import SaveService
+from mmtrain.runner.start_facts import start_facts
 from mmtrain.source_lines import positions
 from mmtrain.strategies import Strategy
 
@@ -71,7 +72,7 @@ def join_processes(cfg: Any) -> None:
     launch.join(cfg.get("launcher") or "none", backend=(env.get("dist_cfg") or {}).get("backend"))
     if dist.world_size() > 1:
         launch.watch(watch_seconds(cfg))
-    launch.refuse_disagreement(cfg)
+        launch.refuse_difference(start_facts(cfg), "start all ranks with the same files, in the same environment")
 
 
 def _assemble(cfg: Any, task: str, strategy: Strategy, locks: ExitStack) -> Parts:
