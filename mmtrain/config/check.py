@@ -37,7 +37,7 @@ from mmtrain.registry import (
     resolve,
 )
 from mmtrain.registry.arguments import arguments_of
-from mmtrain.registry.lazy import LAZY, lazy_name
+from mmtrain.registry.names import LAZY, lazy_name
 from mmtrain.source_lines import Source, config_error, positions, source_of
 from mmtrain.suggest import did_you_mean
 

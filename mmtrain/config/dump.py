@@ -21,7 +21,7 @@ import xxhash
 from mmtrain.config.keys import misspelt
 from mmtrain.errors import ConfigError
 from mmtrain.registry import REGISTRIES
-from mmtrain.registry.lazy import LAZY, lazy_name
+from mmtrain.registry.names import LAZY, lazy_name
 from mmtrain.source_lines import OWN_VARIABLE, config_error
 
 _WIDTH = 100

@@ -17,8 +17,7 @@ from mmengine.utils import ManagerMixin
 
 from mmtrain.errors import ConfigError
 from mmtrain.registry.arguments import arguments_of, check_arguments, display_name
-from mmtrain.registry.lazy import LAZY, lazy_name
-from mmtrain.registry.names import import_dotted, not_found, torch_optimizers
+from mmtrain.registry.names import LAZY, import_dotted, import_lazy, lazy_name, not_found, torch_optimizers
 from mmtrain.source_lines import config_error, short_name
 
 SCOPE = "mmtrain"
@@ -133,11 +132,7 @@ def resolve(registry: Registry, type_: Any, *, path: str, scope: str | None = No
         ours = registry.own(name.rpartition(".")[2]) if rest and package in REPLACED_PACKAGES else None
         if ours is not None:
             return ours
-    if isinstance(type_, LAZY):
-        try:
-            type_ = type_.build()
-        except Exception as error:
-            raise config_error(path, f"{error}") from error
+    type_ = import_lazy(type_, path=path)
     if isinstance(type_, str):
         found = _find_in_scope(registry, scope, type_, path=path) if scope and "." not in type_ else None
         return _ours_instead(registry, found or _of_name(registry, type_, path=path))
@@ -232,7 +227,7 @@ def build(registry: Registry, cfg: Any, *, path: str, **defaults: Any) -> Any:
     for name, value in defaults.items():
         if takes.anything or name in takes.names:
             args.setdefault(name, value)
-    args = {name: value.build() if isinstance(value, LAZY) else value for name, value in args.items()}
+    args = {name: import_lazy(value, path=f"{path}.{name}") for name, value in args.items()}
     if inspect.isclass(target) and issubclass(target, ManagerMixin):
         return _build_managed(target, args, path=path)
     check_arguments(target, args, path=path)
