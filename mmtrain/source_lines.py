@@ -41,13 +41,20 @@ class Node:
 
 @dataclass
 class Source:
-    """The positions of one config, the names its code reads, and the names it binds by imports."""
+    """The positions of one config, and what else its files' syntax trees say.
+
+    ``read`` are the names that its code reads, ``imported`` those that it binds by imports, ``files`` its own file and
+    its bases. ``bases`` gives the file of a base from the file that includes it and the name in its import.
+    ``pure_python`` says that the config is in MMEngine's pure Python style, and not in that of ``_base_`` lists.
+    """
 
     file: str
     names: dict[str, Node] = field(default_factory=dict)
     read: set[str] = field(default_factory=set)
     imported: set[str] = field(default_factory=set)
     files: list[str] = field(default_factory=list)
+    bases: dict[tuple[str, str], Path] = field(default_factory=dict)
+    pure_python: bool = False
 
     def find(self, path: str) -> tuple[str, int | None]:
         """The file and line of a dotted path (``custom_hooks[0].interval`` or ``custom_hooks.0.interval``), or of the

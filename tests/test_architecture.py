@@ -12,7 +12,8 @@ PACKAGE = ROOT / "mmtrain"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = {
-    "errors": 0, "types": 0, "version": 0, "heartbeat": 0, "source_lines": 0, "registry": 0, "config": 0,
+    "errors": 0, "types": 0, "version": 0, "heartbeat": 0, "source_lines": 0, "suggest": 0,
+    "registry": 0, "config": 0,
     "dist": 1, "randomness": 1, "progress": 1, "launch": 1,
     "data": 2, "optim": 2, "checkpoint": 2, "logging": 2, "evaluation": 2,
     "strategies": 3,
@@ -135,3 +136,13 @@ def test_importing_the_package_imports_nothing_heavy():
     code = "import sys, mmtrain; print(sorted({'torch', 'mmengine', 'deepspeed'} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert result.stdout.strip() == "[]"
+
+
+def test_the_package_shows_what_it_exports():
+    import mmtrain
+
+    assert {"FlexibleRunner", "Config", "Hook", "load_config", "load_weights", "__version__"} <= set(dir(mmtrain))
+    for name in dir(mmtrain):
+        assert getattr(mmtrain, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Flexible'"):
+        mmtrain.Flexible  # noqa: B018

@@ -1,7 +1,7 @@
 """Configs: read a file, merge the command line's changes, check everything, write the result back."""
 
 from mmtrain.config.check import check_config
-from mmtrain.config.dump import config_text, dump_config, fingerprint
+from mmtrain.config.dump import config_hash, config_text, dump_config
 from mmtrain.config.keys import KEYS
 from mmtrain.config.load import import_custom_modules, load_config, parse_overrides
 from mmtrain.source_lines import positions
@@ -9,9 +9,9 @@ from mmtrain.source_lines import positions
 __all__ = [
     "KEYS",
     "check_config",
+    "config_hash",
     "config_text",
     "dump_config",
-    "fingerprint",
     "import_custom_modules",
     "load_config",
     "parse_overrides",

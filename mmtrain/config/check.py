@@ -36,9 +36,10 @@ from mmtrain.registry import (
     Registry,
     resolve,
 )
-from mmtrain.registry.arguments import arguments_of, did_you_mean
-from mmtrain.registry.lazy import LAZY, lazy_name
+from mmtrain.registry.arguments import arguments_of
+from mmtrain.registry.names import LAZY, lazy_name
 from mmtrain.source_lines import Source, config_error, positions, source_of
+from mmtrain.suggest import did_you_mean
 
 
 def check_config(cfg: Any, *, source: Source | None = None) -> None:

@@ -21,7 +21,7 @@ import xxhash
 from mmtrain.config.keys import misspelt
 from mmtrain.errors import ConfigError
 from mmtrain.registry import REGISTRIES
-from mmtrain.registry.lazy import LAZY, lazy_name
+from mmtrain.registry.names import LAZY, lazy_name
 from mmtrain.source_lines import OWN_VARIABLE, config_error
 
 _WIDTH = 100
@@ -66,7 +66,7 @@ def config_text(cfg: Any) -> str:
     return _HEADER + "".join(f"{line}\n" for line in imports) + ("\n" if imports else "") + "".join(body)
 
 
-def fingerprint(cfg: Any) -> str:
+def config_hash(cfg: Any) -> str:
     """A hash of everything in a config (xxh3, 128 bits, hexadecimal); the order of keys does not count."""
     writer = Writer(taken={}, ordered=True)
     members = sorted(top_level(cfg).items())

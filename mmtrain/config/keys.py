@@ -6,6 +6,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmtrain.suggest import letters_off
+
 
 class Kind(NamedTuple):
     """What a value may be: in words, and as a test."""
@@ -218,26 +220,12 @@ def _letters(name: str) -> str:
 def _looks_like(name: str, key: str) -> bool:
     if name == key:
         return True
-    distance = _edit_distance(name, key)
+    distance = letters_off(name, key)
     if len(key) < 6 or key.endswith("cfg"):  # `text_cfg` is one letter from `test_cfg`: only swapped letters count
         return distance == 1 and sorted(name) == sorted(key)
     if key in name and name != key + "s":  # `val_dataloader_2`, `my_visualizer`, `compiled`
         return False
     return distance <= (2 if len(key) >= 12 else 1)
-
-
-def _edit_distance(first: str, second: str) -> int:
-    """The letters to insert, delete, replace or swap with their neighbour (optimal string alignment)."""
-    before: list[int] = []
-    row = list(range(len(second) + 1))
-    for i, a in enumerate(first, 1):
-        before, last, row = row, before, [i]
-        for j, b in enumerate(second, 1):
-            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (a != b))
-            if i > 1 and j > 1 and a == second[j - 2] and first[i - 2] == b:
-                cost = min(cost, last[j - 2] + 1)
-            row.append(cost)
-    return row[-1]
 
 
 def named_sets(loaders: Any) -> bool:

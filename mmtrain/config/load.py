@@ -8,16 +8,16 @@ from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, DictAction
 from mmengine.config.config import RESERVED_KEYS
 
 from mmtrain.config.dump import Writer, top_level
 from mmtrain.config.keys import KEYS
+from mmtrain.config.lazy import Placeholder, resolve_placeholders, run_config
 from mmtrain.config.reader import read_source
 from mmtrain.errors import ConfigError
-from mmtrain.registry.arguments import nearest
-from mmtrain.registry.lazy import LAZY, built, plain_python
 from mmtrain.source_lines import OPTIONS, Source, config_error, positions, short_name
+from mmtrain.suggest import nearest
 
 _SUFFIXES = (".py", ".json", ".yaml", ".yml")
 
@@ -37,8 +37,8 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
     cfg = _read(file, source)
     _merge(cfg, overrides or {}, source)
     with positions(source):
-        members = {name: value for name, value in top_level(cfg).items() if not _is_import(name, value, cfg, source)}
-        members = {name: _settled(value, name) for name, value in members.items()}
+        members = {name: value for name, value in top_level(cfg).items() if not _is_import(name, value, source)}
+        members = {name: resolve_placeholders(value, name) for name, value in members.items()}
         cfg = Config(_writable(members), cfg_text=cfg.text, filename=str(given), env_variables=cfg.env_variables)
         object.__setattr__(cfg, "_mmtrain_source", source)
         import_custom_modules(cfg)
@@ -93,8 +93,9 @@ def _existing(path: Path) -> Path:
 
 def _read(file: Path, source: Source) -> Config:
     try:
-        with plain_python():
-            return Config.fromfile(str(file), import_custom_modules=False, format_python_code=False)
+        if source.pure_python:
+            return Config(run_config(file, source), filename=str(file), format_python_code=False)
+        return Config.fromfile(str(file), import_custom_modules=False, format_python_code=False, lazy_import=False)
     except ConfigError:
         raise
     except Exception as error:
@@ -144,28 +145,14 @@ def _merge(cfg: Config, overrides: dict[str, Any], source: Source) -> None:
         source.override(name, value)
 
 
-def _is_import(name: str, value: Any, cfg: Config, source: Source) -> bool:
+def _is_import(name: str, value: Any, source: Source) -> bool:
     """Whether a top-level name is there only because the file imports or defines it."""
     if isinstance(value, ModuleType):
         return True
     code = (type, FunctionType, BuiltinFunctionType)
-    if name in source.imported or name in vars(cfg).get("_imported_names", ()):
-        return isinstance(value, (*LAZY, *code))
+    if name in source.imported:
+        return isinstance(value, (Placeholder, *code))
     return isinstance(value, code) and getattr(value, "__name__", None) == name
-
-
-def _settled(value: Any, path: str) -> Any:
-    """``value`` without placeholders, except as a ``type``, and without MMEngine's empty ``_scope_``."""
-    if isinstance(value, dict):
-        members = {key: member for key, member in dict.items(value) if not (key == "_scope_" and member is None)}
-        keep = {"type": members["type"]} if isinstance(members.get("type"), LAZY) else {}
-        return ConfigDict({key: keep.get(key) or _settled(member, f"{path}.{key}") for key, member in members.items()})
-    if type(value) in (list, tuple):
-        return type(value)(_settled(member, f"{path}[{index}]") for index, member in enumerate(value))
-    try:
-        return built(value)
-    except Exception as error:
-        raise config_error(path, _text(error)) from error
 
 
 def _writable(members: dict[str, Any]) -> dict[str, Any]:

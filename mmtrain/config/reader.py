@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import re
+import sys
 from pathlib import Path
 
 from mmtrain.errors import ConfigError
@@ -30,8 +31,27 @@ def read_source(file: Path, *, above: tuple[Path, ...] = ()) -> Source:
     except (OSError, ValueError) as error:
         raise ConfigError(f"config {short_name(str(file))} cannot be read: {error}") from error
     source.read.update(_BASE_VARIABLE.findall(text), _OWN_VARIABLE.findall(text))
+    source.pure_python = _is_pure_python(tree)
     _Reader(source, file, above=(*above, file.resolve())).read_module(tree)
     return source
+
+
+def is_imported_for_real(module: str) -> bool:
+    """Whether a config in pure Python style really imports ``module``: the standard library, and `mmengine.config`."""
+    return module.partition(".")[0] in sys.stdlib_module_names or module.startswith("mmengine.config")
+
+
+def _is_pure_python(tree: ast.Module) -> bool:
+    if any(_is_base_list(statement) for statement in tree.body):
+        return False
+    for node in ast.walk(tree):
+        if isinstance(node, ast.With) and _is_read_base(node):
+            return True
+        if isinstance(node, ast.ImportFrom) and (node.level or not is_imported_for_real(node.module or "")):
+            return True
+        if isinstance(node, ast.Import) and not all(is_imported_for_real(alias.name) for alias in node.names):
+            return True
+    return False
 
 
 class _Reader:
@@ -70,14 +90,20 @@ class _Reader:
         found: dict[str, Node] = {}
         for name in [value] if isinstance(value, str) else value:
             if "::" not in name:  # another package's config: MMEngine finds it, its lines stay unknown
-                found.update(self._read_base(self.file.parent / name, statement.lineno).names)
+                found.update(self._read_base(self.file.parent / name, statement).names)
         return found
 
-    def _import_base(self, statement: ast.ImportFrom) -> None:
+    def _import_base(self, statement: ast.stmt) -> None:
+        if not isinstance(statement, ast.ImportFrom) or not statement.module:
+            raise ConfigError(f"{self._line(statement)}: expected an import such as `from .base import *` here")
         base = self._base_file(statement)
         if base is None:
-            return
-        names = self._read_base(base, statement.lineno).names
+            raise ConfigError(
+                f"{self._line(statement)}: {statement.module} is not in an installed package; "
+                "start the name of a file in this directory with a dot, as in `from .base import *`"
+            )
+        self.source.bases[str(self.file), "." * statement.level + statement.module] = base.resolve()
+        names = self._read_base(base, statement).names
         for alias in statement.names:
             if alias.name == "*":
                 self.names.update(names)
@@ -92,16 +118,25 @@ class _Reader:
         folders = list(spec.submodule_search_locations or []) if spec else []
         return Path(folders[0], *parts[1:]).with_suffix(".py") if folders else None
 
-    def _read_base(self, base: Path, line: int) -> Source:
-        here = f"config {short_name(str(self.file))}, line {line}"
+    def _line(self, statement: ast.stmt) -> str:
+        return f"config {short_name(str(self.file))}, line {statement.lineno}"
+
+    def _read_base(self, base: Path, statement: ast.stmt) -> Source:
         base = base.resolve()
+        shown = short_name(str(base))
         if base in self.above:
             raise ConfigError(
-                f"{here}: the base {short_name(str(base))} includes this file again; remove one of the two"
+                f"{self._line(statement)}: the base {shown} includes this file again; remove one of the two"
             )
         if not base.is_file():
-            raise ConfigError(f"{here}: the base {short_name(str(base))} does not exist")
+            raise ConfigError(f"{self._line(statement)}: the base {shown} does not exist")
         read = read_source(base, above=self.above)
+        if read.bases and not self.source.pure_python:
+            raise ConfigError(
+                f"{self._line(statement)}: the base {shown} has `with read_base():`; use it in this file too, "
+                "in place of `_base_`"
+            )
+        self.source.bases |= read.bases
         self.source.read |= read.read
         self.source.imported |= read.imported
         self.source.files += read.files
@@ -115,10 +150,9 @@ class _Reader:
                 self.assign(target, node.value)
         elif isinstance(node, ast.AnnAssign) and node.value is not None:
             self.assign(node.target, node.value)
-        elif isinstance(node, ast.With):
+        elif isinstance(node, ast.With) and _is_read_base(node):
             for inner in node.body:
-                if isinstance(inner, ast.ImportFrom):
-                    self._import_base(inner)
+                self._import_base(inner)
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             self.source.imported.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
@@ -225,6 +259,11 @@ class _Reader:
 
 def _is_base_list(node: ast.stmt) -> bool:
     return isinstance(node, ast.Assign) and len(node.targets) == 1 and _is_name(node.targets[0], "_base_")
+
+
+def _is_read_base(node: ast.With) -> bool:
+    call = node.items[0].context_expr
+    return isinstance(call, ast.Call) and _is_name(call.func, "read_base")
 
 
 def _is_name(node: ast.expr, name: str) -> bool:

@@ -1,11 +1,11 @@
 """The arguments of a data loader in two small groups, checked once."""
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from mmtrain.errors import ConfigError
+from mmtrain.suggest import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,8 @@ def split_options(options: Mapping[str, Any], *, path: str) -> tuple[Place, Work
 
 def unknown_key(name: str, known: set[str], *, path: str) -> ConfigError:
     """Return the error for a key that a loader does not take."""
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(sorted(known))}"
-    return ConfigError(f"{path}.{name}: unknown key; {hint}")
+    hint = did_you_mean(name, known) or f"; expected one of {', '.join(sorted(known))}"
+    return ConfigError(f"{path}.{name}: unknown key{hint}")
 
 
 def _check_integer(value: Any, path: str, *, least: int) -> None:

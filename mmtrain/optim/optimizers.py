@@ -12,8 +12,9 @@ from mmtrain.optim.param_groups import Group, ParamwiseRules, argument_of, group
 from mmtrain.optim.wrapper_dict import OptimWrapperDict
 from mmtrain.optim.wrappers import OptimWrapper
 from mmtrain.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS, build, resolve
-from mmtrain.registry.arguments import arguments_of, did_you_mean
+from mmtrain.registry.arguments import arguments_of
 from mmtrain.source_lines import config_error
+from mmtrain.suggest import did_you_mean
 
 # Whoever names one of these has chosen an implementation.
 _IMPLEMENTATIONS = ("fused", "foreach", "capturable", "differentiable")

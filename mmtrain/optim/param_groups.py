@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from mmtrain.registry.arguments import did_you_mean
 from mmtrain.source_lines import config_error
+from mmtrain.suggest import did_you_mean
 
 _MULTIPLIERS = (
     "bias_lr_mult",

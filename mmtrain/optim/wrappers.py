@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 from mmtrain import dist
 from mmtrain.errors import RunError
 from mmtrain.registry import OPTIM_WRAPPERS
-from mmtrain.registry.arguments import did_you_mean
 from mmtrain.source_lines import config_error
+from mmtrain.suggest import did_you_mean
 from mmtrain.types import StepResult
 
 _APPLIED = StepResult(None)

@@ -9,11 +9,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mmengine.config.lazy import LazyAttr, LazyObject
 from mmengine.registry import Registry
 
-from mmtrain.registry.arguments import did_you_mean, nearest
+from mmtrain.errors import ConfigError
 from mmtrain.source_lines import config_error
+from mmtrain.suggest import did_you_mean, nearest
 
+# What MMEngine puts in a config for a class that is imported later, when it is needed.
+LAZY = (LazyAttr, LazyObject)
 # How many of the user's files are searched for a class that was never imported.
 _FILES_SEARCHED = 500
 
@@ -52,6 +56,28 @@ def import_dotted(name: str, *, path: str) -> Any:
             found = getattr(found, part)
         return found
     return None
+
+
+def lazy_name(value: Any) -> str:
+    """The dotted name that one of MMEngine's lazy objects stands for."""
+    if isinstance(value, LazyObject) and value._imported is None:
+        return str(value.module)
+    return f"{value.module}.{value}"
+
+
+def import_lazy(value: Any, *, path: str) -> Any:
+    """What one of MMEngine's lazy objects stands for; any other value as it is. Raises ConfigError."""
+    if not isinstance(value, LAZY):
+        return value
+    name = lazy_name(value)
+    try:
+        found = import_dotted(name, path=path)
+        return value.build() if found is None else found
+    except ConfigError:
+        raise
+    except Exception as error:
+        place = f" (imported in {value.location})" if value.location else ""
+        raise config_error(path, f"{name}{place} cannot be imported: {error.__context__ or error}") from error
 
 
 def not_found(registry: Registry, name: str, registries: Mapping[str, Registry]) -> str:

@@ -5,6 +5,7 @@ MMEngine's hooks, models or optimizers costs up to a second of start-up.
 """
 
 import inspect
+import re
 from collections.abc import Mapping
 from importlib import import_module
 from types import TracebackType
@@ -16,9 +17,8 @@ from mmengine.registry import Registry as MMEngineRegistry
 from mmengine.utils import ManagerMixin
 
 from mmtrain.errors import ConfigError
-from mmtrain.registry.arguments import arguments_of, check_arguments, display_name
-from mmtrain.registry.lazy import LAZY, lazy_name
-from mmtrain.registry.names import import_dotted, not_found, torch_optimizers
+from mmtrain.registry.arguments import arguments_of, check_arguments, display_name, unknown_argument
+from mmtrain.registry.names import LAZY, import_dotted, import_lazy, lazy_name, not_found, torch_optimizers
 from mmtrain.source_lines import config_error, short_name
 
 SCOPE = "mmtrain"
@@ -26,6 +26,8 @@ SCOPE = "mmtrain"
 REPLACED_PACKAGES = ("mmengine", "xtuner")
 # What a constructor raises about its arguments. Anything else is a failure of its own and passes through.
 _ARGUMENT_ERRORS = (TypeError, ValueError, KeyError, AssertionError)
+# What Python says about a name that a ``**kwargs`` took and a function further in did not.
+_UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
 class Registry(MMEngineRegistry):
@@ -133,11 +135,7 @@ def resolve(registry: Registry, type_: Any, *, path: str, scope: str | None = No
         ours = registry.own(name.rpartition(".")[2]) if rest and package in REPLACED_PACKAGES else None
         if ours is not None:
             return ours
-    if isinstance(type_, LAZY):
-        try:
-            type_ = type_.build()
-        except Exception as error:
-            raise config_error(path, f"{error}") from error
+    type_ = import_lazy(type_, path=path)
     if isinstance(type_, str):
         found = _find_in_scope(registry, scope, type_, path=path) if scope and "." not in type_ else None
         return _ours_instead(registry, found or _of_name(registry, type_, path=path))
@@ -230,13 +228,13 @@ def build(registry: Registry, cfg: Any, *, path: str, **defaults: Any) -> Any:
     target = resolve(registry, type_, path=f"{path}.type", scope=scope)
     takes = arguments_of(target)
     for name, value in defaults.items():
-        if takes.anything or name in takes.names:
+        if name in takes.names or not takes.bounded:
             args.setdefault(name, value)
-    args = {name: value.build() if isinstance(value, LAZY) else value for name, value in args.items()}
+    args = {name: import_lazy(value, path=f"{path}.{name}") for name, value in args.items()}
     if inspect.isclass(target) and issubclass(target, ManagerMixin):
         return _build_managed(target, args, path=path)
     check_arguments(target, args, path=path)
-    return _call(target, args, path=path)
+    return _call(target, target, args, path=path)
 
 
 def _build_managed(target: Any, args: dict[str, Any], *, path: str) -> Any:
@@ -244,20 +242,23 @@ def _build_managed(target: Any, args: dict[str, Any], *, path: str) -> Any:
     args.setdefault("name", target.__name__)
     check_arguments(target, args, path=path)
     target._instance_dict.pop(args["name"], None)
-    return _call(target.get_instance, args, path=path, name=display_name(target))
+    return _call(target.get_instance, target, args, path=path)
 
 
-def _call(target: Any, args: dict[str, Any], *, path: str, name: str | None = None) -> Any:
+def _call(function: Any, target: Any, args: dict[str, Any], *, path: str) -> Any:
     try:
-        return target(**args)
+        return function(**args)
     except ConfigError:
         raise
     except _ARGUMENT_ERRORS as error:
+        unexpected = _UNEXPECTED.search(str(error)) if isinstance(error, TypeError) else None
+        if unexpected and unexpected[1] in args and unexpected[1] not in arguments_of(target).names:
+            raise unknown_argument(target, unexpected[1], path=path) from error
         raised = raised_at(error)
         at = f" ({raised})" if raised else ""
         text = str(error) or "no message"
         raise config_error(
-            path, f"{name or display_name(target)} refused its arguments: {type(error).__name__}: {text}{at}"
+            path, f"{display_name(target)} refused its arguments: {type(error).__name__}: {text}{at}"
         ) from error
 
 

@@ -35,6 +35,7 @@ from mmtrain.runner.sections import (
     build_writers,
     loop_class,
 )
+from mmtrain.runner.start_facts import start_facts
 from mmtrain.runner.train_schedule import TrainSchedule
 from mmtrain.source_lines import positions
 from mmtrain.strategies import Strategy
@@ -66,7 +67,7 @@ def _join_processes(cfg: Any) -> None:
     launch.join(cfg.get("launcher") or "none", backend=(env.get("dist_cfg") or {}).get("backend"))
     if dist.world_size() > 1:
         launch.watch(watch_seconds(cfg))
-    launch.refuse_disagreement(cfg)
+        launch.refuse_difference(start_facts(cfg), "start all ranks with the same files, in the same environment")
 
 
 def _with_strategy(cfg: Any, make: Callable[..., R], task: str) -> R:

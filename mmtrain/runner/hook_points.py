@@ -18,10 +18,10 @@ The points are MMEngine's, with its arguments, plus two. Drawn in the loop::
 """
 
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from typing import Any
 
 from mmtrain.errors import ConfigError
+from mmtrain.suggest import did_you_mean
 
 POINTS = (
     "before_run", "after_run", "before_train", "after_train", "before_train_epoch", "after_train_epoch",
@@ -97,8 +97,7 @@ def _free_name(name: str, taken: dict[str, Any]) -> str:
 def _refuse_unknown_points(name: str, hook: Any) -> None:
     for attribute in dir(type(hook)):
         if attribute.startswith(("before_", "after_")) and attribute not in POINTS:
-            near = get_close_matches(attribute, POINTS, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(attribute, POINTS) or "."
             raise ConfigError(
                 f"hook {name!r} ({type(hook).__module__}.{type(hook).__name__}) has a method {attribute!r}, "
                 f"which is no hook point and would never run{hint} Give a helper a name that starts with '_'."

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mmtrain.errors import ConfigError
-from mmtrain.registry.arguments import did_you_mean
+from mmtrain.suggest import did_you_mean
 
 
 def modules_of_class(model: nn.Module, names: Sequence[str], path: str) -> list[nn.Module]:

@@ -249,8 +249,8 @@ def test_the_end_of_a_run_is_a_positive_whole_number(value):
 
 
 def test_a_missing_argument_is_told_unless_the_run_fills_it_in():
-    assert error(changed("model.width", 0, remove=True)) == "`model`: TestNet needs 'width', which is not given"
-    assert "TestSet needs 'root'" in error(changed("train_dataloader.dataset", dict(type="TestSet")))
+    assert error(changed("model.width", 0, remove=True)) == "`model`: TestNet requires the argument 'width'"
+    assert "TestSet requires the argument 'root'" in error(changed("train_dataloader.dataset", dict(type="TestSet")))
     check_config(changed("optim_wrapper.optimizer", 0, remove=True))
 
 
@@ -266,7 +266,7 @@ def test_a_name_that_is_not_found_is_told_at_its_type():
 
 def test_a_default_hook_without_type_changes_the_default_ones_arguments():
     check_config({"default_hooks": dict(logger=dict(interval=5))})
-    assert "LoggerHook takes no argument 'intervl'" in error({"default_hooks": dict(logger=dict(intervl=5))})
+    assert "LoggerHook has no argument 'intervl'" in error({"default_hooks": dict(logger=dict(intervl=5))})
     message = error({"default_hooks": dict(loger=dict(interval=5))})
     assert (
         message
@@ -288,7 +288,7 @@ def test_objects_and_classes_pass():
     cfg["custom_hooks"] = [object()]
     check_config(cfg)
     cfg["optim_wrapper"]["optimizer"]["nesterv"] = True
-    assert "SGD takes no argument 'nesterv'; did you mean 'nesterov'" in error(cfg)
+    assert "SGD has no argument 'nesterv'; did you mean 'nesterov'" in error(cfg)
 
 
 def test_one_wrapper_for_each_part_of_a_model_is_left_to_its_constructor():

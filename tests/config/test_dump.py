@@ -1,4 +1,4 @@
-"""The written config: it loads to an equal one, quickly, and the fingerprint follows its content."""
+"""The written config: it loads to an equal one, quickly, and the hash follows its content."""
 
 import enum
 import math
@@ -11,7 +11,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmtrain.config import check_config, config_text, dump_config, fingerprint, load_config
+from mmtrain.config import check_config, config_hash, config_text, dump_config, load_config
 from mmtrain.errors import ConfigError
 from mmtrain.registry import MODELS, OPTIMIZERS, resolve
 
@@ -97,7 +97,7 @@ def test_a_lazy_config_dumps_without_importing_its_types(tmp_path):
     loaded = roundtrip(cfg, tmp_path)
     assert loaded._cfg_dict.to_dict() == {**cfg._cfg_dict.to_dict()}
     assert config_text(loaded) == text
-    assert fingerprint(loaded) == fingerprint(cfg)
+    assert config_hash(loaded) == config_hash(cfg)
 
 
 def test_a_class_of_a_script_is_written_by_its_registered_name():
@@ -154,9 +154,9 @@ def test_a_variable_with_a_keys_looks_still_passes_after_the_round_trip(tmp_path
     assert plain(loaded) == plain(cfg)
 
 
-def test_the_fingerprint_follows_the_content_and_not_the_order():
+def test_the_hash_follows_the_content_and_not_the_order():
     first = Config(dict(a=1, model=dict(type=torch.nn.Linear, x=1, y=2)))
-    assert fingerprint(first) == fingerprint(Config(dict(model=dict(y=2, x=1, type=torch.nn.Linear), a=1)))
-    assert fingerprint(first) != fingerprint(Config(dict(a=1, model=dict(type=torch.nn.Linear, x=1, y=3))))
-    assert fingerprint(first) == fingerprint({"a": 1, "model": {"type": torch.nn.Linear, "x": 1, "y": 2}})
-    assert len(fingerprint(first)) == 32
+    assert config_hash(first) == config_hash(Config(dict(model=dict(y=2, x=1, type=torch.nn.Linear), a=1)))
+    assert config_hash(first) != config_hash(Config(dict(a=1, model=dict(type=torch.nn.Linear, x=1, y=3))))
+    assert config_hash(first) == config_hash({"a": 1, "model": {"type": torch.nn.Linear, "x": 1, "y": 2}})
+    assert len(config_hash(first)) == 32

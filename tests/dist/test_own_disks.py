@@ -249,7 +249,7 @@ def test_an_exact_step_that_is_damaged_on_one_node_is_refused_on_all(store, tmp_
 
 def test_other_data_on_a_rank_is_refused(pair):
     told = pair.run("own_disk_jobs", "facts", values=["Tokens:43", "Tokens:44"])
-    expected = "rank 1 has another data set in train_dataloader (fingerprint) than rank 0: Tokens:44 instead of"
+    expected = "data set in train_dataloader (fingerprint) differs between ranks: rank 1 has Tokens:44, rank 0 has"
     assert told[0] == told[1] == f"{expected} Tokens:43; do so"
     assert pair.run("own_disk_jobs", "facts", values=["Tokens:43"] * 2) == ["", ""]
 

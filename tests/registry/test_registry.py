@@ -206,8 +206,8 @@ def test_build_makes_the_object_and_leaves_the_config_alone(registered):
 
 def test_an_unknown_and_a_missing_argument_are_told():
     message = error(build, TASK_UTILS, dict(type=Thing, size=1, color="x"), path="tool")
-    assert message == "`tool.color`: Thing takes no argument 'color'; did you mean 'colour'? It takes: size, colour"
-    assert "Thing needs 'size', which is not given" in error(build, TASK_UTILS, dict(type=Thing), path="tool")
+    assert message == "`tool.color`: Thing has no argument 'color'; did you mean 'colour'? Its arguments: size, colour"
+    assert "Thing requires the argument 'size'" in error(build, TASK_UTILS, dict(type=Thing), path="tool")
     check_arguments(Thing, {}, path="tool", reserved=("size",))
     check_arguments(Thing, {}, path="tool", reserved=None)
     check_arguments(Thing, {"size": 1, "priority": 2}, path="tool", extra=("priority",))
@@ -249,13 +249,25 @@ class Net(torch.nn.Module):
         super().__init__(**kwargs)
 
 
-def test_kwargs_that_are_only_handed_on_take_what_the_class_above_takes():
-    assert arguments_of(HandsOn) == arguments_of(HandsOn)
-    assert arguments_of(HandsOn).names == ("own", "base_option")
-    assert not arguments_of(HandsOn).anything
-    assert "did you mean 'base_option'" in error(check_arguments, HandsOn, {"own": 1, "base_opton": 2}, path="x")
-    assert arguments_of(Keeps).anything
-    assert "no argument 'widht'" in error(check_arguments, Net, {"width": 1, "widht": 2}, path="model")
+def test_a_name_that_kwargs_took_and_nothing_inside_takes_is_refused():
+    message = error(build, TASK_UTILS, dict(type=HandsOn, own=1, base_opton=2), path="x")
+    assert message == (
+        "`x.base_opton`: HandsOn has no argument 'base_opton'; did you mean 'base_option'? "
+        "Its arguments: own, base_option"
+    )
+    assert build(TASK_UTILS, dict(type=HandsOn, own=1, base_option=2), path="x").base_option == 2
+    assert "`m.widht`: Net has no argument 'widht'" in error(build, MODELS, dict(type=Net, width=1, widht=2), path="m")
+    assert "HandsOn requires the argument 'own'" in error(check_arguments, HandsOn, {}, path="x")
+
+
+def test_kwargs_that_a_class_keeps_take_any_name():
+    check_arguments(Keeps, {"base_opton": 2}, path="x")
+    assert build(TASK_UTILS, dict(type=Keeps, base_opton=2), path="x").options == {"base_opton": 2}
+
+
+def test_a_default_is_left_out_where_no_class_takes_it():
+    made = build(TASK_UTILS, dict(type=HandsOn, own=1), path="x", base_option=5, other=6)
+    assert vars(made) == {"base_option": 5}
 
 
 def test_arguments_of_builtins_partials_functions_and_classes_without_init():

@@ -11,8 +11,8 @@ from mmtrain.optim.schedules.schedule import Horizon, Schedule
 from mmtrain.optim.wrapper_dict import OptimWrapperDict
 from mmtrain.optim.wrappers import OptimWrapper
 from mmtrain.registry import PARAM_SCHEDULERS, build, resolve
-from mmtrain.registry.arguments import did_you_mean
 from mmtrain.source_lines import config_error
+from mmtrain.suggest import did_you_mean
 
 Group = dict[str, Any]
 

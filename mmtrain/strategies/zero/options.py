@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtrain.errors import ConfigError
-from mmtrain.registry.arguments import did_you_mean
+from mmtrain.suggest import did_you_mean
 
 _AUTO: dict[str, Any] = {
     "train_micro_batch_size_per_gpu": "auto", "gradient_accumulation_steps": "auto", "gradient_clipping": "auto",
