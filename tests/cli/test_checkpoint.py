@@ -7,13 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from parts import make_runner
 
 from mmtrain.checkpoint import CheckpointStore, WorkDirLock
-from mmtrain.cli.checkpoint.compare import MEASURED, flatten, ignored, tensor_difference, value_difference
 from mmtrain.cli.checkpoint.text import counted, size
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -129,7 +127,7 @@ def test_a_checkpoint_equals_itself(work, run, monkeypatch):
     monkeypatch.chdir(work)
     status, out, _ = run("diff", "iter_20.pth", work)  # a name here, and the newest of a work dir
     assert status == 0
-    assert "equal to the bit" in out
+    assert "identical, bit for bit" in out
     assert re.search(r"^optimizer tensors +18 +0$", out, re.M)
     assert re.search(r"^state hooks.ema +7 +0$", out, re.M)
     assert re.search(r"^generators +3 +0$", out, re.M)
@@ -156,7 +154,7 @@ def test_diff_names_a_dotted_state_key_and_a_generator(trained, work, run):
     status, out, _ = run("diff", trained / "iter_14.pth", work / "iter_14.pth", "--ignore", "hooks.Counter.*")
     assert status == 0
     status, out, _ = run("diff", trained, work)
-    assert (status, "  generator numpy of rank 0: it stands elsewhere" in out) == (1, True)
+    assert (status, "  generator numpy of rank 0: its state differs" in out) == (1, True)
 
 
 def test_diff_of_what_only_one_has(trained, work, run):
@@ -185,39 +183,9 @@ def test_diff_tells_that_the_configs_differ(trained, hooks, tmp_path, run):
     ).train()
     status, out, _ = run("diff", trained, tmp_path / "again")
     assert status == 1
-    assert out.rstrip().endswith("(this is not counted)\n  optim_wrapper.optimizer.lr: 0.01 and 0.02")
+    assert out.rstrip().endswith("(not counted as a difference)\n  optim_wrapper.optimizer.lr: 0.01 != 0.02")
     assert "more; --all lists them" in out
     assert "more; --all" not in run("diff", trained, tmp_path / "again", "--all")[1]
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "how"),
-    [
-        (torch.tensor([0.0]), torch.tensor([-0.0]), "equal values of other bits (the sign of zero) in 1 of 1 elements"),
-        (torch.tensor([float("nan")]), torch.tensor([float("nan")]), ""),
-        (torch.tensor([float("nan"), 1]), torch.tensor([0.0, 1]), "NaN against numbers in 1 of 2 elements"),
-        (torch.tensor([float("inf"), 1]), torch.tensor([float("inf"), 2]), "max abs difference 1 in 1 of 2 elements"),
-        (torch.tensor([True, False]), torch.tensor([True, True]), "max abs difference 1 in 1 of 2 elements"),
-        (torch.tensor(1.0), torch.tensor([1.0]), "float32 [] and float32 [1]"),
-        (torch.ones(2), torch.ones(2).double(), "float32 [2] and float64 [2]"),
-        (torch.empty(0), torch.empty(0), ""),
-        (torch.ones(2, 2).bfloat16(), torch.ones(2, 2).bfloat16().t(), ""),
-    ],
-)
-def test_tensors_are_compared_by_their_bits(a, b, how):
-    assert tensor_difference(a, b) == how
-
-
-def test_values_are_compared_by_type_and_bits():
-    assert value_difference(float("nan"), float("nan")) == ""
-    assert value_difference(1, 1.0) == "1 != 1.0"
-    assert value_difference(True, 1) == "True != 1"
-    assert value_difference(np.arange(3), np.arange(3)) == ""
-    assert value_difference(np.arange(3), np.zeros(3)) == "arrays that differ"
-    assert value_difference(torch.ones(2), None) == "a Tensor [2] != None"
-    assert list(flatten({"a": [1, {}], "b": ()})) == [(("a", "0"), 1), (("a", "1"), {}), (("b",), ())]
-    assert ignored(["save_time"], MEASURED)
-    assert not ignored(["loss"], MEASURED)
 
 
 # ---- prune
