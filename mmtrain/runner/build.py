@@ -20,7 +20,8 @@ from mmtrain.evaluation import build_evaluator
 from mmtrain.logging import ConsoleWriter, JsonLinesWriter, Scalars, VisualizerWriter, build_visualizer
 from mmtrain.optim import OptimWrapper, build_optim_wrapper, build_schedules, scale_lr
 from mmtrain.randomness import STREAM_BUILD, draw_seed, mix, seed_generators, set_deterministic
-from mmtrain.registry import HOOKS, LOOPS, MODELS, STRATEGIES, build, resolve
+from mmtrain.registry import HOOKS, LOOPS, STRATEGIES, build, resolve
+from mmtrain.runner.build_model import build_model
 from mmtrain.runner.compare import data_fingerprint
 from mmtrain.runner.flexible_runner import Parts, Randomness
 from mmtrain.runner.hook_points import HookList
@@ -240,17 +241,8 @@ def loop_class(train_cfg: Any) -> type[TrainLoop]:
 def prepare_model(
     cfg: Any, strategy: Strategy, randomness: Randomness, make_optim: Callable[[nn.Module], OptimWrapper] | None
 ) -> None:
-    """Build the model from a seed of its own, initialise it, and hand it to the strategy."""
-    if cfg.get("model") is None:
-        raise ConfigError("the config has no 'model'; expected model=dict(type=..., ...)")
-    seed_generators(mix(STREAM_BUILD, randomness.seed))
-    with strategy.build_context():
-        model = build(MODELS, cfg["model"], path="model")
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
-    init_weights = getattr(model, "init_weights", None)
-    if callable(init_weights) and not any(parameter.is_meta for parameter in model.parameters()):
-        init_weights()
+    """Build the model and hand it to the strategy."""
+    model = build_model(cfg, seed=randomness.seed, context=strategy.build_context())
     strategy.prepare(model, make_optim, _compile_options(cfg.get("compile")))
 
 

@@ -56,7 +56,7 @@ def test_list(trained, run):
     assert max(map(len, lines)) <= 110
 
 
-def test_list_tells_the_fault_of_bad_ones(work, run):
+def test_list_names_the_fault_of_damaged_ones(work, run):
     (work / "iter_7.pth" / "manifest.json").unlink()
     (work / "iter_14.pth" / "state.json").write_text("{}")
     damaged = damage(work / "iter_20.pth")
@@ -66,16 +66,16 @@ def test_list_tells_the_fault_of_bad_ones(work, run):
     assert re.search(r"^iter_7.pth +\? .* NO$", out, re.M)
     assert re.search(r"^iter_14.pth +14 .* NO$", out, re.M)
     assert re.search(r"^iter_20.pth .* yes +newest", out, re.M)  # its size is right
-    assert "bad: iter_7.pth/manifest.json: missing" in out
-    assert re.search(r"bad: iter_14.pth/state.json: 2 bytes instead of \d+", out)
-    assert "last_checkpoint names iter_99.pth, which is not here" in out
+    assert "damaged: iter_7.pth/manifest.json: missing" in out
+    assert re.search(r"damaged: iter_14.pth/state.json: 2 bytes instead of \d+", out)
+    assert "last_checkpoint names iter_99.pth, which does not exist" in out
     _, out, _ = run("list", work, "--full")
     assert re.search(r"^iter_10.pth .* yes +newest", out, re.M)
-    assert f"bad: iter_20.pth/{damaged}: its contents are not what was written" in out
+    assert f"damaged: iter_20.pth/{damaged}: its contents are not what was written" in out
 
 
 def test_list_of_an_empty_directory(tmp_path, run):
-    assert run("list", tmp_path) == (0, f"{tmp_path} holds no checkpoint\n", "")
+    assert run("list", tmp_path) == (0, f"there is no checkpoint in {tmp_path}\n", "")
 
 
 # ---- show
@@ -84,8 +84,8 @@ def test_show(trained, run):
     assert status == 0
     assert out.splitlines()[0] == str(trained / "iter_20.pth")
     for text in (
-        "iteration 20, update 20", "3 epochs done and 16 of 44 samples", "seed       5", "SingleDeviceStrategy",
-        "8 a process, 1 iteration an update", "AdamW", f"torch {torch.__version__}", "NoisyPoints:44",
+        "iteration 20, update 20", "3 epochs completed, 16 of 44 samples", "seed       5", "SingleDeviceStrategy",
+        "8 per process, 1 iteration per update", "AdamW", f"torch {torch.__version__}", "NoisyPoints:44",
         "ema (6 tensors, 360 B)", "Counter (1 tensor, 4 B)", "progress, log, scaler, schedules",
         "generators, data (1 rank)",
         "model/first.weight                 float32 [8, 6]  192 B", "largest tensors (of 27;",
@@ -113,8 +113,8 @@ def test_verify(work, run):
     first, second = damage(work / "iter_20.pth"), damage(work / "iter_20.pth", "optimizer/*")
     status, out, _ = run("verify", work)
     assert status == 1
-    assert [line.split(":")[0] for line in out.splitlines() if line.startswith("BAD")] == [
-        f"BAD   iter_20.pth/{path}" for path in sorted((first, second))
+    assert [line.split(":")[0] for line in out.splitlines() if line.startswith("DAMAGED")] == [
+        f"DAMAGED  iter_20.pth/{path}" for path in sorted((first, second))
     ]
     assert out.splitlines()[-1] == "1 of 4 checkpoints damaged; the newest good one is iter_14.pth"
     status, out, _ = run("verify", work / "iter_20.pth")
@@ -176,7 +176,7 @@ def test_two_runs_of_one_config_are_equal_though_their_times_are_not(trained, ho
     assert run("diff", trained / "iter_14.pth", tmp_path / "again" / "iter_14.pth")[0] == 0
 
 
-def test_diff_tells_that_the_configs_differ(trained, hooks, tmp_path, run):
+def test_diff_says_that_the_configs_differ(trained, hooks, tmp_path, run):
     optim = {"optimizer": {"type": "AdamW", "lr": 0.02}}
     make_runner(
         tmp_path / "again", custom_hooks=[{"type": "Counter"}], default_hooks=hooks, optim_wrapper=optim
@@ -199,14 +199,14 @@ def test_prune(work, run):
     ]  # fmt: skip
     assert CheckpointStore(work).names() == ["iter_7.pth", "iter_10.pth", "iter_14.pth", "iter_20.pth"]
     status, out, _ = run("prune", work, "--keep", "1", "--keep-every", "7")
-    assert (status, out) == (0, "4 checkpoints stay; 0 B freed\n")
+    assert (status, out) == (0, "kept 4 checkpoints, freed 0 B\n")
     status, out, _ = run("prune", work, "--keep", "1")
-    assert re.fullmatch(r"2 checkpoints stay; [\d.]+ KB freed", out.splitlines()[-1])
+    assert re.fullmatch(r"kept 2 checkpoints, freed [\d.]+ KB", out.splitlines()[-1])
     assert CheckpointStore(work).names() == ["iter_10.pth", "iter_20.pth"]
 
 
 def test_prune_leaves_nothing_in_a_directory_without_checkpoints(tmp_path, run):
-    assert run("prune", tmp_path, "--keep", "1") == (0, f"{tmp_path} holds no checkpoint\n", "")
+    assert run("prune", tmp_path, "--keep", "1") == (0, f"there is no checkpoint in {tmp_path}\n", "")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -231,18 +231,18 @@ def test_prune_refuses_what_a_run_is_writing(work, run):
 def test_paths_that_lead_nowhere(work, tmp_path, run):
     (tmp_path / "empty").mkdir()
     (tmp_path / "weights.pth").write_bytes(b"x")
-    for arguments, told in {
+    for arguments, message in {
         ("show", tmp_path / "none"): "none does not exist; expected a work dir or a checkpoint",
-        ("show", tmp_path / "empty"): "empty holds no checkpoint",
-        ("verify", tmp_path / "empty"): "empty holds no checkpoint",
+        ("show", tmp_path / "empty"): f"there is no checkpoint in {tmp_path / 'empty'}",
+        ("verify", tmp_path / "empty"): f"there is no checkpoint in {tmp_path / 'empty'}",
         ("diff", work, tmp_path / "weights.pth"): "weights.pth is a file; expected a work dir",
-        ("list", work / "iter_7.pth"): "iter_7.pth is a checkpoint; expected the directory it lies in",
+        ("list", work / "iter_7.pth"): "iter_7.pth is a checkpoint; expected the directory that contains it",
         ("prune", work, "--keep", "0"): "--keep is 0; expected 1 or more",
         ("export", work, tmp_path / "empty"): "empty exists and is a directory",
     }.items():
         status, out, err = run(*arguments)
         assert (status, out) == (2, ""), arguments
-        assert told in err
+        assert message in err
         assert len(err.strip().splitlines()) == 1
 
 
@@ -258,7 +258,7 @@ def test_a_damaged_one_is_passed_over_or_refused(work, tmp_path, run):
     for path in work.glob("iter_*"):
         (path / "manifest.json").write_text("{}")
     status, _, err = run("show", work)
-    assert (status, "no checkpoint in" in err, err.count("manifest.json")) == (1, True, 4)
+    assert (status, "every checkpoint in" in err, err.count("manifest.json")) == (1, True, 4)
 
 
 def test_looking_changes_nothing(work, run):
@@ -276,7 +276,7 @@ def test_wrong_usage_and_the_real_command(trained):
     wrong = subprocess.run([*tool, "lisst"], capture_output=True, text=True, check=False)
     assert (wrong.returncode, "invalid choice: 'lisst'" in wrong.stderr) == (2, True)
     found = subprocess.run([*tool, "verify", str(trained / "iter_7.pth")], capture_output=True, text=True, check=False)
-    assert (found.returncode, found.stdout.startswith("good  iter_7.pth (7 files, ")) == (0, True)
+    assert (found.returncode, found.stdout.startswith("good     iter_7.pth (7 files, ")) == (0, True)
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
@@ -290,7 +290,7 @@ def test_a_reader_of_the_output_that_has_left_ends_the_command_quietly(trained, 
     assert (found.returncode, found.stderr) == (141, "")
 
 
-def test_words():
+def test_sizes_and_counts_as_text():
     assert [size(n) for n in (0, 999, 1000, 10_340, 999_960, 1_234_000_000)] == [
         "0 B", "999 B", "1.0 KB", "10.3 KB", "1.0 MB", "1.2 GB",
     ]  # fmt: skip
