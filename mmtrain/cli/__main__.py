@@ -35,8 +35,11 @@ def main() -> int:
     if name in ("-h", "--help"):
         sys.stdout.write(text)
         return 0
-    fault = f"'{name}' is not a command" if name else "no command was given"
-    sys.stderr.write(f"{text}\nerror: {fault}; expected one of {', '.join(COMMANDS)}\n")
+    if not name:
+        sys.stderr.write(text)
+        return 2
+    usage = text.splitlines()[0]
+    sys.stderr.write(f"{usage}\nerror: {name!r} is not a command; expected one of {', '.join(COMMANDS)}\n")
     return 2
 
 

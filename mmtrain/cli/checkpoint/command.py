@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from mmtrain.cli.errors import run_command
 from mmtrain.cli.options import HelpFormatter, add_cfg_options, add_debug
 
-_EPILOG = """\
+_EXIT_STATUS = "Exit status: 0 success, 1 damaged or different, 2 command-line error."
+_EPILOG = f"""\
 examples:
   mmtrain checkpoint list work_dirs/gpt_tiny
   mmtrain checkpoint show work_dirs/gpt_tiny/iter_40.pth
@@ -18,8 +19,7 @@ examples:
 A path is a checkpoint directory, or a work dir for the newest good checkpoint
 in it.
 
-exit status:
-  0 success, 1 damaged checkpoint or a difference, 2 command-line error
+{_EXIT_STATUS}
 """
 
 
@@ -33,7 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
     for name, text, add_arguments in _COMMANDS:
-        added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=_EXIT_STATUS)
         add_arguments(added)
         add_debug(added)
     return parser
