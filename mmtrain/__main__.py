@@ -1,4 +1,4 @@
-"""``python -m mmtrain VERB ...``."""
+"""``python -m mmtrain COMMAND ...``."""
 
 import sys
 

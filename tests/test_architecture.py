@@ -20,13 +20,16 @@ LAYERS = {
     "runner": 4, "compat": 4,
     "hooks": 5,
     "models": 6, "datasets": 6,
-    "cli": 7, "verify_resume": 7, "__main__": 8, "__init__": 8,
+    "verify_resume": 7,
+    "cli": 8,
+    "__main__": 9, "__init__": 9,
 }  # fmt: skip
 
 # Packages that are optional or slow to import, and the folders that may import them at the top of a file ("top") or
 # inside a function ("inside").
 GUARDED = {
-    "mmengine": {"top": {"registry", "config"}, "inside": {"registry", "config", "logging", "evaluation", "data"}},
+    "mmengine": {"top": {"registry", "config", "__init__"},  # in the last for type checkers alone
+                  "inside": {"registry", "config", "logging", "evaluation", "data"}},
     "deepspeed": {"top": set(), "inside": {"strategies"}},
     "tensorboard": {"top": set(), "inside": set()},
     "transformers": {"top": set(), "inside": {"checkpoint"}},
@@ -71,7 +74,7 @@ def test_a_file_imports_only_from_lower_layers_or_its_own_folder(path):
         other = parts[1]
         if other == own:
             continue
-        assert LAYERS[other] < LAYERS[own] or (LAYERS[own] in (0, 1, 7) and LAYERS[other] <= LAYERS[own]), (
+        assert LAYERS[other] < LAYERS[own] or (LAYERS[own] in (0, 1) and LAYERS[other] <= LAYERS[own]), (
             f"{path.relative_to(ROOT)} (layer {LAYERS[own]}) imports {name} (layer {LAYERS[other]})"
         )
 

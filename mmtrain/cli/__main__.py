@@ -1,25 +1,46 @@
-"""``mmtrain VERB ...`` and ``python -m mmtrain VERB ...``: each verb is a module of this package."""
+"""``mmtrain COMMAND ...`` and ``python -m mmtrain COMMAND ...``: each command is a module of this package."""
 
 import importlib
 import sys
 
-VERBS = {
-    "train": "train a config, or resume it",
+COMMANDS = {
+    "train": "train a model, or resume training",
     "test": "evaluate a checkpoint",
-    "checkpoint": "list, show, verify, diff, export or prune checkpoints",
-    "verify-resume": "prove on a config that a killed run resumes to the bit",
+    "checkpoint": "list, show, verify, diff, audit, export or prune checkpoints",
+    "verify-resume": "check that a killed run of a config resumes bit-for-bit",
 }
+_HELP = """\
+usage: mmtrain COMMAND ...
+
+commands:
+{commands}
+
+examples:
+  mmtrain train configs/gpt/tiny.py --resume auto
+  mmtrain test configs/gpt/tiny.py work_dirs/gpt_tiny/iter_40.pth
+  mmtrain checkpoint list work_dirs/gpt_tiny
+  mmtrain verify-resume configs/gpt/tiny.py
+
+Run "mmtrain COMMAND --help" for the options of a command.
+"""
 
 
 def main() -> int:
-    """Run the verb that the first argument names; each verb's module is imported only when it is asked for."""
-    if len(sys.argv) < 2 or sys.argv[1] not in VERBS:
-        lines = [f"  {verb:<16}{text}" for verb, text in VERBS.items()]
-        stream = sys.stdout if sys.argv[1:2] in (["-h"], ["--help"]) else sys.stderr
-        stream.write("usage: mmtrain VERB ...\n\n" + "\n".join(lines) + "\n")
-        return 0 if stream is sys.stdout else 2
-    module = importlib.import_module(f"mmtrain.cli.{sys.argv[1].replace('-', '_')}")
-    return module.main(sys.argv[2:])
+    """Run the command that the first argument names. Only that command's module is imported."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in COMMANDS:
+        module = importlib.import_module(f"mmtrain.cli.{name.replace('-', '_')}")
+        return module.main(sys.argv[2:])
+    text = _HELP.format(commands="\n".join(f"  {command:<16}{what}" for command, what in COMMANDS.items()))
+    if name in ("-h", "--help"):
+        sys.stdout.write(text)
+        return 0
+    if not name:
+        sys.stderr.write(text)
+        return 2
+    usage = text.splitlines()[0]
+    sys.stderr.write(f"{usage}\nerror: {name!r} is not a command; expected one of {', '.join(COMMANDS)}\n")
+    return 2
 
 
 if __name__ == "__main__":

@@ -9,21 +9,21 @@ from collections.abc import Callable
 from mmtrain import launch
 from mmtrain.errors import MMTrainError
 
-READER_LEFT = 128 + 13  # as a shell tells of SIGPIPE
+OUTPUT_CLOSED = 128 + 13  # the status that a shell reports for SIGPIPE
 
 
 def run_command(command: Callable[[], int | None], *, debug: bool, launcher: str | None = None) -> int:
     """Run a command and return its exit status.
 
-    An `MMTrainError` is printed as one sentence with its own status (2 for a wrong config, 1 for a failed run); with
-    ``debug`` its traceback comes first. Ctrl-C gives 130. Any other exception is the user's code or a bug: its
-    traceback is printed, with status 1. Of several processes, which ``launcher`` started, rank 0 alone speaks; those
-    end here and do not return. Where the reader of the output has left, as ``| head`` does, the command ends quietly
-    with the status of a program that its reader left (141).
+    An `MMTrainError` is printed as one line and ends with its exit status (2 for a config error, 1 for a failed run);
+    with ``debug`` its traceback is printed first. Ctrl-C gives 130. Any other exception comes from the user's code or a
+    bug: its traceback is printed, and the status is 1. In a run of several processes, which ``launcher`` started, only
+    rank 0 prints, and the process exits here instead of returning. If the reader of standard output has closed it, as
+    in ``| head``, the command ends silently with status 141, like a program that SIGPIPE ends.
     """
     status = _run(command, debug=debug, launcher=launcher or "none")
     if not _all_written():
-        status = READER_LEFT
+        status = OUTPUT_CLOSED
     launch.end_process(status)
     return status
 
@@ -36,23 +36,23 @@ def _run(command: Callable[[], int | None], *, debug: bool, launcher: str) -> in
     except MMTrainError as error:
         if debug and launch.is_reporting_rank():
             traceback.print_exc()
-        return _ended(f"{error}", error.exit_status, launcher)
+        return _report(f"{error}", error.exit_status, launcher)
     except KeyboardInterrupt:
         if launch.is_reporting_rank():
             sys.stderr.write("\ninterrupted\n")
         return 130
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
-            return READER_LEFT
+        if isinstance(error, BrokenPipeError) and _output_closed():
+            return OUTPUT_CLOSED
         if launch.lost_connection(error):
-            told = str(error).splitlines()[0]
-            return _ended(f"another process is gone, it was probably killed ({told})", 1, launcher)
+            cause = str(error).splitlines()[0]
+            return _report(f"lost the connection to another process, which was probably killed ({cause})", 1, launcher)
         sentence = f"the run failed with {type(error).__name__}: {error}"
-        return _ended(sentence, 1, launcher, shown=traceback.format_exc())
+        return _report(sentence, 1, launcher, shown=traceback.format_exc())
 
 
-def _nobody_reads() -> bool:
-    """Whether standard output is a pipe without a reader: other pipes of the command may break too."""
+def _output_closed() -> bool:
+    """Whether standard output is a pipe without a reader: the broken pipe may also be another one."""
     if sys.stdout is None or not hasattr(select, "poll"):
         return False
     poll = select.poll()
@@ -61,23 +61,25 @@ def _nobody_reads() -> bool:
 
 
 def _all_written() -> bool:
-    """Flush standard output; False, and the rest is dropped, where it is a pipe that nobody reads any more."""
+    """Flush standard output. If it is a pipe without a reader, drop the rest and return False."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the interpreter will flush once more
         return False
-    except OSError:  # a full disk: the interpreter tells of it when it flushes
+    except OSError:  # a full disk: the interpreter reports it when it flushes
         return True
     return True
 
 
-def _ended(sentence: str, status: int, launcher: str, *, shown: str = "") -> int:
-    """Tell why the command ended: together with the other ranks, or alone."""
+def _report(sentence: str, status: int, launcher: str, *, shown: str = "") -> int:
+    """Print why the command failed, once for all ranks, and return the exit status."""
     trace = traceback.format_exc()
     reported = launch.report(sentence, status, trace)
     if reported is None:
-        own = launch.Failure(0, sentence, status, trace)
-        launch.report_before_joining(launcher, own, lambda who: sys.stderr.write(f"{shown}\nerror: {who}{sentence}\n"))
+        failure = launch.Failure(0, sentence, status, trace)
+        launch.report_before_joining(
+            launcher, failure, lambda who: sys.stderr.write(f"{shown}\nerror: {who}{sentence}\n")
+        )
     return status if reported is None else reported

@@ -1,4 +1,4 @@
-"""``mmtrain test CONFIG CHECKPOINT``: evaluate a checkpoint on the config's test sets."""
+"""``mmtrain test CONFIG CHECKPOINT``: evaluate a checkpoint."""
 
 import argparse
 import json
@@ -6,38 +6,45 @@ from collections.abc import Sequence
 
 from mmtrain import launch
 from mmtrain.cli.errors import run_command
-from mmtrain.config import load_config, parse_overrides
+from mmtrain.cli.options import HelpFormatter, add_run_options, run_overrides
+from mmtrain.config import load_config
+
+_EPILOG = """\
+example:
+  mmtrain test configs/gpt/tiny.py work_dirs/gpt_tiny/iter_40.pth
+
+Prints the metrics as one JSON object.
+"""
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The options of the test command."""
-    parser = argparse.ArgumentParser(prog="test.py", description="Evaluate a checkpoint on the config's test sets.")
-    parser.add_argument("config", help="the config file")
-    parser.add_argument("checkpoint", nargs="?", help="weights to evaluate (default: the config's load_from)")
+    parser = argparse.ArgumentParser(
+        prog="mmtrain test", description="Evaluate a checkpoint on the test sets of a config.", epilog=_EPILOG,
+        formatter_class=HelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("config", help="config file")
+    parser.add_argument("checkpoint", nargs="?", help="weights to evaluate (default: load_from in the config)")
     parser.add_argument("--val", action="store_true", help="use the validation sets instead of the test sets")
-    parser.add_argument("--work-dir", help="where logs go (default: work_dirs/<name of the config>)")
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="change the config")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors that are told in one sentence")
+    add_run_options(parser)
     return parser
 
 
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Evaluate, and print the metrics on rank 0."""
+    from mmtrain.runner import FlexibleRunner
+
+    overrides = {**run_overrides(arguments), "resume": False}
+    if arguments.checkpoint is not None:
+        overrides["load_from"] = arguments.checkpoint
+    task = "val" if arguments.val else "test"
+    runner = FlexibleRunner.from_cfg(load_config(arguments.config, overrides), task=task)
+    metrics = runner.val() if arguments.val else runner.test()
+    if launch.is_reporting_rank():
+        print(json.dumps(metrics))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command, print the metrics as one JSON object, and return the exit status."""
+    """Run the command and return its exit status."""
     arguments = make_parser().parse_args(argv)
-
-    def command() -> None:
-        from mmtrain.runner import FlexibleRunner
-
-        overrides = parse_overrides(arguments.cfg_options)
-        overrides["resume"] = False
-        if arguments.work_dir is not None:
-            overrides["work_dir"] = arguments.work_dir
-        if arguments.checkpoint is not None:
-            overrides["load_from"] = arguments.checkpoint
-        kind = "val" if arguments.val else "test"
-        runner = FlexibleRunner.from_cfg(load_config(arguments.config, overrides), task=kind)
-        metrics = runner.val() if arguments.val else runner.test()
-        if launch.is_reporting_rank():
-            print(json.dumps(metrics))
-
-    return run_command(command, debug=arguments.debug)
+    return run_command(lambda: evaluate(arguments), debug=arguments.debug, launcher=arguments.launcher)

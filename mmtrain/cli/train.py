@@ -1,50 +1,54 @@
-"""``mmtrain train CONFIG``: train a config, or resume it."""
+"""``mmtrain train CONFIG``: train a model, or resume training."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mmtrain.cli.errors import run_command
-from mmtrain.config import load_config, parse_overrides
+from mmtrain.cli.options import HelpFormatter, add_run_options, run_overrides
+from mmtrain.config import load_config
 from mmtrain.errors import ConfigError
+
+_EPILOG = """\
+examples:
+  mmtrain train configs/gpt/tiny.py
+  mmtrain train configs/gpt/tiny.py --resume auto
+  torchrun --nproc-per-node 8 tools/train.py configs/gpt/tiny.py
+
+exit status:
+  0 training finished, 1 the run failed, 2 config or command-line error,
+  75 stopped by a signal after saving (run the same command again), 130 Ctrl-C
+"""
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The options of the train command; those MMEngine's and xtuner's tools/train.py have keep their names."""
-    parser = argparse.ArgumentParser(prog="train.py", description="Train a model from a Python config file.")
-    parser.add_argument("config", help="the config file")
-    parser.add_argument("--work-dir", help="where logs and checkpoints go (default: work_dirs/<name of the config>)")
+    """The options of the train command. Options of MMEngine's and xtuner's tools/train.py have the same names here."""
+    parser = argparse.ArgumentParser(
+        prog="mmtrain train", description="Train a model from a Python config file.", epilog=_EPILOG,
+        formatter_class=HelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("config", help="config file")
     parser.add_argument(
         "--resume", nargs="?", const=True, metavar="auto|PATH",
-        help="continue: from the newest good checkpoint in the work dir, from it if there is one else from "
-        "--load-from's weights (auto), or from the checkpoint PATH",
+        help="resume from the newest good checkpoint in the work dir; with 'auto', start from --load-from if there is "
+        "none; with PATH, resume from that checkpoint",
     )  # fmt: skip
-    parser.add_argument("--load-from", metavar="PATH", help="start from these weights alone")
-    parser.add_argument("--seed", type=int, help="randomness.seed")
-    parser.add_argument("--deterministic", action="store_true", help="randomness.deterministic=True")
-    parser.add_argument("--amp", action="store_true", help="train with AmpOptimWrapper")
-    parser.add_argument("--auto-scale-lr", action="store_true", help="auto_scale_lr.enable=True")
+    parser.add_argument("--load-from", metavar="PATH", help="start a new run from these weights")
+    parser.add_argument("--seed", type=int, help="set randomness.seed")
+    parser.add_argument("--deterministic", action="store_true", help="set randomness.deterministic=True")
+    parser.add_argument("--amp", action="store_true", help="use AmpOptimWrapper (mixed precision)")
+    parser.add_argument("--auto-scale-lr", action="store_true", help="set auto_scale_lr.enable=True")
     parser.add_argument(
-        "--deepspeed", metavar="zero1|zero2|zero3|FILE.json",
-        help="train with DeepSpeedStrategy: a preset (zero2_offload, zero3_offload too) or DeepSpeed's config file",
+        "--deepspeed", metavar="PRESET|FILE",
+        help="train with DeepSpeed ZeRO: zero1, zero2, zero3, zero2_offload, zero3_offload, or a DeepSpeed JSON config",
     )  # fmt: skip
-    parser.add_argument("--launcher", choices=["none", "pytorch", "slurm", "mpi"], help="what started the processes")
-    parser.add_argument("--local-rank", "--local_rank", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument(
-        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE",
-        help="change the config: optim_wrapper.optimizer.lr=1e-4",
-    )  # fmt: skip
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors that are told in one sentence")
+    add_run_options(parser)
     return parser
 
 
 def config_from(arguments: argparse.Namespace) -> Any:
-    """The config with the command line's changes, all of them checked as the file itself is."""
-    overrides: dict[str, Any] = parse_overrides(arguments.cfg_options)
-    if arguments.work_dir is not None:
-        overrides["work_dir"] = arguments.work_dir
-    if arguments.launcher is not None:
-        overrides["launcher"] = arguments.launcher
+    """Load the config with the overrides from the command line, which are checked like the file itself."""
+    overrides = run_overrides(arguments)
     if arguments.seed is not None:
         overrides["randomness.seed"] = arguments.seed
     if arguments.deterministic:
@@ -53,53 +57,47 @@ def config_from(arguments: argparse.Namespace) -> Any:
         overrides["optim_wrapper.type"] = "AmpOptimWrapper"
     if arguments.auto_scale_lr:
         overrides["auto_scale_lr.enable"] = True
-    if arguments.load_from is not None:
-        overrides["load_from"] = arguments.load_from
-    if arguments.resume is not None:
-        if arguments.resume in (True, "auto"):
-            overrides["resume"] = arguments.resume
-        elif arguments.load_from is not None:
-            raise ConfigError(
-                f"--resume {arguments.resume} continues from that checkpoint and --load-from {arguments.load_from} "
-                "begins with other weights; give one of them, or --resume auto --load-from PATH to begin with these "
-                "weights only where there is nothing to continue"
-            )
-        else:
-            overrides["resume"], overrides["load_from"] = True, arguments.resume
+    overrides |= _starting_point(arguments.resume, arguments.load_from)
     if arguments.deepspeed is not None:
-        overrides |= _deepspeed(arguments, overrides)
+        from mmtrain.strategies.zero.options import overrides_for
+
+        strategy = load_config(arguments.config, overrides).get("strategy")
+        overrides |= overrides_for(arguments.deepspeed, strategy)
     return load_config(arguments.config, overrides)
 
 
-def _deepspeed(arguments: argparse.Namespace, overrides: dict[str, Any]) -> dict[str, Any]:
-    """The overrides of ``--deepspeed``. Raises ConfigError where the config has chosen another strategy."""
-    from mmtrain.strategies.zero.options import preset_or_file
-
-    config = preset_or_file(arguments.deepspeed)
-    own = load_config(arguments.config, overrides).get("strategy") or {}
-    kind = str(getattr(own.get("type", ""), "__name__", own.get("type", ""))).rpartition(".")[2]
-    if own and kind != "DeepSpeedStrategy":
+def _starting_point(resume: str | bool | None, load_from: str | None) -> dict[str, Any]:
+    """The overrides of ``--resume`` and ``--load-from``. Raises ConfigError if they contradict each other."""
+    overrides: dict[str, Any] = {} if load_from is None else {"load_from": load_from}
+    if resume is None:
+        return overrides
+    if resume in (True, "auto"):
+        return {**overrides, "resume": resume}
+    if load_from is not None:
         raise ConfigError(
-            f"--deepspeed {arguments.deepspeed} contradicts strategy.type={kind!r} in the config; drop one"
+            f"--resume {resume} and --load-from {load_from} contradict each other: the first resumes from a "
+            "checkpoint, the second starts a new run from weights. Give only one of them, or use --resume auto "
+            "--load-from PATH to start from these weights only when there is no checkpoint to resume from."
         )
-    if own.get("config") is not None:
-        raise ConfigError(f"--deepspeed {arguments.deepspeed} contradicts strategy.config in the config; drop one")
-    return {"strategy.type": "DeepSpeedStrategy", "strategy.config": config}
+    return {"resume": True, "load_from": resume}
+
+
+def train(arguments: argparse.Namespace, change: Callable[[Any], None] | None = None) -> int:
+    """Build the run, train, and return the exit status. ``change`` may edit the config first."""
+    from mmtrain.registry import RUNNERS, resolve
+    from mmtrain.runner.signals import starting
+
+    with starting():
+        cfg = config_from(arguments)
+        if change is not None:
+            change(cfg)
+        runner_class = resolve(RUNNERS, cfg.get("runner_type") or "FlexibleRunner", path="runner_type")
+        runner = runner_class.from_cfg(cfg)
+    runner.train()
+    return runner.exit_status
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
     arguments = make_parser().parse_args(argv)
-
-    def command() -> int:
-        from mmtrain.registry import RUNNERS, resolve
-        from mmtrain.runner.signals import starting
-
-        with starting():
-            cfg = config_from(arguments)
-            runner_class = resolve(RUNNERS, cfg.get("runner_type") or "FlexibleRunner", path="runner_type")
-            runner = runner_class.from_cfg(cfg)
-        runner.train()
-        return runner.exit_status
-
-    return run_command(command, debug=arguments.debug, launcher=arguments.launcher)
+    return run_command(lambda: train(arguments), debug=arguments.debug, launcher=arguments.launcher)

@@ -19,7 +19,8 @@ from mmtrain.errors import ConfigError
 from mmtrain.logging import build_visualizer
 from mmtrain.optim import OptimWrapper, ScheduleSet, build_optim_wrapper, build_schedules, scale_lr
 from mmtrain.randomness import STREAM_BUILD, mix, seed_generators
-from mmtrain.registry import MODELS, STRATEGIES, build
+from mmtrain.registry import STRATEGIES, build
+from mmtrain.runner.build_model import build_model
 from mmtrain.runner.checkpointer import Checkpointer
 from mmtrain.runner.choose import choose_start
 from mmtrain.runner.data_identity import data_fingerprint
@@ -174,17 +175,8 @@ def check_same_data_on_all_ranks(stream: Stream | None, **sets: Mapping[str, Eva
 def prepare_model(
     cfg: Any, strategy: Strategy, randomness: Randomness, make_optim: Callable[[nn.Module], OptimWrapper] | None
 ) -> None:
-    """Build the model from its own seed, initialise it, and hand it to the strategy."""
-    if cfg.get("model") is None:
-        raise ConfigError("the config has no 'model'; expected model=dict(type=..., ...)")
-    seed_generators(mix(STREAM_BUILD, randomness.seed))
-    with strategy.build_context():
-        model = build(MODELS, cfg["model"], path="model")
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model is a {type(model).__name__}; expected a torch.nn.Module")
-    init_weights = getattr(model, "init_weights", None)
-    if callable(init_weights) and not any(parameter.is_meta for parameter in model.parameters()):
-        init_weights()
+    """Build the model and hand it to the strategy."""
+    model = build_model(cfg, seed=randomness.seed, context=strategy.build_context())
     strategy.prepare(model, make_optim, _compile_options(cfg.get("compile")))
 
 

@@ -1,4 +1,4 @@
-"""The hook that stops, and kills, the runs of `verify-resume`."""
+"""The hook that stops and kills the runs of ``verify-resume``."""
 
 import json
 import os
@@ -16,9 +16,13 @@ STARTS = "starts.jsonl"
 
 @HOOKS.register_module()
 class ResumeTrialHook(Hook):
-    """Asks for a stop after ``stop`` iterations; kills all processes at each iteration of ``kills``, once.
+    """Requests a stop after iteration ``stop``, and kills all processes once after each iteration of ``kills``.
 
-    ``record`` is a directory for the marks of kills that have happened and for a line about every start.
+    Args:
+        stop: the last iteration of the trial.
+        record: an existing directory. For every start a line is appended to ``starts.jsonl`` in it, and for every kill
+            an empty file ``killed_<iteration>`` is created.
+        kills: iterations after which every process sends SIGKILL to itself.
     """
 
     priority = "LOWEST"
@@ -30,7 +34,7 @@ class ResumeTrialHook(Hook):
         self._due: set[int] = set()
 
     def before_train(self, runner: Any) -> None:
-        """Note where this start begins, which kills are still due, and what the verdict has to know of the run."""
+        """Find the kills that are still due, and record where this start begins and what may explain a difference."""
         self._due = dist.on_main(lambda: {kill for kill in self.kills if not self._mark(kill).exists()})
         if not dist.is_main():
             return
@@ -47,8 +51,8 @@ class ResumeTrialHook(Hook):
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         done = runner.progress.iteration
         if done in self._due:
-            runner.checkpointer.finish(runner)  # a kill inside a save may leave nothing to resume, and prove little
-            dist.on_main(self._mark(done).touch)  # when rank 0 has finished, it stands
+            runner.checkpointer.finish(runner)  # a kill during the first save would leave nothing to resume from
+            dist.on_main(self._mark(done).touch)  # a collective: the mark exists before any rank dies
             os.kill(os.getpid(), signal.SIGKILL)
         if done == self.stop:
             runner.request_stop(f"the trial ends after {done} iterations")

@@ -83,10 +83,10 @@ def test_the_real_command_and_an_older_checkpoint(trained):
 
 
 def test_a_resumed_run_leaves_the_ledger_of_one_that_never_stopped(tmp_path):
-    train(tmp_path / "whole")
+    train(tmp_path / "uninterrupted")
     train(tmp_path / "broken", crash=5)
     train(tmp_path / "broken")
-    ledgers = [left_behind(tmp_path / name)["state"]["ledger"] for name in ("whole", "broken")]
+    ledgers = [left_behind(tmp_path / name)["state"]["ledger"] for name in ("uninterrupted", "broken")]
     assert_same(*ledgers)
 
 

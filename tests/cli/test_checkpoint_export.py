@@ -10,14 +10,14 @@ from mmtrain.checkpoint import CheckpointStore
 # ---- export
 def test_export_safetensors(trained, tmp_path, run):
     out = tmp_path / "weights.safetensors"
-    status, told, _ = run("export", trained, out, "--dtype", "bfloat16")
-    assert (status, told) == (0, f"wrote {out} (safetensors, 9 tensors of {trained / 'iter_20.pth'})\n")
+    status, output, _ = run("export", trained, out, "--dtype", "bfloat16")
+    assert (status, output) == (0, f"wrote {out} (safetensors, 9 tensors from {trained / 'iter_20.pth'})\n")
     found, checkpoint = load_file(out), CheckpointStore(trained).open("iter_20.pth")
     assert torch.equal(found["last.weight"], checkpoint.read("model", "last.weight").bfloat16())
     assert found["norm.num_batches_tracked"].dtype is torch.int64
     status, _, err = run("export", trained, out)
     assert status == 2
-    assert "replace it with --force" in err
+    assert "overwrite it with --force" in err
     assert run("export", trained, out, "--force")[0] == 0
 
 
@@ -29,7 +29,7 @@ def test_export_mmengine_with_averages(trained, tmp_path, run):
     assert torch.equal(found["state_dict"]["first.weight"], averages["first.weight"])
     assert found["meta"]["iter"] == 14
     status, _, err = run("export", trained, tmp_path / "x.pth", "--ema", "Counter")
-    assert (status, "--ema Counter: hooks with averages of weights in" in err, err.rstrip()[-3:]) == (2, True, "ema")
+    assert (status, "has no weight averages of that hook, only of ema" in err) == (2, True)
 
 
 def test_export_with_a_config(trained, tmp_path, run):
@@ -44,7 +44,7 @@ def test_export_with_a_config(trained, tmp_path, run):
     status, _, err = run("export", trained, tmp_path / "hf", "--format", "huggingface", "--config", path)
     assert (status, "Net is no Hugging Face model" in err) == (2, True)
     status, _, err = run("export", trained, tmp_path / "hf", "--format", "huggingface")
-    assert (status, "huggingface needs --config" in err) == (2, True)
+    assert (status, "--format huggingface needs --config" in err) == (2, True)
     assert not (tmp_path / "hf").exists()
 
 
@@ -53,15 +53,15 @@ def test_export_without_the_frozen_parameters(tmp_path, run):
     saves = {"type": "CheckpointHook", "interval": 7, "save_frozen": False}
     make_runner(tmp_path / "work", default_hooks={"checkpoint": saves}, **changes).train()
     status, _, err = run("export", tmp_path / "work", tmp_path / "a.pth")
-    assert (status, "has no frozen parameters" in err) == (0, True)
+    assert (status, "was saved without frozen parameters" in err) == (0, True)
     path = tmp_path / "net.py"
     text = "custom_imports = dict(imports=['parts'])\n"
     path.write_text(text + "\n".join(f"{k} = {v!r}" for k, v in config(tmp_path / "w", **changes).items()))
     assert run("export", tmp_path / "work", tmp_path / "b.pth", "--config", path)[2] == ""
-    part, whole = (torch.load(tmp_path / f"{name}.pth", weights_only=True)["state_dict"] for name in "ab")
-    assert set(whole) - set(part) == {"first.weight", "first.bias"}
+    partial, complete = (torch.load(tmp_path / f"{name}.pth", weights_only=True)["state_dict"] for name in "ab")
+    assert set(complete) - set(partial) == {"first.weight", "first.bias"}
     torch.manual_seed(0)
-    assert torch.equal(whole["first.weight"], make_runner(tmp_path / "other", **changes).model.first.weight)
+    assert torch.equal(complete["first.weight"], make_runner(tmp_path / "other", **changes).model.first.weight)
 
 
 def test_export_of_frozen_parameters_that_came_by_load_from(trained, tmp_path, run):
@@ -77,9 +77,9 @@ def test_export_of_frozen_parameters_that_came_by_load_from(trained, tmp_path, r
     text = "custom_imports = dict(imports=['parts'])\n"
     path.write_text(text + "\n".join(f"{k} = {v!r}" for k, v in config(tmp_path / "w", **changes).items()))
     assert run("export", tmp_path / "work", tmp_path / "b.pth", "--config", path)[2] == ""
-    whole = torch.load(tmp_path / "b.pth", weights_only=True)["state_dict"]
-    assert all(torch.equal(value, whole[name]) for name, value in runner.model.state_dict().items())
+    complete = torch.load(tmp_path / "b.pth", weights_only=True)["state_dict"]
+    assert all(torch.equal(value, complete[name]) for name, value in runner.model.state_dict().items())
     without = ("export", tmp_path / "work", tmp_path / "c.pth", "--config", path, "--cfg-options", "load_from=None")
     status, _, err = run(*without)
-    assert (status, "the 2 of this model are not those that it was trained with" in err) == (1, True)
+    assert (status, "the 2 frozen parameters of this model are different" in err) == (1, True)
     assert not (tmp_path / "c.pth").exists()

@@ -31,5 +31,7 @@ def test_where_a_run_begins(config, options, resume, load_from):
 
 
 def test_two_beginnings_are_refused(config):
-    with pytest.raises(ConfigError, match=r"--resume iter_5.pth continues .*give one of them"):
+    with pytest.raises(
+        ConfigError, match=r"--resume iter_5.pth and --load-from w.pth contradict .*Give only one of them"
+    ):
         config_from(make_parser().parse_args([config, "--resume", "iter_5.pth", "--load-from", "w.pth"]))

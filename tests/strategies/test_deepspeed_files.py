@@ -184,7 +184,7 @@ def test_the_command_line_reads_it(work, tmp_path, capsys):
     store = str(work)
     assert main(["list", store]) == 0
     assert main(["show", str(work / "iter_28.pth")]) == 0
-    assert "weights and moments in" in capsys.readouterr().out
+    assert "weights and optimizer state in" in capsys.readouterr().out
     assert main(["verify", store]) == 0
     assert main(["verify", str(work / "iter_28.pth")]) == 0
     assert main(["diff", str(work / "iter_28.pth"), str(work / "iter_28.pth")]) == 0

@@ -1,3 +1,3 @@
-"""``mmtrain checkpoint VERB``: one module a verb."""
+"""``mmtrain checkpoint COMMAND``: one module for each command."""
 
 from mmtrain.cli.checkpoint.command import main as main

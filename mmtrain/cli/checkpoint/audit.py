@@ -1,4 +1,4 @@
-"""``checkpoint audit``: the proof, from a run's ledger, that no sample was lost or repeated."""
+"""``checkpoint audit``: check from a run's ledger that no sample was lost or repeated."""
 
 import argparse
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from mmtrain.errors import CheckpointError
 
 
 def audit(arguments: argparse.Namespace) -> int:
-    """Print the account of all updates that led to a checkpoint; status 1 where a sample was lost or repeated."""
+    """Print what all updates up to a checkpoint read. Return 1 if a sample was lost or repeated."""
     path: str | Path = arguments.work_dir
     if arguments.checkpoint is not None:
         named = Path(arguments.checkpoint)
@@ -22,16 +22,16 @@ def audit(arguments: argparse.Namespace) -> int:
     record = checkpoint.state().get("ledger")
     if record is None:
         raise CheckpointError(
-            f"{checkpoint.path} has no ledger, so nobody knows which samples its run consumed; train with "
+            f"{checkpoint.path} has no ledger, so the samples that its run consumed are unknown; train with "
             "train_cfg=dict(ledger=True, ...)"
         )
-    passes = account(_agreeing(record, checkpoint))
+    passes = account(_at_checkpoint(record, checkpoint))
     position = checkpoint.manifest.position
     print(f"{checkpoint.path}: {counted(position['update'], 'update')}, {counted(position['samples'], 'sample')}")
     print("\n".join(["", *_segments(record["segments"]), "", *_passes(passes)]))
-    told = [(one, text) for one in passes for text in one.notices]
+    notices = [(one, text) for one in passes for text in one.notices]
     faults = [(one, text) for one in passes for text in one.faults]
-    for title, lines in (("as it was meant", told), ("faults", faults)):
+    for title, lines in (("by design", notices), ("faults", faults)):
         if lines:
             print("\n".join(["", title, *(f"  epoch {one.epoch + 1}: {text}" for one, text in lines)]))
     lost, repeated, unproven = (sum(getattr(one, kind) for one in passes) for kind in ("lost", "repeated", "unproven"))
@@ -39,14 +39,14 @@ def audit(arguments: argparse.Namespace) -> int:
     return 1 if lost or repeated or unproven else 0
 
 
-def _agreeing(record: Mapping[str, Any], checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """The record, at the position of the checkpoint itself, where a resume goes on."""
+def _at_checkpoint(record: Mapping[str, Any], checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """The record with the position of the checkpoint, where a resume continues."""
     position = checkpoint.manifest.position
     return {**record, "position": [position["epoch"], position["offset"]]}
 
 
 def _segments(segments: list[dict[str, Any]]) -> list[str]:
-    """Where the run's scale changed; iterations are counted at each segment's own batch size."""
+    """Where the batch size or world size changed; each segment counts iterations at its batch size."""
     rows = [("FROM ITERATION", "UPDATE", "EPOCH", "SAMPLE", "WORLD", "BATCH", "ACCUMULATION", "ORDER")]
     for one in segments:
         order = one["order"]

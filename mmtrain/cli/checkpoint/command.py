@@ -1,103 +1,119 @@
-"""``mmtrain checkpoint VERB``: look at checkpoints, prove them, compare them, take weights out, clear old ones away."""
+"""The command line of ``mmtrain checkpoint COMMAND``."""
 
 import argparse
 import importlib
 from collections.abc import Sequence
 
 from mmtrain.cli.errors import run_command
+from mmtrain.cli.options import HelpFormatter, add_cfg_options, add_debug
 
-_PATHS = "A path is a checkpoint directory, or a work dir, which means the newest good checkpoint in it."
+_EXIT_STATUS = "Exit status: 0 success, 1 damaged or different, 2 command-line error."
+_EPILOG = f"""\
+examples:
+  mmtrain checkpoint list work_dirs/gpt_tiny
+  mmtrain checkpoint show work_dirs/gpt_tiny/iter_40.pth
+  mmtrain checkpoint diff work_dirs/a work_dirs/b
+  mmtrain checkpoint export work_dirs/gpt_tiny weights.safetensors
+  mmtrain checkpoint prune work_dirs/gpt_tiny --keep 3 --dry-run
+
+A path is a checkpoint directory, or a work dir for the newest good checkpoint
+in it.
+
+{_EXIT_STATUS}
+"""
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """The options of all verbs."""
+    """The options of all commands."""
     parser = argparse.ArgumentParser(
-        prog="checkpoint.py",
-        description="Look at checkpoints, prove them, compare them, take weights out, clear old ones away.",
-        epilog=f"{_PATHS} Exit status: 0; 1 for a damaged checkpoint or a difference; 2 for a wrong command line.",
+        prog="mmtrain checkpoint",
+        description="Inspect, verify, compare, export and delete checkpoints.",
+        epilog=_EPILOG,
+        formatter_class=HelpFormatter,
     )
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--debug", action="store_true", help="show tracebacks of errors that are told in one sentence")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for name, text, add in _VERBS:
-        add(verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}. {_PATHS}", parents=[common]))
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+    for name, text, add_arguments in _COMMANDS:
+        added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=_EXIT_STATUS)
+        add_arguments(added)
+        add_debug(added)
     return parser
 
 
 def _list(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("work_dir", help="the directory that the checkpoints lie in")
-    parser.add_argument("--full", action="store_true", help="compare every file's hash, not only its size")
-    parser.set_defaults(function="list:list_checkpoints")
+    parser.add_argument("work_dir", help="directory containing the checkpoints")
+    parser.add_argument("--full", action="store_true", help="check every file's hash, not only its size")
+    parser.set_defaults(function="listing:list_checkpoints")
 
 
 def _show(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="a checkpoint or a work dir")
-    parser.add_argument("--tensors", action="store_true", help="list every tensor with its type and shape")
-    parser.add_argument("--config", action="store_true", help="print the run's config and nothing else")
+    parser.add_argument("checkpoint", help="a checkpoint, or a work dir for the newest good one")
+    parser.add_argument("--tensors", action="store_true", help="list every tensor with its dtype and shape")
+    parser.add_argument("--config", action="store_true", help="print only the run's config")
     parser.set_defaults(function="show:show")
 
 
 def _verify(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", help="a checkpoint, or a work dir: all checkpoints in it")
-    parser.set_defaults(function="list:verify")
+    parser.add_argument("path", help="a checkpoint, or a work dir for all checkpoints in it")
+    parser.set_defaults(function="verify:verify")
 
 
 def _diff(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("a", help="a checkpoint or a work dir")
-    parser.add_argument("b", help="the other one")
+    parser.add_argument("a", help="a checkpoint, or a work dir for the newest good one")
+    parser.add_argument("b", help="the checkpoint to compare it with")
     parser.add_argument("--all", action="store_true", help="list every difference, not only the first twenty")
     parser.add_argument(
         "--ignore", nargs="+", default=[], metavar="PATTERN",
-        help="names of state that need not agree (*, ? as in a shell); measured times and memory never need to",
+        help="names of state to leave out of the comparison (* and ? as in a shell); measured times and memory are "
+        "never compared",
     )  # fmt: skip
     parser.set_defaults(function="diff:diff")
 
 
 def _audit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("work_dir", help="a work dir, or a checkpoint")
-    parser.add_argument("checkpoint", nargs="?", help="one of its checkpoints; default: the newest good one")
+    parser.add_argument("checkpoint", nargs="?", help="name of a checkpoint in the work dir (default: newest good one)")
     parser.set_defaults(function="audit:audit")
 
 
 def _export(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("checkpoint", help="a checkpoint or a work dir")
-    parser.add_argument("out", help="the file to write, or the directory for huggingface")
+    parser.add_argument("checkpoint", help="a checkpoint, or a work dir for the newest good one")
+    parser.add_argument("out", help="file to write, or directory for huggingface")
     parser.add_argument(
         "--format", choices=["safetensors", "mmengine", "huggingface"],
-        help="default: mmengine where OUT ends in .pth, else safetensors",
+        help="default: mmengine if OUT ends in .pth, else safetensors",
     )  # fmt: skip
     parser.add_argument(
         "--ema", nargs="?", const="", metavar="HOOK",
-        help="the running averages in place of the weights; HOOK says whose where there are several",
+        help="export a hook's weight averages instead of the weights; name the HOOK if there are several",
     )  # fmt: skip
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], help="convert floating-point tensors")
     parser.add_argument(
         "--config", metavar="CONFIG",
-        help="the config whose model this is: its weights are checked against it and frozen parameters that were not "
-        "saved come from it. Needed for huggingface: a checkpoint's own config is text and is never run",
+        help="config of the model: checks the weights against it, and supplies frozen parameters that were not saved. "
+        "Required for huggingface, because the config stored in a checkpoint is never executed",
     )  # fmt: skip
-    parser.add_argument("--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="change that config")
-    parser.add_argument("--force", action="store_true", help="replace OUT where it exists")
+    add_cfg_options(parser)
+    parser.add_argument("--force", action="store_true", help="overwrite OUT if it exists")
     parser.set_defaults(function="export:export")
 
 
 def _prune(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("work_dir", help="the directory that the checkpoints lie in")
-    parser.add_argument("--keep", type=int, required=True, metavar="N", help="how many of the newest stay (1 or more)")
-    parser.add_argument("--keep-every", type=int, metavar="K", help="those at multiples of K iterations stay as well")
+    parser.add_argument("work_dir", help="directory containing the checkpoints")
+    parser.add_argument("--keep", type=int, required=True, metavar="N", help="keep the newest N checkpoints")
+    parser.add_argument("--keep-every", type=int, metavar="K", help="also keep those at multiples of K iterations")
     parser.add_argument("--by-epoch", action="store_true", help="K counts epochs")
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
-    parser.set_defaults(function="list:prune")
+    parser.add_argument("--dry-run", action="store_true", help="only print what would be deleted")
+    parser.set_defaults(function="prune:prune")
 
 
-_VERBS = (
-    ("list", "the checkpoints of a work dir", _list),
-    ("show", "what a checkpoint holds", _show),
-    ("verify", "compare every byte with its hash", _verify),
-    ("diff", "name the first thing in which two checkpoints differ", _diff),
-    ("audit", "prove from a run's ledger that no sample was lost or repeated, or name those", _audit),
+_COMMANDS = (
+    ("list", "list the checkpoints of a work dir", _list),
+    ("show", "show what a checkpoint contains", _show),
+    ("verify", "check every file of a checkpoint against its hash", _verify),
+    ("diff", "compare two checkpoints and name the first difference", _diff),
+    ("audit", "check from a run's ledger that no sample was lost or repeated", _audit),
     ("export", "write the weights for other programs", _export),
-    ("prune", "delete old checkpoints, never the newest good one nor the best", _prune),
+    ("prune", "delete old checkpoints, but never the newest good one or the best", _prune),
 )
 
 

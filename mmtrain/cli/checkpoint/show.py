@@ -1,4 +1,4 @@
-"""``checkpoint show``: what a checkpoint holds, in words."""
+"""``checkpoint show``: what a checkpoint contains."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ _HOOKS = "hooks."
 
 
 def show(arguments: argparse.Namespace) -> int:
-    """Print one checkpoint: where its run stood, what wrote it, what it holds."""
+    """Print the position of the run, what wrote the checkpoint, and what it contains."""
     checkpoint = find_checkpoint(arguments.checkpoint)
     if arguments.config:
         print(checkpoint.manifest.config, end="")
@@ -27,7 +27,7 @@ def show(arguments: argparse.Namespace) -> int:
     if rows:
         lines += ["", *table(_sections(checkpoint), right=(1, 2), indent="  ")]
     lines += ["", *_states(checkpoint), ""]
-    if not rows:  # an engine's files, which say what they hold when they are loaded
+    if not rows:  # an engine's files, whose tensors are only known once they are loaded
         print("\n".join(lines[:-1]))
         return 0
     title = "tensors"
@@ -44,40 +44,38 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
     of = f" of {meta['samples_per_epoch']:,}" if meta.get("samples_per_epoch") else ""
     lengths = {"epochs": meta.get("max_epochs"), "iterations": meta.get("max_iters")}
     ends = " or ".join(f"{length:,} {unit}" for unit, length in lengths.items() if length)
+    epochs = counted(manifest.epoch, "epoch")
     windows = counted(meta.get("accumulative_counts", 1), "iteration")
-    moments = "" if meta.get("has_optimizer", True) else ", whose state was not saved"
-    temporary = ", temporary: it goes when a newer one exists" if manifest.temporary else ""
-    parts = f", divided among {len(manifest.parts)} disks" if manifest.parts else ""
+    unsaved = "" if meta.get("has_optimizer", True) else " (state not saved)"
+    temporary = ", temporary: deleted once there is a newer one" if manifest.temporary else ""
+    parts = f", split over {len(manifest.parts)} disks" if manifest.parts else ""
     facts = [
         ("position", f"iteration {manifest.iteration:,}, update {position.get('update', 0):,}"),
-        ("data", f"{counted(manifest.epoch, 'epoch')} done and {position.get('offset', 0):,}{of} samples of the next"),
-        ("data set", manifest.data_fingerprint or "-"),
-        ("run", f"{meta.get('experiment_name') or '-'}{f', of {ends}' if ends else ''}"),
+        ("data", f"{epochs} completed, {position.get('offset', 0):,}{of} samples of the next"),
+        ("dataset", manifest.data_fingerprint or "-"),
+        ("run", f"{meta.get('experiment_name') or '-'}{f', {ends} in total' if ends else ''}"),
         ("saved", when(manifest.created) + temporary),
         ("seed", str(manifest.seed)),
         ("world", f"{counted(manifest.world_size, 'process', 'processes')}, {manifest.strategy}"),
-        ("batch", f"{meta.get('batch_size') or '?'} a process, {windows} an update"),
-        ("optimizer", f"{meta.get('optimizer') or '-'}{moments}"),
+        ("batch", f"{meta.get('batch_size') or '?'} per process, {windows} per update"),
+        ("optimizer", f"{meta.get('optimizer') or '-'}{unsaved}"),
         ("versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items()) or "-"),
         ("on disk", f"{size(manifest.bytes)} in {counted(len(manifest.files), 'file')}{parts}"),
     ]
     native = meta.get("native")
     if native is not None:
-        own = [record.size for path, record in manifest.files.items() if path.endswith("_states.pt")]
-        facts.append(
-            (
-                "engine",
-                f"DeepSpeed {native['version']}, ZeRO stage {native['stage']}, {native['dtype']}: weights and moments "
-                f"in {counted(len(own), 'file')} of its own, {size(sum(own))}",
-            )
-        )
+        sizes = [record.size for path, record in manifest.files.items() if path.endswith("_states.pt")]
+        facts.append((
+            "engine",
+            f"DeepSpeed {native['version']}, ZeRO stage {native['stage']}, {native['dtype']}: weights and optimizer "
+            f"state in {counted(len(sizes), 'DeepSpeed file')}, {size(sum(sizes))}",
+        ))  # fmt: skip
     if not manifest.has_frozen:
-        facts.append(
-            (
-                "frozen",
-                "not saved (save_frozen=False or exclude_frozen_parameters); they come from the build or load_from",
-            )
-        )
+        facts.append((
+            "frozen",
+            "parameters not saved (save_frozen=False or exclude_frozen_parameters=True); a resume takes them from "
+            "the new model or load_from",
+        ))  # fmt: skip
     return facts
 
 
@@ -86,24 +84,24 @@ def _sections(checkpoint: Checkpoint) -> list[tuple[str, ...]]:
     for section in checkpoint.sections():
         entries = checkpoint.index[section].values()
         types = Counter(_type(entry) for entry in entries)
-        told = ", ".join(name if len(types) == 1 else f"{name} x {count}" for name, count in types.most_common())
-        rows.append((section, f"{len(entries):,}", size(sum(map(stored_bytes, entries))), told))
+        text = ", ".join(name if len(types) == 1 else f"{name} x {count}" for name, count in types.most_common())
+        rows.append((section, f"{len(entries):,}", size(sum(map(stored_bytes, entries))), text))
     return rows
 
 
 def _states(checkpoint: Checkpoint) -> list[str]:
-    """State by name. Only names are read: averages of weights may be as large as the model."""
+    """The names of the state. Values are not read: weight averages may be as large as the model."""
     names = _keys(checkpoint, "state.json")
     hooks = [name for name in names if name.startswith(_HOOKS)]
     ranks = [name for name in checkpoint.manifest.files if name.startswith("rng/") and name.endswith(".json")]
     tensors = checkpoint.index.get("state", {})
     lines = [f"state       {', '.join(name for name in names if name not in hooks) or '-'}"]
     for number, name in enumerate(hooks or [""]):
-        own = [entry for key, entry in tensors.items() if key.startswith(f"state.{name}.")] if name else []
-        held = f" ({counted(len(own), 'tensor')}, {size(sum(map(stored_bytes, own)))})" if own else ""
-        lines.append(f"{'hooks' if number == 0 else '':<12}{name.removeprefix(_HOOKS) or 'none has state'}{held}")
-    held = ", ".join(_keys(checkpoint, ranks[0])) if ranks else "-"
-    return [*lines, f"each rank   {held} ({counted(len(ranks), 'rank')})"]
+        held = [entry for key, entry in tensors.items() if key.startswith(f"state.{name}.")] if name else []
+        text = f" ({counted(len(held), 'tensor')}, {size(sum(map(stored_bytes, held)))})" if held else ""
+        lines.append(f"{'hooks' if number == 0 else '':<12}{name.removeprefix(_HOOKS) or 'none with state'}{text}")
+    of_a_rank = ", ".join(_keys(checkpoint, ranks[0])) if ranks else "-"
+    return [*lines, f"per rank    {of_a_rank} ({counted(len(ranks), 'rank')})"]
 
 
 def _keys(checkpoint: Checkpoint, path: str) -> list[str]:
@@ -114,18 +112,18 @@ def _keys(checkpoint: Checkpoint, path: str) -> list[str]:
 
 
 def _tensor_rows(checkpoint: Checkpoint) -> list[tuple[int, tuple[str, ...]]]:
-    """For each tensor its bytes, to sort by, and the cells of its line."""
+    """For each tensor its size in bytes, to sort by, and the cells of its line."""
     rows: list[tuple[int, tuple[str, ...]]] = []
     for section in checkpoint.sections():
         for name, entry in checkpoint.index[section].items():
-            alias = f"same memory as {entry.alias}" if entry.alias else ""
+            alias = f"shares memory with {entry.alias}" if entry.alias else ""
             stored = stored_bytes(entry)
             rows.append((stored, (f"{section}/{name}", f"{_type(entry)} {list(entry.shape)}", size(stored), alias)))
     return rows
 
 
 def stored_bytes(entry: TensorEntry) -> int:
-    """What a tensor takes in the checkpoint: nothing, where it is another one's memory."""
+    """Bytes of a tensor in the checkpoint; 0 if it shares the memory of another tensor."""
     return 0 if entry.alias else prod(entry.shape) * saved_dtype(entry).itemsize
 
 

@@ -1,11 +1,11 @@
-"""How the checkpoint commands write sizes, times, counts and tables."""
+"""Formats sizes, times, counts and tables for the checkpoint commands."""
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
 
 
 def size(count: int) -> str:
-    """A number of bytes in decimal units: ``812 B``, ``10.3 KB``, ``1.2 GB``."""
+    """Format a number of bytes in decimal units: ``812 B``, ``10.3 KB``, ``1.2 GB``."""
     value, unit = float(count), "B"
     for larger in ("KB", "MB", "GB", "TB"):
         if value < 999.95:
@@ -15,7 +15,7 @@ def size(count: int) -> str:
 
 
 def when(created: str) -> str:
-    """A manifest's time, which is UTC, in local time to the minute."""
+    """Format a manifest's time, an ISO string in UTC, as local time to the minute."""
     try:
         return datetime.fromisoformat(created).astimezone().strftime("%Y-%m-%d %H:%M")
     except ValueError:
@@ -28,7 +28,7 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Collection[int] = (), indent: str = "") -> list[str]:
-    """Lines with columns as wide as their widest cell; those in ``right`` are aligned there."""
+    """Format rows of equal length as aligned lines; columns in ``right`` are right-aligned."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

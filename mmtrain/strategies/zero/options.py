@@ -123,6 +123,24 @@ def preset_or_file(name: str) -> dict[str, Any] | str:
     raise ConfigError(f"--deepspeed {name}: there is no such file, and no such preset{hint}")
 
 
+def overrides_for(argument: str, strategy_cfg: Any) -> dict[str, Any]:
+    """The config values that ``--deepspeed ARGUMENT`` sets; ``strategy_cfg`` is the config's ``strategy``, or None.
+
+    Raises ConfigError if the config selects another strategy, or already has a DeepSpeed config.
+    """
+    config = preset_or_file(argument)
+    strategy = strategy_cfg or {}
+    type_ = strategy.get("type", "")
+    name = str(getattr(type_, "__name__", type_)).rpartition(".")[2]
+    if strategy and name != "DeepSpeedStrategy":
+        raise ConfigError(
+            f"--deepspeed {argument} contradicts strategy.type={name!r} in the config; remove one of them"
+        )
+    if strategy.get("config") is not None:
+        raise ConfigError(f"--deepspeed {argument} contradicts strategy.config in the config; remove one")
+    return {"strategy.type": "DeepSpeedStrategy", "strategy.config": config}
+
+
 def _read(config: Any) -> tuple[dict[str, Any], str]:
     """The config's keys, and what to put before a key to name its place."""
     if config is None:

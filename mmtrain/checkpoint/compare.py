@@ -1,4 +1,4 @@
-"""Compares two checkpoints bit by bit: tensors, plain state, generators; by groups, each with its differences."""
+"""Compares two checkpoints bit for bit: tensors, plain state and generators, group by group."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,16 +12,20 @@ from torch import Tensor
 from mmtrain.checkpoint import Checkpoint
 from mmtrain.checkpoint.foreign import deepspeed_files as zero_shards
 
-# Scalars that measure the machine and not the run. A checkpoint keeps those of the interval that is not yet logged.
+# Scalars that measure the machine, not the run. A checkpoint holds those of the current log interval.
 MEASURED = ("time", "*_time", "eta", "memory", "save_*")
-_SECTIONS = ("model", "optimizer")  # these first: they are what one asks about first
-ABSENT = object()  # what one of the two has not
+_SECTIONS = ("model", "optimizer")  # compared first: a difference in the weights is what users look for
+ABSENT = object()  # stands for an entry that only the other one has
 Names = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What differs (``tensor model/layers.0.weight``), and how (``max abs difference 1.2e-07 in 3 of 48 elements``)."""
+    """One difference.
+
+    ``what`` names the entry (``tensor model/layers.0.weight``), ``how`` describes the difference
+    (``max abs difference 1.2e-07 in 3 of 48 elements``).
+    """
 
     what: str
     how: str
@@ -31,20 +35,27 @@ class Difference:
 
 
 @dataclass
-class Group:
-    """Things of one kind: how many were compared, and which differ, in the order in which they were compared."""
+class ComparedGroup:
+    """Entries of one kind: how many were compared, and the differences in the order of comparison."""
 
     name: str
     compared: int = 0
     differences: list[Difference] = field(default_factory=list)
 
+    def add(self, what: str, how: str) -> None:
+        """Count one compared entry; an empty ``how`` means that it does not differ."""
+        self.compared += 1
+        if how:
+            self.differences.append(Difference(what, how))
+
 
 def compare_checkpoints(
     a: Checkpoint, b: Checkpoint, *, ignore: Iterable[str] = (), names: Names = ("A", "B")
-) -> list[Group]:
-    """Compare everything in two checkpoints but the scalars in `MEASURED` and the state that ``ignore`` names.
+) -> list[ComparedGroup]:
+    """Compare everything in two checkpoints except the scalars in `MEASURED` and the state that ``ignore`` matches.
 
-    The groups: each section of tensors, each entry of the state, the generators. ``names`` are what to call the two.
+    There is a group for each section of tensors, each entry of the state, and the generators. ``names`` are the names
+    of the two checkpoints in the differences.
     """
     sections = dict.fromkeys([*_SECTIONS, *a.sections(), *b.sections()])
     groups = [_section(a, b, section, names) for section in sections]
@@ -54,21 +65,21 @@ def compare_checkpoints(
     return [group for group in groups if group.compared]
 
 
-def first_difference(groups: Sequence[Group]) -> Difference | None:
-    """The first difference of the first group that has any."""
+def first_difference(groups: Sequence[ComparedGroup]) -> Difference | None:
+    """The first difference of the first group that has one, or None."""
     return next((group.differences[0] for group in groups if group.differences), None)
 
 
 def ignored(names: Iterable[str], patterns: Iterable[str]) -> bool:
-    """Whether one of the names matches one of the patterns."""
+    """Whether any of the names matches any of the patterns (``*`` and ``?`` as in a shell)."""
     patterns = list(patterns)
     return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
 def tensor_difference(a: Tensor, b: Tensor) -> str:
-    """How two tensors on the CPU differ; an empty text where every bit agrees."""
+    """How two CPU tensors differ; an empty string if they are bit-for-bit equal."""
     if a.dtype != b.dtype or a.shape != b.shape:
-        return f"{_kind(a)} and {_kind(b)}"
+        return f"{_kind(a)} != {_kind(b)}"
     bits_a, bits_b = _bits(a), _bits(b)
     if torch.equal(bits_a, bits_b):
         return ""
@@ -77,122 +88,112 @@ def tensor_difference(a: Tensor, b: Tensor) -> str:
 
 
 def difference(a: Any, b: Any, names: Names) -> str:
-    """`value_difference` of two entries, one of which may be `ABSENT`."""
+    """`value_difference` of two entries, either of which may be `ABSENT`."""
     if a is ABSENT or b is ABSENT:
         return "" if a is b else f"only in {names[a is ABSENT]}"
     return value_difference(a, b)
 
 
 def value_difference(a: Any, b: Any) -> str:
-    """How two plain values, arrays or tensors differ; an empty text where they are the same to the bit."""
+    """How two plain values, arrays or tensors differ; an empty string if they are bit-for-bit equal."""
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return tensor_difference(a, b)
     if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
         same = (a.dtype, a.shape) == (b.dtype, b.shape) and a.tobytes() == b.tobytes()
-        return "" if same else "arrays that differ"
-    # equal floats have equal texts, -0.0 and 0.0 have not, and NaN is like NaN
-    return "" if type(a) is type(b) and repr(a) == repr(b) else f"{_told(a)} != {_told(b)}"
+        return "" if same else "the arrays differ"
+    # repr() is equal for equal floats and for two NaNs, and differs for -0.0 and 0.0
+    return "" if type(a) is type(b) and repr(a) == repr(b) else f"{_short(a)} != {_short(b)}"
 
 
-def flatten(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The leaves of nested state, each with its path; an empty container is a leaf."""
+def leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Yield the leaves of nested state with their paths. An empty container is a leaf."""
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
-            yield from flatten(item, (*path, str(key)))
+            yield from leaves(item, (*path, str(key)))
     elif isinstance(value, (list, tuple)) and value:
         for index, item in enumerate(value):
-            yield from flatten(item, (*path, str(index)))
+            yield from leaves(item, (*path, str(index)))
     else:
         yield path, value
 
 
 # ---- groups -------------------------------------------------------------------------------------------------------
-def _engine_files(a: Checkpoint, b: Checkpoint, names: Names) -> Group:
-    """What DeepSpeed wrote itself; the config that it puts into its files is not compared."""
-    group = Group("DeepSpeed's files")
+def _engine_files(a: Checkpoint, b: Checkpoint, names: Names) -> ComparedGroup:
+    """The files that DeepSpeed wrote, except for the copy of its config in them."""
+    group = ComparedGroup("DeepSpeed's files")
     ours, theirs = (_engine_leaves(checkpoint) for checkpoint in (a, b))
     for path in {**ours, **theirs}:
-        group.compared += 1
-        how = difference(ours.get(path, ABSENT), theirs.get(path, ABSENT), names)
-        if how:
-            group.differences.append(Difference(" ".join(path), how))
+        group.add(" ".join(path), difference(ours.get(path, ABSENT), theirs.get(path, ABSENT), names))
     return group
 
 
 def _engine_leaves(checkpoint: Checkpoint) -> dict[tuple[str, ...], Any]:
     files = zero_shards.contents(checkpoint.path)
-    return {path: leaf for name, held in files for path, leaf in flatten(held, (name,)) if "ds_config" not in path}
+    return {path: leaf for name, held in files for path, leaf in leaves(held, (name,)) if "ds_config" not in path}
 
 
-def _section(a: Checkpoint, b: Checkpoint, section: str, names: Names) -> Group:
-    group = Group(f"{section} tensors")
+def _section(a: Checkpoint, b: Checkpoint, section: str, names: Names) -> ComparedGroup:
+    group = ComparedGroup(f"{section} tensors")
     ours, theirs = (dict.fromkeys(checkpoint.tensor_names(section)) for checkpoint in (a, b))
-    for name in {**ours, **theirs}:  # one pair in memory at a time
-        group.compared += 1
+    for name in {**ours, **theirs}:  # only one pair in memory at a time
         if name in ours and name in theirs:
             how = tensor_difference(a.read(section, name), b.read(section, name))
         else:
             how = f"only in {names[name not in ours]}"
-        if how:
-            group.differences.append(Difference(f"tensor {section}/{name}", how))
+        group.add(f"tensor {section}/{name}", how)
     return group
 
 
-def _states(a: Mapping[str, Any], b: Mapping[str, Any], ignore: list[str], names: Names) -> list[Group]:
+def _states(a: Mapping[str, Any], b: Mapping[str, Any], ignore: list[str], names: Names) -> list[ComparedGroup]:
     groups = []
     for name in dict.fromkeys([*a, *b]):
         ours, theirs = (state.get(name, ABSENT) for state in (a, b))
         if name == "log":
             ours, theirs = _unmeasured(ours), _unmeasured(theirs)
-        group = Group(f"state {name}")
-        _leaves(group, name, (ours, theirs), ignore, names)
+        group = ComparedGroup(f"state {name}")
+        _compare_leaves(group, name, (ours, theirs), ignore, names)
         groups.append(group)
     return groups
 
 
-def _leaves(group: Group, name: str, pair: tuple[Any, Any], ignore: list[str], names: Names) -> None:
-    ours, theirs = (dict(flatten(value)) for value in pair)
+def _compare_leaves(group: ComparedGroup, name: str, pair: tuple[Any, Any], ignore: list[str], names: Names) -> None:
+    ours, theirs = (dict(leaves(value)) for value in pair)
     for path in dict.fromkeys([*ours, *theirs]):
         dotted = ".".join((name, *path))
-        if ignored([dotted, *path], ignore):
-            continue
-        group.compared += 1
-        how = difference(ours.get(path, ABSENT), theirs.get(path, ABSENT), names)
-        if how:
-            group.differences.append(Difference(f"state {dotted}", how))
+        if not ignored([dotted, *path], ignore):
+            how = difference(ours.get(path, ABSENT), theirs.get(path, ABSENT), names)
+            group.add(f"state {dotted}", how)
 
 
 def _unmeasured(value: Any) -> Any:
-    """Nested state without the entries that `MEASURED` names."""
+    """Nested state without the entries that match `MEASURED`."""
     if isinstance(value, Mapping):
         return {key: _unmeasured(item) for key, item in value.items() if not ignored([str(key)], MEASURED)}
     return [_unmeasured(item) for item in value] if isinstance(value, list) else value
 
 
-def _ranks(a: Checkpoint, b: Checkpoint, ignore: list[str], names: Names) -> list[Group]:
-    """What each rank saved for itself: its generators, and the state of what it reads."""
-    generators, others = Group("generators"), Group("state of ranks")
+def _ranks(a: Checkpoint, b: Checkpoint, ignore: list[str], names: Names) -> list[ComparedGroup]:
+    """The state that each rank saves separately: its generators, and the state of its data loading."""
+    generators, others = ComparedGroup("generators"), ComparedGroup("state of ranks")
     for rank in range(max(a.manifest.world_size, b.manifest.world_size)):
         ours, theirs = (dict(checkpoint.rng(rank) or {}) for checkpoint in (a, b))
         pair = ours.pop("generators", {}), theirs.pop("generators", {})
         for name in dict.fromkeys([*pair[0], *pair[1]]):
-            generators.compared += 1
             if name in pair[0] and name in pair[1]:
-                how = "" if _same_leaves(pair[0][name], pair[1][name]) else "it stands elsewhere"
+                how = "" if _same_leaves(pair[0][name], pair[1][name]) else "its state differs"
             else:
                 how = f"only in {names[name not in pair[0]]}"
-            if how:
-                generators.differences.append(Difference(f"generator {name} of rank {rank}", how))
-        _leaves(others, f"rank_{rank}", (ours, theirs), ignore, names)
+            generators.add(f"generator {name} of rank {rank}", how)
+        _compare_leaves(others, f"rank_{rank}", (ours, theirs), ignore, names)
     return [generators, others]
 
 
 def _same_leaves(a: Any, b: Any) -> bool:
-    ours, theirs = dict(flatten(a)), dict(flatten(b))
+    ours, theirs = dict(leaves(a)), dict(leaves(b))
     return ours.keys() == theirs.keys() and not any(value_difference(ours[path], theirs[path]) for path in ours)
 
 
-# ---- words --------------------------------------------------------------------------------------------------------
+# ---- text ---------------------------------------------------------------------------------------------------------
 def _bits(tensor: Tensor) -> Tensor:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
@@ -200,11 +201,11 @@ def _bits(tensor: Tensor) -> Tensor:
 def _distance(a: Tensor, b: Tensor) -> str:
     wide = torch.complex128 if a.is_complex() else torch.float64
     distance = (a.to(wide) - b.to(wide)).abs()
-    distance = distance[(a.reshape(-1) != b.reshape(-1)).reshape(distance.shape)]  # inf - inf is no difference
+    distance = distance[(a.reshape(-1) != b.reshape(-1)).reshape(distance.shape)]  # equal infinities: inf - inf is NaN
     if distance.isnan().any():
-        return "NaN against numbers" if a.isnan().any() != b.isnan().any() else "NaN in other places"
+        return "NaN versus a number" if a.isnan().any() != b.isnan().any() else "NaN at different positions"
     if not distance.numel():
-        return "equal values of other bits (the sign of zero)"
+        return "equal values with different bits (the sign of zero)"
     return f"max abs difference {distance.max().item():.3g}"
 
 
@@ -212,7 +213,7 @@ def _kind(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
-def _told(value: Any) -> str:
+def _short(value: Any) -> str:
     if isinstance(value, (Tensor, np.ndarray)):
         return f"a {type(value).__name__} {list(value.shape)}"
     text = repr(value)
