@@ -61,9 +61,6 @@ def _own_code() -> str:
 
 def _hash(paths: Iterable[Path]) -> str:
     """One hash of the contents of files, in the order of their names."""
-    import xxhash
+    from mmtrain.files import hash_bytes
 
-    hasher = xxhash.xxh3_64()
-    for path in sorted(paths):
-        hasher.update(path.read_bytes())
-    return hasher.hexdigest()
+    return hash_bytes(b"".join(path.read_bytes() for path in sorted(paths)))

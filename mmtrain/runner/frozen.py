@@ -8,8 +8,8 @@ import xxhash
 from torch import Tensor, nn
 
 from mmtrain import dist
+from mmtrain.dtensor import full_tensor
 from mmtrain.errors import CheckpointError
-from mmtrain.runner.state import whole
 from mmtrain.strategies import Strategy
 
 
@@ -69,7 +69,7 @@ def fingerprint(tensors: Mapping[str, Tensor], names: Collection[str]) -> dict[s
     """The types of these tensors, and a hash of their names and values. A collective."""
     hasher, types = xxhash.xxh3_128(), set()
     for name in sorted(tensors.keys() & set(names)):
-        value = whole(tensors[name])
+        value = full_tensor(tensors[name])
         if dist.is_main():
             types.add(str(value.dtype))
             hasher.update(f"{name} {tuple(value.shape)}".encode())

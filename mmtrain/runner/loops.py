@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from mmtrain import dist
+from mmtrain.dtensor import local_tensor
 from mmtrain.errors import ConfigError, RunError
 from mmtrain.progress import window_length
 from mmtrain.randomness import seed_step
 from mmtrain.runner.guards import NonfiniteGuard, UntrainedGuard
 from mmtrain.runner.model_call import ModelCall
-from mmtrain.strategies.meta_init import local
 from mmtrain.types import Batch, StepResult
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ class TrainLoop:
     def _warn_of_gradients(self) -> None:
         """Say once that a model's own step leaves gradients at a save: no checkpoint holds what they would add."""
         gradients = ((name, parameter.grad) for name, parameter in self.runner.model.named_parameters())
-        left = next((name for name, grad in gradients if grad is not None and local(grad).any()), "")
+        left = next((name for name, grad in gradients if grad is not None and local_tensor(grad).any()), "")
         if left:
             self._warned = True
             self.runner.logger.warning(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from mmtrain import dist, randomness
+from mmtrain.dtensor import full_state, full_tensor
 from mmtrain.errors import CheckpointError
 from mmtrain.types import Stateful
 
@@ -65,27 +66,17 @@ def _metrics(runner: "FlexibleRunner") -> Iterator[tuple[str, Any]]:
 def capture_small_state(runner: "FlexibleRunner") -> dict[str, Any]:
     """The state of everything in the table, by name."""
     state = {name: item.state_dict() for name, item in small_state_table(runner).items()}
-    return whole(state) if runner.strategy.forward_is_collective else state
+    return full_state(state) if runner.strategy.forward_is_collective else state
 
 
 def gather_weights(strategy: "Strategy") -> dict[str, Tensor]:
     """The whole model's tensors by name, on rank 0 (where sharded on the CPU, one at a time); empty elsewhere."""
     weights = {}
     for name, value in strategy.model_state().items():
-        gathered = whole(value)
+        gathered = full_tensor(value)
         if dist.is_main():
             weights[name] = gathered if gathered is value else gathered.cpu()
     return weights
-
-
-def whole(value: Any) -> Any:
-    """The same nested state with sharded tensors (averages of the weights) put together; a collective."""
-    if isinstance(value, Mapping):
-        return {key: whole(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)) and any(isinstance(item, Tensor) for item in value):
-        return type(value)(whole(item) for item in value)
-    full_tensor = getattr(value, "full_tensor", None)
-    return value if full_tensor is None else full_tensor()
 
 
 def capture_tensors(
