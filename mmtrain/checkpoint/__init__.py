@@ -10,7 +10,7 @@ from mmtrain.checkpoint.retention import Entry, Retention, to_delete
 from mmtrain.checkpoint.store import CheckpointStore, open_checkpoint
 from mmtrain.checkpoint.topology.disks import Disks, find_disks
 from mmtrain.checkpoint.write.saver import PendingSave
-from mmtrain.checkpoint.write.storage import Files, LocalFiles
+from mmtrain.files import Files, LocalFiles
 
 __all__ = [
     "Checkpoint",

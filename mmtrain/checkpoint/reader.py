@@ -18,7 +18,8 @@ from mmtrain.checkpoint.format.manifest import Manifest
 from mmtrain.checkpoint.format.tensors import DTYPES, is_plain
 from mmtrain.checkpoint.format.verify import files_here, parts_here
 from mmtrain.checkpoint.shard_reader import PieceReader
-from mmtrain.checkpoint.sharding import cut, local_part, overlap
+from mmtrain.checkpoint.sharding import overlap
+from mmtrain.dtensor import local_box, narrow_to_box
 from mmtrain.errors import CheckpointError
 
 _SHOWN = 5
@@ -147,7 +148,7 @@ class Checkpoint:
 
     def _fill(self, target: Tensor, source: TensorEntry, reader: PieceReader) -> None:
         heartbeat.beat()
-        local, box = local_part(target)
+        local, box = local_box(target)
         dtype = saved_dtype(source)
         filled = 0
         for saved in source.pieces:
@@ -156,11 +157,11 @@ class Checkpoint:
                 continue
             piece = saved if self._here is None else self._on_this_disk(saved)
             filled += prod(shared[1])
-            destination = cut(local, box[0], shared)
+            destination = narrow_to_box(local, box[0], shared)
             if shared == (piece.offsets, piece.shape) and dtype == local.dtype and is_plain(destination):
                 reader.read_into(piece, destination)
             else:
-                destination.copy_(cut(reader.mapped(piece, dtype), piece.offsets, shared))
+                destination.copy_(narrow_to_box(reader.mapped(piece, dtype), piece.offsets, shared))
         if filled != prod(box[1]):
             files = ", ".join(sorted({piece.file for piece in source.pieces})) or "no file"
             raise CheckpointError(f"{self.path}: {files} hold {filled} of the {prod(box[1])} elements of a tensor")

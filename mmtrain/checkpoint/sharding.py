@@ -6,18 +6,16 @@ the same on every rank: DDP broadcasts rank 0's buffers (running statistics) at 
 ones that rule.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
 
 from mmtrain.checkpoint.format.index import PieceEntry
+from mmtrain.dtensor import Box, is_dtensor, local_box, ranks_with_same_shard
 from mmtrain.errors import CheckpointError
-
-Box = tuple[tuple[int, ...], tuple[int, ...]]  # offsets, shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,49 +56,10 @@ def collect(section: str, tensors: Mapping[str, Tensor], *, writers: Mapping[str
             first_copy = False
         elif identity is not None:
             seen[identity] = name
-        sharded = is_sharded(tensors[name])
+        sharded = is_dtensor(tensors[name])
         pieces.append(piece)
         writes.append(first_copy and (sharded or writers.get(name, 0) == rank))
     return Held(pieces, writes, aliases)
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """Whether this is a DTensor; told without importing torch.distributed.tensor, which takes a second."""
-    if type(tensor) is Tensor or type(tensor) is Parameter:  # a lookup that fails is slow, and there are many
-        return False
-    return hasattr(tensor, "placements") and hasattr(tensor, "device_mesh")
-
-
-def holders(tensor: Tensor) -> list[int]:
-    """The ranks that hold the same box of a sharded tensor as this one, ascending; none where this one holds none.
-
-    A tensor on a part of a mesh (``mesh['dp']`` of dp and tp) is repeated along the dimensions left out.
-    """
-    sharded: Any = tensor
-    mesh = sharded.device_mesh
-    names = mesh.mesh_dim_names or tuple(range(mesh.ndim))
-    placed = dict(zip(names, sharded.placements, strict=True))
-    root = mesh._get_root_mesh()
-    if root is None or not set(names) <= set(root.mesh_dim_names or ()):
-        root = mesh
-    place = root.get_coordinate()
-    if place is None:
-        return []
-    axes = zip(place, root.mesh_dim_names or names, strict=True)
-    same = tuple(at if name in placed and not placed[name].is_replicate() else slice(None) for at, name in axes)
-    return sorted(root.mesh[same].flatten().tolist())
-
-
-def local_part(tensor: Tensor) -> tuple[Tensor, Box]:
-    """The memory of this process behind ``tensor``, and the box of the whole that it is."""
-    if not is_sharded(tensor):
-        return tensor.detach(), ((0,) * tensor.dim(), tuple(tensor.shape))
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    sharded: Any = tensor
-    local = sharded.to_local().detach()
-    _, offsets = compute_local_shape_and_global_offset(tensor.shape, sharded.device_mesh, sharded.placements)
-    return local, (tuple(offsets), tuple(local.shape))
 
 
 def spread(sizes: Mapping[str, int], ranks: int) -> dict[str, int]:
@@ -123,17 +82,6 @@ def overlap(wanted: Box, piece: PieceEntry) -> Box | None:
     return low, shape
 
 
-def cut(tensor: Tensor, origin: Iterable[int], box: Box) -> Tensor:
-    """The part ``box`` (in coordinates of the whole) of a tensor that begins at ``origin``; a view."""
-    for dimension, (start, length, base) in enumerate(_axes(box, origin)):
-        tensor = tensor.narrow(dimension, start - base, length)
-    return tensor
-
-
-def _axes(box: Box, origin: Iterable[int]) -> Iterator[tuple[int, int, int]]:
-    return zip(box[0], box[1], origin, strict=True)
-
-
 def _piece(section: str, name: str, tensor: Tensor, rank: int) -> tuple[Piece, bool]:
     where = f"{section}/{name}"
     if not isinstance(tensor, Tensor):
@@ -142,13 +90,13 @@ def _piece(section: str, name: str, tensor: Tensor, rank: int) -> tuple[Piece, b
         )
     sharded: Any = tensor
     first_copy = True
-    if is_sharded(tensor):
+    if is_dtensor(tensor):
         if any(placement.is_partial() for placement in sharded.placements):
             raise CheckpointError(
                 f"{where}: a sum over ranks that is still pending (a Partial placement) cannot be saved"
             )
-        first_copy = holders(tensor)[:1] == [rank]
-    local, (offsets, _) = local_part(tensor)
+        first_copy = ranks_with_same_shard(tensor)[:1] == [rank]
+    local, (offsets, _) = local_box(tensor)
     if local.is_meta or local.layout is not torch.strided or local.is_quantized:
         raise CheckpointError(
             f"{where}: a tensor with layout {local.layout} on device {local.device} has no bytes to save"

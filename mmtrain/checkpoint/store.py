@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from torch import Tensor
 
 from mmtrain.checkpoint import discover as catalog
@@ -15,7 +14,7 @@ from mmtrain.checkpoint.format.manifest import Manifest
 from mmtrain.checkpoint.format.verify import Problem, Verify, find_problems, read_manifest
 from mmtrain.checkpoint.reader import Checkpoint
 from mmtrain.checkpoint.retention import Entry, Retention, to_delete
-from mmtrain.checkpoint.sharding import collect, is_sharded, spread
+from mmtrain.checkpoint.sharding import collect, spread
 from mmtrain.checkpoint.topology.disks import Disks, find_disks
 from mmtrain.checkpoint.topology.newest import entries_on_all, manifest_hash, newest_on_all
 from mmtrain.checkpoint.topology.parts import state_of_main, write_replicas_here
@@ -23,8 +22,10 @@ from mmtrain.checkpoint.topology.ranks import Ranks
 from mmtrain.checkpoint.write import storage
 from mmtrain.checkpoint.write.saver import Job, PendingSave, Plan, Saver, failed
 from mmtrain.checkpoint.write.staging import Stager
-from mmtrain.checkpoint.write.storage import Files, LocalFiles, Transaction
+from mmtrain.checkpoint.write.storage import Transaction
+from mmtrain.dtensor import is_dtensor
 from mmtrain.errors import CheckpointError
+from mmtrain.files import Files, LocalFiles, hash_bytes
 
 Sections = Mapping[str, Mapping[str, Tensor]]
 Writer = Callable[[Path], None]
@@ -274,8 +275,8 @@ class CheckpointStore:
         trouble, digest = None, ""
         try:
             _check_names(name, tensors)
-            sizes = {s: {n: t.nbytes for n, t in part.items() if not is_sharded(t)} for s, part in tensors.items()}
-            digest = xxhash.xxh3_128_hexdigest(repr(sorted((s, sorted(n.items())) for s, n in sizes.items())).encode())
+            sizes = {s: {n: t.nbytes for n, t in part.items() if not is_dtensor(t)} for s, part in tensors.items()}
+            digest = hash_bytes(repr(sorted((s, sorted(n.items())) for s, n in sizes.items())).encode())
             if self._last is not None and self._last.error is not None and not self._last.reported:
                 self._last.reported = True
                 trouble = str(self._last.error)

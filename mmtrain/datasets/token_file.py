@@ -21,6 +21,7 @@ import xxhash
 from mmtrain.datasets.sources import TextFiles
 from mmtrain.datasets.tokenizers import encode_file, token_dtype, tokenizer_fingerprint
 from mmtrain.errors import ConfigError, RunError
+from mmtrain.files import hash_file, replacing
 
 _FORMAT = 1
 _HASHED_BYTES = 1 << 30  # a file beyond this is trusted by its size: hashing it would take longer than a second
@@ -72,7 +73,7 @@ def read_token_file(base: Path) -> TokenFile | None:
         size = path.stat().st_size
         if size == 0 or size != tokens.count * np.dtype(tokens.dtype).itemsize:
             return None
-        return tokens if size > _HASHED_BYTES or _digest(path) == tokens.digest else None
+        return tokens if size > _HASHED_BYTES or hash_file(path) == tokens.digest else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
@@ -92,14 +93,14 @@ def _make(base: Path, root: Path, files: list[str], tokenizer: Any) -> TokenFile
             count += content.size
 
     path = base.with_name(base.name + ".bin")
-    _write_atomically(path, write_tokens)
+    _replace(path, write_tokens)
     if count == 0:
         path.unlink()
         raise ConfigError(f"source.root: the {len(files)} files below {str(root)!r} hold no text")
     tokens = TokenFile(path=str(path), dtype=dtype.name, count=count, digest=hasher.hexdigest())
     described = {"format": _FORMAT, **{key: value for key, value in asdict(tokens).items() if key != "path"}}
     text = json.dumps(described, indent=1) + "\n"
-    _write_atomically(base.with_name(base.name + ".json"), lambda out: out.write(text.encode()))
+    _replace(base.with_name(base.name + ".json"), lambda out: out.write(text.encode()))
     return tokens
 
 
@@ -125,25 +126,10 @@ def _key(root: Path, files: list[str], tokenizer: Any) -> str:
     return hasher.hexdigest()[:12]
 
 
-def _digest(path: Path) -> str:
-    hasher = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            hasher.update(block)
-    return hasher.hexdigest()
-
-
-def _write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file that is seen whole or not at all: aside, to the disk, and only then under its name."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as out:
-            write(out)
-            out.flush()
-            os.fsync(out.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Write a file atomically, under a name of its own first: several processes may be writing equal files."""
+    with replacing(path, aside=path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")) as aside, aside.open("xb") as out:
+        write(out)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmtrain.checkpoint.sharding import cut, local_part
+from mmtrain.dtensor import copy_from_full, full_tensor, is_dtensor, local_tensor
 from mmtrain.errors import CheckpointError, ConfigError
 from mmtrain.hooks.base import Hook
 from mmtrain.registry import HOOKS
@@ -105,8 +105,8 @@ class EMAHook(Hook):
             averages, values = [], []
             for name, source in sources.items():
                 average = self.averages[name]
-                averages.append(_local(average))
-                values.append(_local(source).to(average.dtype))
+                averages.append(local_tensor(average))
+                values.append(local_tensor(source).to(average.dtype))
             if averages:
                 torch._foreach_lerp_(averages, values, self._weight())
         self.steps += 1
@@ -183,14 +183,14 @@ class EMAHook(Hook):
         # A copy of the trained weights, not an exchange: a float32 average does not survive in a bfloat16 weight.
         self._trained = {name: source.detach().clone() for name, source in sources.items()}
         for name, source in sources.items():
-            _local(source).copy_(_local(self.averages[name]))
+            local_tensor(source).copy_(local_tensor(self.averages[name]))
 
     @torch.no_grad()
     def _swap_out(self, model: nn.Module) -> None:
         trained, self._trained = self._trained, None
         if trained is not None:
             for name, source in self._sources(model).items():
-                _local(source).copy_(_local(trained[name]))
+                local_tensor(source).copy_(local_tensor(trained[name]))
 
     # ---- state --------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
@@ -205,7 +205,7 @@ class EMAHook(Hook):
         shape = self._shapes.get(name, average.shape)
         if average.shape == shape:
             return average
-        return (average.full_tensor() if hasattr(average, "full_tensor") else average).reshape(shape)
+        return full_tensor(average).reshape(shape)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         self.steps = int(state_dict["steps"])
@@ -220,15 +220,8 @@ def _copy(source: Tensor) -> Tensor:
 
 def _placed_like(average: Tensor, source: Any) -> Tensor:
     """A loaded average on the device, and in the shards, of the tensor it belongs to."""
-    if hasattr(source, "device_mesh") and not hasattr(average, "device_mesh"):
+    if is_dtensor(source) and not is_dtensor(average):
         placed = torch.empty_like(source, dtype=average.dtype, requires_grad=False)
-        own, box = local_part(placed)
-        own.copy_(cut(average, (0,) * average.dim(), box))
+        copy_from_full(placed, average)
         return placed
     return average.to(source.device)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """The part of a sharded tensor that lies here: averaging is elementwise, so parts average by themselves."""
-    to_local = getattr(tensor, "to_local", None)
-    return to_local() if to_local is not None else tensor

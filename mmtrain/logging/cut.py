@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from mmtrain.files import replacing
+
 NOTE = "start_position"
 
 
@@ -109,9 +111,8 @@ def cut_events(path: str | Path, step: float) -> int:
 
 
 def _replace(path: Path, parts: Iterable[bytes]) -> None:
-    aside = path.with_name(f".{path.name}.cut")
-    aside.write_bytes(b"".join(parts))
-    aside.replace(path)
+    with replacing(path, durable=False) as aside:  # a log that a power cut loses is no reason to wait for the disk
+        aside.write_bytes(b"".join(parts))
 
 
 def _line_step(line: bytes) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mmtrain import dist
+from mmtrain.dtensor import full_tensor, mesh_of
 from mmtrain.errors import RunError
 from mmtrain.registry import OPTIM_WRAPPERS
 from mmtrain.source_lines import config_error
@@ -284,7 +285,7 @@ class OptimWrapper:
         for group in _by_mesh(self._with_gradients()):
             gradients = [p.grad for p in group if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients, norm_type, foreach=foreach)
-            norms.append(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+            norms.append(full_tensor(norm))
         return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), norm_type)
 
     def _nonfinite(self, norm: Tensor) -> bool:
@@ -322,7 +323,7 @@ def _by_mesh(parameters: list[Tensor]) -> list[list[Tensor]]:
         return [parameters]
     groups: dict[Any, list[Tensor]] = {}
     for parameter in parameters:
-        groups.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
+        groups.setdefault(mesh_of(parameter), []).append(parameter)
     return list(groups.values()) or [[]]
 
 

@@ -8,8 +8,8 @@ import xxhash
 from torch import Tensor, nn
 
 from mmtrain import dist
+from mmtrain.dtensor import full_tensor
 from mmtrain.errors import CheckpointError
-from mmtrain.runner.gather import whole
 from mmtrain.strategies import Strategy
 
 
@@ -71,7 +71,7 @@ def tensors_fingerprint(tensors: Mapping[str, Tensor], names: Collection[str]) -
     hasher = xxhash.xxh3_128()
     types = set()
     for name in sorted(tensors.keys() & set(names)):
-        value = whole(tensors[name])
+        value = full_tensor(tensors[name])
         if dist.is_main():
             types.add(str(value.dtype))
             hasher.update(f"{name} {tuple(value.shape)}".encode())

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from mmtrain import dist
+from mmtrain.dtensor import local_tensor
 from mmtrain.errors import ConfigError, RunError
 from mmtrain.progress import window_length
 from mmtrain.randomness import seed_step
@@ -19,7 +20,6 @@ from mmtrain.runner.evaluation import EvaluationLoop
 from mmtrain.runner.guards import NonfiniteGuard, UntrainedGuard
 from mmtrain.runner.model_call import ModelCall
 from mmtrain.runner.run import Run
-from mmtrain.strategies.meta_init import local
 from mmtrain.types import Batch, StepResult
 
 
@@ -238,7 +238,7 @@ class TrainLoop:
         if not self._call.has_own_train_step or self._warned_of_gradients:
             return
         gradients = ((name, parameter.grad) for name, parameter in self.runner.model.named_parameters())
-        left = next((name for name, grad in gradients if grad is not None and local(grad).any()), "")
+        left = next((name for name, grad in gradients if grad is not None and local_tensor(grad).any()), "")
         if left:
             self._warned_of_gradients = True
             self.runner.logger.warning(

@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmtrain import randomness
+from mmtrain.dtensor import full_state
 from mmtrain.errors import CheckpointError
 from mmtrain.runner.best import BestRecords
-from mmtrain.runner.gather import whole
 from mmtrain.runner.run import Run
 from mmtrain.types import Stateful
 
@@ -66,7 +66,7 @@ def _metrics(run: Run) -> Iterator[tuple[str, Any]]:
 def capture_small_state(run: Run, best: BestRecords) -> dict[str, Any]:
     """The state of everything in the table, by name."""
     state = {name: item.state_dict() for name, item in small_state_table(run, best).items()}
-    return whole(state) if run.strategy.forward_is_collective else state
+    return full_state(state) if run.strategy.forward_is_collective else state
 
 
 def capture_tensors(

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from mmtrain.dtensor import copy_from_full, is_dtensor, local_tensor
 from mmtrain.errors import ConfigError
 
 _RANDOM = {
@@ -36,13 +37,13 @@ def initialise_blank(model: nn.Module, device: torch.device, ties: Sequence[Sequ
     with torch.no_grad():
         for value in [*model.parameters(), *model.buffers()]:
             if value.is_floating_point():
-                local(value).fill_(float("nan"))
+                local_tensor(value).fill_(float("nan"))
         # Whole numbers and truth values have no NaN: a buffer of them is blank where nothing has written into it.
         untouched = {name: (buffer, buffer._version) for name, buffer in model.named_buffers()}
         with _WholeDraws():
             init_weights()
     named = [*model.named_parameters(), *model.named_buffers()]
-    blank = [name for name, value in named if value.is_floating_point() and bool(local(value).isnan().any())]
+    blank = [name for name, value in named if value.is_floating_point() and bool(local_tensor(value).isnan().any())]
     for name, buffer in model.named_buffers():
         before, version = untouched.get(name, (None, 0))
         if buffer is before and buffer._version == version and not buffer.is_floating_point():
@@ -52,12 +53,6 @@ def initialise_blank(model: nn.Module, device: torch.device, ties: Sequence[Sequ
             f"strategy.meta_init: {type(model).__name__}.init_weights() gives no value to {', '.join(blank[:5])}; "
             "give one there, or set meta_init=False"
         )
-
-
-def local(tensor: Tensor) -> Tensor:
-    """The part of a sharded tensor that lies here, or the tensor itself."""
-    to_local = getattr(tensor, "to_local", None)
-    return tensor.detach() if to_local is None else to_local().detach()
 
 
 def _put(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
@@ -73,18 +68,8 @@ class _WholeDraws(TorchDispatchMode):
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in _RANDOM and hasattr(args[0], "placements"):
+        if func in _RANDOM and is_dtensor(args[0]):
             target = args[0]
-            whole = func(torch.empty(target.shape, dtype=target.dtype), *args[1:], **(kwargs or {}))
-            _keep_own_part(target, whole)
+            copy_from_full(target, func(torch.empty(target.shape, dtype=target.dtype), *args[1:], **(kwargs or {})))
             return target
         return func(*args, **(kwargs or {}))
-
-
-def _keep_own_part(target: Any, whole: Tensor) -> None:
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    shape, offsets = compute_local_shape_and_global_offset(target.shape, target.device_mesh, target.placements)
-    for dimension, (length, start) in enumerate(zip(shape, offsets, strict=True)):
-        whole = whole.narrow(dimension, min(start, whole.shape[dimension]), length)
-    target.to_local().copy_(whole)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mmtrain.dtensor import local_tensor
 from mmtrain.errors import ConfigError, RunError
 from mmtrain.randomness import mix
-from mmtrain.strategies.meta_init import local
 from mmtrain.strategies.wrapping import shared_parameters
 
 TOLERANCE = 1e-3  # between gradients that are the same but for rounding, relative to the sum of their magnitudes
@@ -178,7 +178,7 @@ def check_replicas_once(model: nn.Module, optimizer: Optimizer, mesh: Any) -> No
 
 
 def _fingerprint(parameter: Tensor) -> Tensor:
-    own = local(parameter if parameter.grad is None else parameter.grad).double()
+    own = local_tensor(parameter if parameter.grad is None else parameter.grad).detach().double()
     sums = torch.stack([own.sum(), own.abs().sum()])
     return sums if parameter.grad is not None else torch.zeros_like(sums)
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from mmtrain.checkpoint.format.index import PieceEntry
-from mmtrain.checkpoint.sharding import collect, cut, overlap, spread
+from mmtrain.checkpoint.sharding import collect, overlap, spread
+from mmtrain.dtensor import narrow_to_box
 
 
 def test_spread_is_even_and_the_same_whatever_the_order():
@@ -28,9 +29,9 @@ def test_overlapping_boxes_rebuild_any_cut_from_any_other():
         for piece_offsets, piece_shape in saved:
             shared = overlap((offsets, shape), PieceEntry("f", 0, piece_offsets, piece_shape))
             if shared is not None:
-                source = cut(whole, (0, 0), (piece_offsets, piece_shape))
-                cut(target, offsets, shared).copy_(cut(source, piece_offsets, shared))
-        assert torch.equal(target, cut(whole, (0, 0), (offsets, shape)))
+                source = narrow_to_box(whole, (0, 0), (piece_offsets, piece_shape))
+                narrow_to_box(target, offsets, shared).copy_(narrow_to_box(source, piece_offsets, shared))
+        assert torch.equal(target, narrow_to_box(whole, (0, 0), (offsets, shape)))
 
 
 def test_scalars_overlap_and_empty_boxes_do_not():

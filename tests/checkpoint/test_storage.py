@@ -7,21 +7,22 @@ from checkpoint_helpers import assert_holds, hidden, save
 
 from mmtrain.checkpoint import CheckpointStore, owner
 from mmtrain.checkpoint.write import storage
-from mmtrain.checkpoint.write.storage import LocalFiles, Transaction, recover
+from mmtrain.checkpoint.write.storage import Transaction, recover
+from mmtrain.files import LocalFiles, write_new
 
 
 def test_a_write_of_many_short_ones(tmp_path, monkeypatch):
     real = os.write
     monkeypatch.setattr(os, "write", lambda handle, data: real(handle, data[:3]))
     files = LocalFiles()
-    storage.write_blob(tmp_path / "f", b"0123456789", files)
+    write_new(tmp_path / "f", b"0123456789", files)
     assert (tmp_path / "f").read_bytes() == b"0123456789"
 
 
 def test_an_existing_file_is_never_written_over(tmp_path):
     (tmp_path / "f").write_text("x")
     with pytest.raises(FileExistsError):
-        storage.write_blob(tmp_path / "f", b"y", LocalFiles())
+        write_new(tmp_path / "f", b"y", LocalFiles())
 
 
 def test_links_are_removed_not_followed(tmp_path):

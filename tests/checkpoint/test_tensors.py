@@ -8,8 +8,8 @@ from safetensors.torch import load_file, save_file
 from mmtrain.checkpoint.format.tensors import DTYPES, byte_view, lay_out, lay_out_one, write_layout
 from mmtrain.checkpoint.sharding import Piece, collect
 from mmtrain.checkpoint.write.saver import whole
-from mmtrain.checkpoint.write.storage import LocalFiles
 from mmtrain.errors import CheckpointError
+from mmtrain.files import LocalFiles
 
 
 def bits(tensor: torch.Tensor) -> bytes:

@@ -236,7 +236,7 @@ def test_retention_keeps_the_newest_and_the_multiples(tmp_path):
 @pytest.mark.parametrize(("mode", "status"), [("continue", "continues"), ("stop", "stops")])
 def test_a_save_that_fails(tmp_path, monkeypatch, mode, status, capfd):
     """A full disk at iteration 10: older checkpoints stay, the failure is repeated, and a later save ends it."""
-    from mmtrain.checkpoint.write.storage import LocalFiles
+    from mmtrain.files import LocalFiles
 
     real, full = LocalFiles.write, {"now": False}
 
@@ -267,7 +267,7 @@ def test_a_save_that_fails(tmp_path, monkeypatch, mode, status, capfd):
 
 
 def test_a_failed_save_does_not_hide_why_the_run_ends(tmp_path, monkeypatch, capfd):
-    from mmtrain.checkpoint.write.storage import LocalFiles
+    from mmtrain.files import LocalFiles
 
     def write(self, handle, data):
         raise OSError(28, "No space left on device")

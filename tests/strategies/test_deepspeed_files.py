@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from mmtrain.checkpoint import CheckpointStore, load_weights
 from mmtrain.checkpoint.format import manifest
-from mmtrain.checkpoint.format.verify import hash_file
 from mmtrain.cli.checkpoint import main
 from mmtrain.errors import CheckpointError
+from mmtrain.files import hash_file
 from mmtrain.runner import FlexibleRunner
 from mmtrain.strategies.zero import library, universal
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor
 
 from mmtrain.checkpoint.reader import LoadReport
-from mmtrain.checkpoint.sharding import cut, local_part
+from mmtrain.dtensor import copy_from_full
 from mmtrain.errors import CheckpointError
 
 _SHOWN = 8
@@ -66,8 +66,7 @@ def copy_matched(
             + "; see revise_keys, or load another file"
         )
     for name in report.matched:
-        local, box = local_part(model_state[name])
-        local.copy_(cut(weights[name], (0,) * weights[name].dim(), box))
+        copy_from_full(model_state[name], weights[name])
     return report
 
 

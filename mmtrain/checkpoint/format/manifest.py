@@ -12,9 +12,8 @@ from datetime import datetime, timezone
 from pathlib import PurePosixPath
 from typing import Any
 
-import xxhash
-
 from mmtrain.errors import CheckpointError
+from mmtrain.files import hash_bytes
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -107,7 +106,7 @@ def encode(manifest: Manifest) -> bytes:
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"the manifest of {manifest.name} cannot be written as JSON: {error}") from error
     head, _, tail = text.rpartition(_BLANK)
-    return (head + xxhash.xxh3_128_hexdigest(text.encode()) + tail).encode()
+    return (head + hash_bytes(text.encode()) + tail).encode()
 
 
 def decode(data: bytes, where: str = MANIFEST) -> Manifest:
@@ -123,7 +122,7 @@ def decode(data: bytes, where: str = MANIFEST) -> Manifest:
         raise CheckpointError(f"{where}: format {found!r}, but this version of mmtrain reads format {FORMAT}")
     checksum = document.pop("checksum").encode()
     head, _, tail = data.rpartition(checksum or b"?")
-    if xxhash.xxh3_128_hexdigest(head + _BLANK.encode() + tail).encode() != checksum:
+    if hash_bytes(head + _BLANK.encode() + tail).encode() != checksum:
         raise CheckpointError(f"{where}: its checksum does not match its contents; the file was changed or damaged")
     return _build(document, where)
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from mmtrain import heartbeat
 from mmtrain.checkpoint.format.manifest import FileRecord
 from mmtrain.checkpoint.sharding import Piece
-from mmtrain.checkpoint.write.storage import Files
 from mmtrain.errors import CheckpointError
+from mmtrain.files import Files
 
 FILE_LIMIT = 512 << 20  # several files, so that two threads can write at once
 _CHUNK = 4 << 20

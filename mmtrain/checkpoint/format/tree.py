@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmtrain.dtensor import is_dtensor
 from mmtrain.errors import CheckpointError
 
 _INT64 = range(-(1 << 63), 1 << 63)
@@ -107,7 +108,7 @@ class _Splitter:
         return {"$dict" if type(value) is dict else "$ordered": pairs}
 
     def _tensor(self, value: Tensor, path: str) -> dict[str, str]:
-        if hasattr(value, "placements") or value.layout is not torch.strided or value.is_meta or value.is_quantized:
+        if is_dtensor(value) or value.layout is not torch.strided or value.is_meta or value.is_quantized:
             raise CheckpointError(
                 f"{path}: a {type(value).__name__} with layout {value.layout} on {value.device} cannot be part of a "
                 "state; hand sharded tensors to the store as a section of tensors"

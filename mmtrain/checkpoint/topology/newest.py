@@ -5,9 +5,10 @@ from pathlib import Path
 
 from mmtrain.checkpoint import discover as catalog
 from mmtrain.checkpoint.format.manifest import MANIFEST
-from mmtrain.checkpoint.format.verify import Problem, Verify, hash_file
+from mmtrain.checkpoint.format.verify import Problem, Verify
 from mmtrain.checkpoint.retention import Entry
 from mmtrain.checkpoint.topology.ranks import Ranks
+from mmtrain.files import hash_file
 
 Saves = dict[str, tuple[Entry, str]]  # name -> the checkpoint, and the hash of its manifest: the same for one save
 

@@ -9,16 +9,17 @@ disks copied into one are the whole checkpoint. A small file, the marker, says w
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import xxhash
 from torch import Tensor
 
 from mmtrain.checkpoint.format import tree
 from mmtrain.checkpoint.format.manifest import DiskPart, FileRecord
 from mmtrain.checkpoint.format.tensors import byte_view
-from mmtrain.checkpoint.sharding import Held, holders, is_sharded
+from mmtrain.checkpoint.sharding import Held
 from mmtrain.checkpoint.topology.disks import Disks
 from mmtrain.checkpoint.topology.ranks import Ranks
+from mmtrain.dtensor import is_dtensor, ranks_with_same_shard
 from mmtrain.errors import CheckpointError
+from mmtrain.files import hash_bytes
 
 
 def markers(disks: Disks) -> Iterator[tuple[str, list[int], bytes]]:
@@ -38,7 +39,7 @@ def divide(
     files, parts = dict(common), []
     writer: dict[str, int] = {}
     for marker, ranks, data in markers(disks):
-        files[marker] = FileRecord(len(data), xxhash.xxh3_128_hexdigest(data))
+        files[marker] = FileRecord(len(data), hash_bytes(data))
         own = {marker, *common}
         for number, records in enumerate(written):
             rank = number % len(disks.leaders)
@@ -59,9 +60,9 @@ def divide(
 def write_replicas_here(held: Held, tensors: Mapping[str, Tensor], ranks: Ranks) -> None:
     """Let the lowest rank of this disk that holds a replicated shard write it, in place of the lowest of all."""
     for number, piece in enumerate(held.pieces):
-        if piece.name in held.aliases or not is_sharded(tensors[piece.name]):
+        if piece.name in held.aliases or not is_dtensor(tensors[piece.name]):
             continue
-        same_box = holders(tensors[piece.name])
+        same_box = ranks_with_same_shard(tensors[piece.name])
         if same_box:
             held.writes[number] = ranks.rank == min(set(same_box) & set(ranks.own))
 
@@ -89,4 +90,4 @@ def state_of_main(state: Any, ranks: Ranks) -> Any:
 
 
 def _digest(tensor: Tensor) -> str:
-    return f"{tensor.dtype}{tuple(tensor.shape)}{xxhash.xxh3_128_hexdigest(byte_view(tensor))}"
+    return f"{tensor.dtype}{tuple(tensor.shape)}{hash_bytes(byte_view(tensor))}"

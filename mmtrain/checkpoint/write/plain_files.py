@@ -1,7 +1,6 @@
 """Small files beside checkpoints, each whole or absent: JSON records, and weights alone for other programs."""
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mmtrain import files
 from mmtrain.errors import CheckpointError
 
 
@@ -29,11 +29,8 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        yield aside
-        if aside.is_file():
-            with aside.open("rb") as file:
-                os.fsync(file.fileno())
-        aside.replace(path)
+        with files.replacing(path, aside=aside):
+            yield aside
     except (OSError, RuntimeError, SafetensorError) as error:  # torch.save tells a full disk as a RuntimeError
         raise CheckpointError(f"{path} could not be written: {error}") from error
     finally:

@@ -16,14 +16,14 @@ from mmtrain.checkpoint.format import tree
 from mmtrain.checkpoint.format.index import INDEX, Index, PieceEntry, TensorEntry, encode_index, merge
 from mmtrain.checkpoint.format.manifest import MANIFEST, FileRecord, Manifest, encode
 from mmtrain.checkpoint.format.tensors import Layout, dtype_name, lay_out, lay_out_one, write_hashed, write_layout
-from mmtrain.checkpoint.format.verify import hash_file
 from mmtrain.checkpoint.sharding import Held, Piece
 from mmtrain.checkpoint.topology.parts import divide, markers
 from mmtrain.checkpoint.topology.ranks import Ranks
 from mmtrain.checkpoint.write.parallel import run_all
 from mmtrain.checkpoint.write.staging import Staged
-from mmtrain.checkpoint.write.storage import Files, Transaction, attempt, write_blob, write_pointer
+from mmtrain.checkpoint.write.storage import Transaction, attempt, write_pointer
 from mmtrain.errors import CheckpointError
+from mmtrain.files import Files, hash_file, write_new
 
 
 @dataclass(slots=True)
@@ -271,8 +271,8 @@ class Saver:
             manifest.files, manifest.parts = divide([part.files for part in parts], disks, common)
             for marker, ranks, data in markers(disks):
                 if self._ranks.rank in ranks:
-                    write_blob(directory / marker, data, self._files)
-        write_blob(directory / MANIFEST, encode(manifest), self._files)
+                    write_new(directory / marker, data, self._files)
+        write_new(directory / MANIFEST, encode(manifest), self._files)
         job.transaction.seal()
         return manifest.bytes
 

@@ -10,76 +10,18 @@ the same name that is being replaced), ``.<name>.del-<owner>`` (being deleted). 
 """
 
 import contextlib
-import errno
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from mmtrain.checkpoint import owner
 from mmtrain.checkpoint.format.manifest import MANIFEST
+from mmtrain.files import Files, replacing, write_new
 
 POINTER = "last_checkpoint"
 _HIDDEN = re.compile(r"^\.(?P<name>.+)\.(?P<kind>tmp|old|del)-(?P<token>[0-9a-f]+-[0-9a-f]+-\d+-\d+-[0-9a-f]+)$")
 _OURS = (MANIFEST, "tensors.json", "state.json")
-
-
-class Files(Protocol):
-    """Every call by which a save changes the disk. `LocalFiles` is the real one; tests hand in one that fails."""
-
-    def mkdir(self, path: Path) -> None: ...
-    def open(self, path: Path) -> int: ...
-    def write(self, handle: int, data: memoryview) -> None: ...
-    def fsync(self, handle: int) -> None: ...
-    def close(self, handle: int) -> None: ...
-    def fsync_path(self, path: Path) -> None: ...
-    def rename(self, old: Path, new: Path) -> None: ...
-    def unlink(self, path: Path) -> None: ...
-    def rmdir(self, path: Path) -> None: ...
-
-
-class LocalFiles:
-    """A mounted file system."""
-
-    def mkdir(self, path: Path) -> None:
-        path.mkdir()
-
-    def open(self, path: Path) -> int:
-        """Create a file that must not exist yet, for writing."""
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o666)
-
-    def write(self, handle: int, data: memoryview) -> None:
-        """Write all of ``data``; a single system call may take less."""
-        while data.nbytes:
-            data = data[os.write(handle, data) :]
-
-    def fsync(self, handle: int) -> None:
-        os.fsync(handle)
-
-    def close(self, handle: int) -> None:
-        os.close(handle)
-
-    def fsync_path(self, path: Path) -> None:
-        """Bring a file that someone else wrote, or a directory's entries, to the disk."""
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        except OSError as error:
-            # some network and FUSE file systems have no fsync for directories; there is nothing better to call
-            if not (path.is_dir() and error.errno in (errno.EINVAL, errno.ENOTSUP)):
-                raise
-        finally:
-            os.close(handle)
-
-    def rename(self, old: Path, new: Path) -> None:
-        old.rename(new)
-
-    def unlink(self, path: Path) -> None:
-        path.unlink()
-
-    def rmdir(self, path: Path) -> None:
-        path.rmdir()
 
 
 class Transaction:
@@ -144,26 +86,11 @@ class Transaction:
         return attempt(lambda: remove_tree(self.directory, self._files), what)
 
 
-def write_blob(path: Path, data: bytes, files: Files) -> None:
-    """Write one small file and fsync it."""
-    handle = files.open(path)
-    try:
-        files.write(handle, memoryview(data))
-        files.fsync(handle)
-    finally:
-        files.close(handle)
-
-
 def write_pointer(root: Path, name: str, files: Files) -> None:
     """Let ``last_checkpoint`` hold ``name``: a relative name, so that a moved work directory still resumes."""
-    temporary = root / f".{POINTER}.tmp-{owner.new_token()}"
-    try:
-        write_blob(temporary, name.encode(), files)
-        files.rename(temporary, root / POINTER)
-    except OSError:
-        with contextlib.suppress(OSError):
-            files.unlink(temporary)
-        raise
+    aside = root / f".{POINTER}.tmp-{owner.new_token()}"
+    with replacing(root / POINTER, aside=aside, durable=False, files=files):
+        write_new(aside, name.encode(), files)
     files.fsync_path(root)
 
 
