@@ -8,7 +8,6 @@ from mmtrain.data.ledger import Ledger, build_ledger
 from mmtrain.data.permutation import epoch_order
 from mmtrain.data.sampler import DefaultSampler, Draw, InfiniteSampler, PositionSampler
 from mmtrain.data.stream import Stream, TrainStream
-from mmtrain.data.workers.pool import worker_death
 
 __all__ = [
     "LOADER_KEYS",
@@ -31,5 +30,4 @@ __all__ = [
     "pad_collate",
     "pseudo_collate",
     "resolve_collate",
-    "worker_death",
 ]

@@ -9,7 +9,7 @@ from mmtrain.data.collate import is_built_in, resolve_collate
 from mmtrain.data.custom_sampler import is_own_order, sampler_maker
 from mmtrain.data.iterable.stream import IterableStream
 from mmtrain.data.options import split_options
-from mmtrain.data.reader import Failure, SeededReader
+from mmtrain.data.reader import SampleError, SeededReader
 from mmtrain.data.sampler import Draw, check_sizes
 from mmtrain.data.stream import check_map_style
 from mmtrain.data.workers.pool import WorkerPool, crowding
@@ -77,7 +77,7 @@ class EvalLoader:
     def stand_in(self) -> Any:
         """Return a batch of the first sample alone, for a rank that has none but must call the model all the same."""
         data = self._reader(Draw(0, 0, [0], 1, False))
-        if isinstance(data, Failure):
+        if isinstance(data, SampleError):
             data.raise_it()
         return data
 

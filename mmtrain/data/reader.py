@@ -5,7 +5,6 @@ import traceback
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.reduction import ForkingPickler
 from typing import Any, NamedTuple, NoReturn
 
 from torch.utils.data import Subset
@@ -27,7 +26,7 @@ class Reported(NamedTuple):
 
 
 @dataclass
-class Failure:
+class SampleError:
     """An error on its way to the main process: the sentence to tell, the exception and, from a worker, its traceback.
 
     It travels as a result and is no exception itself, because torch re-raises a worker's exception as a new one of
@@ -44,7 +43,7 @@ class Failure:
             self.error.__cause__ = RuntimeError(f"in a data worker:\n{self.trace}")
         raise RunError(self.sentence) from self.error
 
-    def packed(self) -> "Failure":
+    def packed(self) -> "SampleError":
         """Return a copy that can travel between processes: an exception that cannot becomes a RuntimeError."""
         if self.error is None:
             return self
@@ -53,7 +52,7 @@ class Failure:
             error = pickle.loads(pickle.dumps(self.error))
         except Exception:
             error = RuntimeError(describe(self.error))
-        return Failure(self.sentence, error if isinstance(error, BaseException) else None, trace)
+        return SampleError(self.sentence, error if isinstance(error, BaseException) else None, trace)
 
 
 def describe(error: BaseException) -> str:
@@ -80,7 +79,7 @@ class SeededReader:
     whole batch in one call, so it is seeded once a batch in both cases.
     ``validation`` seeds from the validation stream, where every pass counts as the same one.
 
-    Called with a draw it returns what ``collate`` gave, None for a draw without samples, or a `Failure`; with
+    Called with a draw it returns what ``collate`` gave, None for a draw without samples, or a `SampleError`; with
     ``reports`` what ``collate`` gave is in a `Reported`.
     """
 
@@ -104,7 +103,7 @@ class SeededReader:
         if not self._per_sample:
             seed_generators(fold(fold(self._prefix(self._batch_stream, draw.epoch), draw.offset), self._place.rank))
         samples = self._read_whole(draw) if self._whole else self._read_each(draw)
-        if isinstance(samples, Failure):
+        if isinstance(samples, SampleError):
             return samples
         try:
             data = self._collate(samples)
@@ -113,7 +112,7 @@ class SeededReader:
             return Reported(data, draw.epoch, array("q", draw.indices[: len(samples)]).tobytes())
         except Exception as error:
             name = getattr(self._collate, "__name__", type(self._collate).__name__)
-            return Failure(
+            return SampleError(
                 f"{self._place.path}.collate_fn: {name} failed with {describe(error)} on the samples "
                 f"{shortened(draw.indices)} of {type(self.dataset).__name__}; name one that fits: 'pad_collate' for "
                 "samples of different sizes, 'pseudo_collate' for MMEngine's data elements, or a function of your own",
@@ -126,7 +125,7 @@ class SeededReader:
             self._prefix_of, self._prefix_value = (stream, epoch), mix(stream, self._place.seed, epoch)
         return self._prefix_value
 
-    def _read_each(self, draw: Draw) -> list[Any] | Failure:
+    def _read_each(self, draw: Draw) -> list[Any] | SampleError:
         dataset, epoch = self.dataset, draw.epoch
         waiting = iter(draw.indices)
         samples: list[Any] = []
@@ -147,7 +146,7 @@ class SeededReader:
                     return self._gave_none(index, epoch)
         return samples
 
-    def _read_whole(self, draw: Draw) -> list[Any] | Failure:
+    def _read_whole(self, draw: Draw) -> list[Any] | SampleError:
         try:
             samples = self.dataset.__getitems__(draw.indices)
         except Exception as error:
@@ -158,15 +157,15 @@ class SeededReader:
                     return self._gave_none(index, draw.epoch)
         return samples  # type: ignore[no-any-return]
 
-    def _failed(self, error: Exception, where: str, epoch: int) -> Failure:
-        return Failure(
+    def _failed(self, error: Exception, where: str, epoch: int) -> SampleError:
+        return SampleError(
             f"{self._place.path}.dataset: {type(self.dataset).__name__} failed at {where} in epoch {epoch} with "
             f"{describe(error)}; mend that sample or leave it out, dataset[index] alone shows the error",
             error,
         )
 
-    def _gave_none(self, index: int, epoch: int) -> Failure:
-        return Failure(
+    def _gave_none(self, index: int, epoch: int) -> SampleError:
+        return SampleError(
             f"{self._place.path}.dataset: {type(self.dataset).__name__} gave None at index {index} in epoch {epoch}, "
             "expected a sample; a transform of the pipeline rejected it: leave the sample out, let the data set draw "
             "another one, or give a collate_fn of your own that drops None"
@@ -177,23 +176,3 @@ def shortened(indices: list[int]) -> str:
     """Return the indices of a batch as text, at most eight of them."""
     shown = ", ".join(str(index) for index in indices[:8])
     return f"[{shown}, ... {len(indices)} in all]" if len(indices) > 8 else f"[{shown}]"
-
-
-def travels(data: Any, path: str) -> Failure | None:
-    """Return None if a batch can be sent from a worker, else the failure that says why not.
-
-    A result that cannot be pickled would be lost in the queue's own thread and the main process would wait for ever.
-    Plain pickle is tried first: torch's pickler moves tensors into shared memory, where only a receiver frees them.
-    """
-    try:
-        pickle.dumps(data)
-    except Exception:
-        try:
-            ForkingPickler.dumps(data)
-        except Exception as error:
-            return Failure(
-                f"{path}.dataset: a batch cannot be sent from a data worker ({describe(error)}); return tensors, "
-                "arrays and plain values from the data set and collate_fn, or set num_workers=0",
-                error,
-            )
-    return None

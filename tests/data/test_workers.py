@@ -1,22 +1,24 @@
-"""The worker processes: how they begin, what they survive, how they end."""
+"""The worker processes: how they start, what they survive, how they end."""
 
 import faulthandler
 import os
+import random
 import select
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
-from multiprocessing.connection import Connection
+from contextlib import suppress
 
 import pytest
 import torch
-from _data_sets import Counting, Noisy, take
+from _data_sets import Counting, Noisy, plain, take
 from torch.utils.data import get_worker_info
 
-from mmtrain.data import TrainStream, worker_death
-from mmtrain.data.workers import pool as workers
+from mmtrain.data import TrainStream
+from mmtrain.data.workers import pool
 from mmtrain.errors import RunError
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="pidfd is Linux's")
@@ -26,7 +28,7 @@ LIMIT = 120  # seconds after which something hangs
 
 @pytest.fixture(autouse=True)
 def _a_hang_ends():
-    """What is tested here would otherwise hold up all tests."""
+    """A hang in one of these tests must not hold up all others."""
     faulthandler.dump_traceback_later(2 * LIMIT, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
@@ -57,7 +59,7 @@ def ended(descriptors):
 
 
 class Deadly(Noisy):
-    """Kills its worker at index 0, or lets it leave."""
+    """Kills its worker at index 0, or lets it exit."""
 
     def __init__(self, how):
         super().__init__()
@@ -69,15 +71,15 @@ class Deadly(Noisy):
         return super().__getitem__(index)
 
 
-def test_a_worker_that_leaves_while_it_is_waited_for_is_told():
+def test_a_worker_that_exits_while_the_main_process_waits_is_reported():
     read = stream(Deadly(lambda: os._exit(3)), num_workers=1)
-    with pytest.raises(RunError, match=r"train_dataloader\.num_workers: .* pid \d+ left with status 3; .*memory"):
+    with pytest.raises(RunError, match=r"train_dataloader\.num_workers: .* pid \d+ exited with status 3\. .*memory"):
         take(read, 5)
     read.close()
 
 
 @pytest.mark.parametrize("kills", range(2))
-def test_a_worker_that_is_killed_between_batches_is_told(kills):
+def test_a_worker_that_is_killed_between_batches_is_reported(kills):
     read = stream(Counting(100_000), num_workers=2)
     os.kill(next(read).data["pid"][0].item(), signal.SIGKILL)
     with pytest.raises(RunError, match="SIGKILL"):
@@ -86,61 +88,81 @@ def test_a_worker_that_is_killed_between_batches_is_told(kills):
 
 
 @linux
-def test_a_dead_worker_is_told_when_a_batch_is_taken_and_nowhere_else():
+def test_a_dead_worker_is_reported_when_a_batch_is_taken_and_nowhere_else():
     read = stream(Counting(100_000), num_workers=2)
     pid = next(read).data["pid"][0].item()
     descriptor = os.pidfd_open(pid)
     os.kill(pid, signal.SIGKILL)
     assert ended([descriptor])
-    assert sum(range(100_000)) > 0  # torch's handler would raise in here
+    assert sum(range(100_000)) > 0  # a SIGCHLD handler as torch's would raise in here
     with pytest.raises(RunError, match="SIGKILL"):
         take(read, 1000)
     read.close()
 
 
-def die_with_the_lock_of_all_workers():
-    """Every worker takes the lock of torch's event at every draw."""
-    frame = sys._getframe()
-    while "done_event" not in frame.f_locals:
-        frame = frame.f_back
-    frame.f_locals["done_event"]._cond.acquire()
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
 def die_in_the_middle_of_a_message():
-    """The siblings keep the pipe open, and the rest never comes."""
+    """The rest of the message never comes."""
+    send = socket.socket.send
 
-    def send(connection, data):
-        os.write(connection.fileno(), bytes(data)[:-1])
+    def send_most(end, data):
+        send(end, bytes(data)[:-1])
         os.kill(os.getpid(), signal.SIGKILL)
 
-    Connection._send = send
+    socket.socket.send = send_most
 
 
 @linux
-@pytest.mark.parametrize("how", [die_with_the_lock_of_all_workers, die_in_the_middle_of_a_message])
 @pytest.mark.parametrize("pinned", [False, pytest.param(True, marks=cuda)])
-def test_nobody_waits_for_a_worker_that_is_killed_at_a_bad_moment(how, pinned):
-    read = stream(Deadly(how), num_workers=2, pin_memory=pinned)
+def test_a_worker_that_is_killed_in_the_middle_of_a_message_is_reported(pinned):
+    read = stream(Deadly(die_in_the_middle_of_a_message), num_workers=2, pin_memory=pinned)
     with pytest.raises(RunError, match="SIGKILL"):
         take(read, 5)
     read.close()
 
 
-def test_a_late_batch_is_told():
+def kill_and_close(cycles):
+    """Start workers, kill one after a random time, take batches until that is reported or not, and close."""
+    choice = random.Random(1)
+    for cycle in range(cycles):
+        faulthandler.dump_traceback_later(LIMIT, exit=True)
+        read = stream(Counting(100_000), num_workers=3)
+        descriptors = [os.pidfd_open(pid) for pid in pids_of(read, 3)]
+        take(read, choice.randrange(5))
+        killer = threading.Timer(choice.random() * 0.005, kill, [choice.choice(descriptors)])
+        killer.start()
+        if cycle % 3:
+            with pytest.raises(RunError, match="SIGKILL"):
+                take(read, 100_000)
+        read.close()
+        killer.join()
+        assert ended(descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def kill(descriptor):
+    with suppress(ProcessLookupError):  # it has ended
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+
+
+@linux
+def test_closing_never_waits_for_a_killed_worker():
+    kill_and_close(cycles=12)
+
+
+@linux
+@pytest.mark.slow
+def test_closing_never_waits_for_a_killed_worker_in_600_cycles():
+    kill_and_close(cycles=600)
+
+
+def test_a_late_batch_is_reported():
     never = torch.multiprocessing.get_context("fork").Event()
     read = stream(Deadly(lambda: never.wait(LIMIT)), num_workers=1, timeout=0.2)
     with pytest.raises(RunError, match=r"train_dataloader\.timeout"):
         take(read, 5)
     never.set()
     read.close()
-
-
-def test_other_runtime_errors_are_not_taken_for_a_dead_worker():
-    assert worker_death(RuntimeError("size mismatch")) is None
-    error = RuntimeError("forward failed")
-    error.__cause__ = RuntimeError("DataLoader worker (pid 77) is killed by signal: Bus error. It is possible ...")
-    assert "pid 77 was killed by signal (Bus error)" in str(worker_death(error))
 
 
 def test_a_batch_that_cannot_be_sent_is_an_error_and_no_hang():
@@ -154,17 +176,17 @@ def test_a_batch_that_cannot_be_sent_is_an_error_and_no_hang():
 def test_memory_is_pinned_as_wanted_where_there_is_an_accelerator(monkeypatch, wanted, pinned):
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(workers, "pin", lambda data: ("pinned", data))
+    monkeypatch.setattr(pool, "pin_memory", lambda data: ("pinned", data))
     data = next(stream(Noisy(), num_workers=0, pin_memory=wanted)).data
     assert isinstance(data, tuple) == pinned
 
 
-def test_more_workers_than_processors_is_remarked():
+def test_more_workers_than_processors_is_reported():
     assert "4096 workers" in stream(Noisy(), num_workers=4096).notices[0]
 
 
 @linux
-def test_workers_go_on_through_the_signals_that_ask_a_run_to_save_and_end_at_close():
+def test_workers_continue_through_the_signals_that_ask_a_run_to_save_and_end_at_close():
     read = stream(Counting(100))
     pids = pids_of(read)
     descriptors = [os.pidfd_open(pid) for pid in pids]
@@ -189,11 +211,11 @@ def test_workers_end_with_the_main_process(end, starter):
             def __len__(self): return 1000
             def __getitem__(self, index): return os.getpid(), np.zeros(100_000)  # more than a pipe holds
         read = TrainStream(Big(), 2, num_workers=2, seed=1, collate_fn=lambda samples: samples)
-        def tell(): print(*{pid for _ in range(4) for pid, _ in next(read).data}, flush=True)
+        def report(): print(*{pid for _ in range(4) for pid, _ in next(read).data}, flush=True)
         if sys.argv[1] == "main thread":
-            tell()
+            report()
         else:
-            thread = threading.Thread(target=tell)
+            thread = threading.Thread(target=report)
             thread.start()
             thread.join()
         sys.stdin.readline()
@@ -222,15 +244,15 @@ def test_a_stream_that_is_started_from_a_thread_outlives_it():
     read.close()
 
 
-class TellsWorker(Noisy):
-    """Tells what the user's code sees of its worker."""
+class ShowsWorker(Noisy):
+    """Returns what the user's code sees of its worker."""
 
     def __getitem__(self, index):
         info = get_worker_info()
         return {
             "index": index,
             "started": self.started,
-            "own": info.dataset is self,
+            "same": info.dataset is self,
             "threads": torch.get_num_threads(),
         }
 
@@ -240,11 +262,11 @@ def mark(worker_id):
 
 
 def test_worker_init_fn_sees_the_users_data_set():
-    read = stream(TellsWorker(), worker_init_fn=mark)
+    read = stream(ShowsWorker(), worker_init_fn=mark)
     batches = [next(read).data for _ in range(2)]
     read.close()
     assert [batch["started"].tolist() for batch in batches] == [[10, 10], [11, 11]]
-    assert all(batch["own"].all() and (batch["threads"] == 1).all() for batch in batches)
+    assert all(batch["same"].all() and (batch["threads"] == 1).all() for batch in batches)
 
 
 def test_a_failing_worker_init_fn_is_named():
@@ -266,8 +288,8 @@ def test_other_ways_to_start_workers(method):
     assert run == take(stream(Noisy(), num_workers=0, shuffle=True), 5)
 
 
-def test_a_worker_whose_main_process_is_gone_before_it_began_leaves():
-    """The main process was killed while a fork server started the worker: nobody else would ever end it."""
+def test_a_worker_exits_whose_main_process_ended_before_it_started():
+    """The main process was killed while a fork server started the worker: nothing else would ever end it."""
     code = (
         "import subprocess, sys\n"
         "from mmtrain.data.workers.worker import _die_with_parent\n"
@@ -302,3 +324,24 @@ def test_a_process_ends_whose_second_worker_could_not_be_started():
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT)
     assert (done.returncode, done.stdout) == (0, "failed\n"), done.stderr
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_new_workers_after_close_continue_with_the_next_batch_and_the_dataset_as_it_is_now(num_workers):
+    class Growing(Noisy):
+        level = 0
+
+        def __getitem__(self, index):
+            return super().__getitem__(index) | {"level": self.level}
+
+    whole = take(stream(Growing(), shuffle=True, num_workers=0), 30)
+    dataset = Growing()
+    read = stream(dataset, shuffle=True, num_workers=num_workers)
+    batches = []
+    for level, count in enumerate([5, 7, 18]):  # in the middle of epochs and at an edge: an epoch has 12 iterations
+        dataset.level = level
+        parts = [next(read) for _ in range(count)]
+        assert {value for part in parts for value in part.data["level"].tolist()} == {level}
+        batches += [plain(part) for part in parts]
+        read.close()
+    assert batches == whole

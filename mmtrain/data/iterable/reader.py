@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from mmtrain.data.options import Place
-from mmtrain.data.reader import Collate, Failure, describe
+from mmtrain.data.reader import Collate, SampleError, describe
 from mmtrain.randomness import STREAM_BATCH, STREAM_SHUFFLE, STREAM_VAL, mix, seed_generators
 from mmtrain.types import StateDict
 
@@ -71,7 +71,7 @@ class IterableReader:
         self._ended = False
         self._iterator: Iterator[Any] = iter(())
 
-    def __call__(self, order: Order) -> Piece | Failure:
+    def __call__(self, order: Order) -> Piece | SampleError:
         if order.idle:
             return Piece()
         try:
@@ -82,7 +82,7 @@ class IterableReader:
             return Piece(ended=True, state=self._state()) if self._ended else self._read()
         except Exception as error:
             what = f"batch {self._batch}" if self._epoch >= 0 else "its beginning"
-            return Failure(
+            return SampleError(
                 f"{self._place.path}.dataset: {type(self.dataset).__name__} failed at {what} of pass {order.epoch} "
                 f"with {describe(error)}",
                 error,

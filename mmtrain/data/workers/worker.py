@@ -1,102 +1,149 @@
-"""What runs in a data worker: its start, its signals, its end with the main process, and the reading of a draw."""
+"""What runs in a data worker process: its start, its signals, its end, and the loop that answers requests."""
 
 import os
+import pickle
+import queue
 import select
 import signal
+import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from torch.utils.data import get_worker_info
+import torch
+import torch.multiprocessing  # teaches ForkingPickler to move tensors into shared memory
+from torch.utils.data._utils import worker as torch_worker
 
 from mmtrain import launch
-from mmtrain.data.reader import Failure, describe, travels
+from mmtrain.data.reader import SampleError, describe
+from mmtrain.data.workers.channel import is_closed, receive_message, send_message
+from mmtrain.randomness import seed_generators
 
 Reader = Callable[[Any], Any]
 
 
-class InWorker:
-    """The reader as torch's loader takes it: a data set that reads a whole batch at a time."""
+@dataclass(frozen=True)
+class WorkerTask:
+    """What a worker needs to know; it is pickled where workers are not forked.
 
-    def __init__(self, reader: Reader, path: str) -> None:
-        self.reader = reader
-        self._path = path
-        self._checked = False
-
-    def __getitems__(self, draw: Any) -> Any:
-        if _start_failure:
-            failure = _start_failure[0]
-            return Failure(f"{self._path}.worker_init_fn: {failure.sentence}", failure.error).packed()
-        data = self.reader(draw)
-        if isinstance(data, Failure):
-            return data.packed()
-        if not self._checked:
-            self._checked = True
-            failed = travels(data, self._path)
-            if failed is not None:
-                return failed.packed()
-        return data
-
-
-_start_failure: list[Failure] = []  # in a worker: what the user's worker_init_fn raised
-
-
-class WorkerStart:
-    """What a worker does first.
-
-    The signals by which a scheduler, a terminal or an operator asks a run to save and stop reach its workers as well.
-    The main process answers them and still needs batches to reach its next save point, so workers go on until it
-    closes them. They end with the main process, also when that is killed: on Linux at once, elsewhere when torch's
-    watchdog looks, within 5 seconds.
+    ``parent`` is the process id of the main process. ``from_main_thread`` tells whether the thread that starts the
+    worker lives as long as that process.
     """
 
-    def __init__(self, closing: Any, user_function: Callable[[int], Any] | None) -> None:
-        self._closing = closing
-        self._user_function = user_function
-        self._parent = os.getpid()
-        # The death signal follows the thread that forked, so it is safe from the main thread only.
-        self._tie = _die_with_parent if threading.current_thread() is threading.main_thread() else _leave_after
-
-    def __call__(self, worker_id: int) -> None:
-        self._handle_signals()
-        if sys.platform == "linux":
-            self._tie(self._parent)
-        info = get_worker_info()
-        if info is not None:
-            wrapper: Any = info.dataset
-            object.__setattr__(info, "dataset", getattr(wrapper.reader, "dataset", None))  # as the user knows it
-        _start_failure.clear()
-        if self._user_function is not None:
-            try:
-                self._user_function(worker_id)
-            except Exception as error:
-                _start_failure.append(Failure(f"it failed with {describe(error)}", error))
-
-    def _handle_signals(self) -> None:
-        # Functions, not SIG_IGN: a program that the data set starts would inherit that.
-        for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), _go_on)
-        launch.answer_with_stacks()
-        signal.signal(signal.SIGTERM, self._terminate)
-        signal.set_wakeup_fd(-1)  # it may be the main process's
-
-    def _terminate(self, signum: int, frame: Any) -> None:
-        if self._closing.value:
-            os._exit(0)
+    reader: Reader
+    path: str
+    worker_id: int
+    num_workers: int
+    seed: int
+    init_fn: Callable[[int], Any] | None
+    parent: int
+    from_main_thread: bool
 
 
-def _go_on(signum: int, frame: Any) -> None:
+def run_worker(end: socket.socket, task: WorkerTask) -> None:
+    """Answer requests in their order until the main process closes its end of the socket.
+
+    Answers are sent from a second thread, so that the next batch is read while the main process is busy with others.
+    """
+    failure = _set_up(task)
+    answers: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
+    threading.Thread(target=_send_answers, args=(end, answers), name="mmtrain-answers", daemon=True).start()
+    with suppress(EOFError, OSError):  # the main process has closed its end, or is gone
+        while True:
+            request = pickle.loads(receive_message(end))
+            if is_closed(end):
+                return
+            answers.put(_pickled(failure or task.reader(request), task.path))
+
+
+def _pickled(data: Any, path: str) -> memoryview:
+    """Return a batch as it is sent; tensors are moved into shared memory, and only what refers to them is pickled.
+
+    Done before the next batch is read, which may reuse the memory of this one.
+    """
+    if isinstance(data, SampleError):
+        data = data.packed()
+    try:
+        return ForkingPickler.dumps(data)
+    except Exception as error:
+        return ForkingPickler.dumps(
+            SampleError(
+                f"{path}.dataset: a batch cannot be sent from a data worker ({describe(error)}). Return tensors, "
+                "arrays and plain values from the dataset and collate_fn, or set num_workers=0.",
+                error,
+            ).packed()
+        )
+
+
+def _send_answers(end: socket.socket, answers: "queue.SimpleQueue[memoryview]") -> None:
+    try:
+        while True:
+            send_message(end, answers.get())
+    except (BrokenPipeError, ConnectionResetError):
+        return  # the main process has closed its end; the main thread of this process notices it as well
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # an answer is lost; without this the main process would wait for it forever
+
+
+# ---- start -----------------------------------------------------------------------------------------------------------
+def _set_up(task: WorkerTask) -> SampleError | None:
+    """Prepare this process as torch's DataLoader does; return the error that the user's ``worker_init_fn`` raised.
+
+    The signals by which a scheduler, a terminal or an operator asks a run to save and stop also reach its workers. The
+    main process answers them, and needs more batches to reach its next save point, so workers continue until it closes
+    them. They end with the main process, also when it is killed: at once on Linux, elsewhere after the current batch.
+    """
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):  # a function, because a program that the dataset starts would inherit SIG_IGN
+            signal.signal(getattr(signal, name), _ignore)
+    launch.answer_with_stacks()
+    signal.set_wakeup_fd(-1)  # it may be the main process's
+    if sys.platform == "linux":
+        # Linux sends the death signal when the thread that forked ends, so only the main thread may rely on it.
+        (_die_with_parent if task.from_main_thread else _exit_after)(task.parent)
+    torch.set_num_threads(1)
+    seed_generators(task.seed)
+    _set_worker_info(task)
+    if task.init_fn is None:
+        return None
+    try:
+        task.init_fn(task.worker_id)
+    except Exception as error:
+        return SampleError(f"{task.path}.worker_init_fn raised {describe(error)}", error)
+    return None
+
+
+def _set_worker_info(task: WorkerTask) -> None:
+    """Let ``torch.utils.data.get_worker_info()`` return this worker.
+
+    Iterable datasets shard by it, and torch's ``default_collate`` writes batches directly into shared memory where it
+    is set. torch has no public function to set it.
+    """
+    torch_worker._worker_info = torch_worker.WorkerInfo(
+        id=task.worker_id,
+        num_workers=task.num_workers,
+        seed=task.seed,
+        dataset=getattr(task.reader, "dataset", None),
+    )
+
+
+def _ignore(signum: int, frame: Any) -> None:
     """Ignore a signal."""
 
 
+# ---- end with the main process ---------------------------------------------------------------------------------------
 def _die_with_parent(parent: int) -> None:
     """Ask Linux to kill this process when its parent's thread ends (prctl(PR_SET_PDEATHSIG), prctl(2))."""
     import ctypes
 
     if os.getppid() != parent:
-        _leave_after(parent)
+        _exit_after(parent)
         return
     try:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
@@ -106,11 +153,10 @@ def _die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def _leave_after(pid: int) -> None:
+def _exit_after(pid: int) -> None:
     """End this process when process ``pid`` has ended.
 
-    A worker that a fork server started is no child of the main process, and it holds the server's pipe open, so neither
-    the server nor torch's watchdog would ever notice that the main process was killed.
+    A worker that a fork server started is not a child of the main process, so the death signal does not serve it.
     """
     try:
         handle = os.pidfd_open(pid)
