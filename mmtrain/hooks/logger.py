@@ -1,4 +1,4 @@
-"""Log lines: when, and what stands in them."""
+"""Log lines: when they are written, and what is in them."""
 
 import shutil
 import sys
@@ -11,7 +11,7 @@ import torch
 
 from mmtrain.errors import ConfigError
 from mmtrain.hooks.base import Hook
-from mmtrain.logging import Place, format_train_line, format_val_line
+from mmtrain.logging import Place, ScalarReader, format_train_line, format_val_line
 from mmtrain.progress import Progress
 from mmtrain.registry import HOOKS
 
@@ -20,17 +20,20 @@ from mmtrain.registry import HOOKS
 class LoggerHook(Hook):
     """Writes a line every ``interval`` iterations, at the end of the run, and after each validation and test.
 
-    A line has the means since the line before, over ranks, and stands at ``step`` = iterations done. Between two lines
-    nothing is read from the device. A run that is stopped early leaves what it has of an interval to its checkpoint,
-    so that the resumed run writes that line. An interval is counted through the whole run, epochs do not cut it;
-    ``ignore_last=False`` writes one more line at the end of each epoch for what is left of it.
+    A train line has the means since this hook's previous line, over ranks; its ``step`` is the number of iterations
+    done. Nothing is read from the device between two lines. A run that is stopped early saves the unfinished interval
+    in its checkpoint, so that the resumed run writes that line. Intervals are counted over the whole run and do not end
+    with an epoch; ``ignore_last=False`` writes one more line at the end of each epoch for the rest of it.
 
-    * ``interval_exp_name``: repeats the experiment's name in the log every so many iterations;
+    A run may have several LoggerHooks: each writes train lines at its own interval; the first one also writes the
+    metrics, the experiment's name and what saves cost.
+
+    * ``interval_exp_name``: repeats the experiment's name in the log every this many iterations;
     * ``out_dir``: after the run, the files of the log directory that end with one of ``out_suffix`` are copied to
       ``<out_dir>/<name of work_dir>/<timestamp>``; without ``keep_local`` they are moved;
     * ``by_epoch``: lines read ``Epoch(train) [1][50/312]`` or ``Iter(train) [50/1000]``; by default as
-      ``log_processor.by_epoch`` says, else in the run's own unit;
-    * ``log_metric_by_epoch``: taken for MMEngine's configs; metrics always stand at the iteration, like losses.
+      ``log_processor.by_epoch`` says, else in the unit of the run;
+    * ``log_metric_by_epoch``: accepted for MMEngine's configs; metrics are always logged at the iteration, like losses.
     """
 
     priority = "BELOW_NORMAL"
@@ -65,6 +68,8 @@ class LoggerHook(Hook):
         self._began_at, self._began_done, self._written = 0.0, 0, 0
         self._end: int | None = None
         self._rates: dict[str, float] | None = None
+        self._reader: ScalarReader | None = None
+        self._is_first = True
 
     # ---- training -----------------------------------------------------------------------------------------------
     def before_run(self, runner: Any) -> None:
@@ -74,6 +79,11 @@ class LoggerHook(Hook):
             self.by_epoch = processor.get("by_epoch")
         if self.by_epoch is None:
             self.by_epoch = runner.train_loop is None or runner.train_loop.by_epoch
+        loggers = {name: hook for name, hook in runner.hooks.named.items() if isinstance(hook, LoggerHook)}
+        self._is_first = next(iter(loggers.values())) is self
+        if runner.train_loop is not None:
+            name = next(name for name, hook in loggers.items() if hook is self)
+            self._reader = runner.scalars.reader(name)
 
     def before_train(self, runner: Any) -> None:
         """Start the clock."""
@@ -91,7 +101,7 @@ class LoggerHook(Hook):
         done = runner.progress.iteration
         if done % self.interval == 0 or done == self._end:
             self._write_train_line(runner, batch_idx + 1)
-        if done % self.interval_exp_name == 0:
+        if self._is_first and done % self.interval_exp_name == 0:
             runner.logger.info("Exp name: %s", runner.experiment_name)
 
     def after_train_epoch(self, runner: Any) -> None:
@@ -103,7 +113,8 @@ class LoggerHook(Hook):
         progress: Progress = runner.progress
         done = self._written = progress.iteration
         runner.scalars.record("memory", memory_megabytes(runner.device))
-        means = runner.scalars.read()
+        assert self._reader is not None
+        means = self._reader.read()
         rates, self._rates = self._rates, None
         if runner.rank != 0:
             return
@@ -114,7 +125,7 @@ class LoggerHook(Hook):
             place = Place("train", True, batches_done, runner.iterations_per_epoch, epoch, runner.max_epochs)
         text = format_train_line(scalars, place, eta=self._eta(runner), digits=self._digits)
         self._write(runner, scalars, "train", text)
-        if runner.checkpointer.failure:
+        if runner.checkpointer.failure and self._is_first:
             runner.logger.warning("%s", runner.checkpointer.failure)
 
     def _eta(self, runner: Any) -> float | None:
@@ -132,7 +143,7 @@ class LoggerHook(Hook):
         self._write_metrics(runner, "test", metrics or {}, runner.test_dataloader)
 
     def _write_metrics(self, runner: Any, kind: str, metrics: Mapping[str, Any], loader: Any) -> None:
-        if runner.rank != 0:
+        if runner.rank != 0 or not self._is_first:
             return
         epoch = epoch_of(runner.progress)
         batches = len(loader) if hasattr(loader, "__len__") else None
@@ -142,14 +153,14 @@ class LoggerHook(Hook):
 
     # ---- checkpoints and the end --------------------------------------------------------------------------------
     def before_save_checkpoint(self, runner: Any, checkpoint: Any) -> None:
-        """What a checkpoint has behind it is in the logs, whatever stops the process afterwards."""
+        """Write out the log up to the checkpoint: it is complete whatever stops the process afterwards."""
         for writer in runner.writers:
             writer.flush()
 
     def after_run(self, runner: Any) -> None:
-        """Write what the last save cost, which no train line comes after, and copy the logs to ``out_dir``."""
-        if runner.train_loop is not None:
-            means = _whole(runner.scalars.read())
+        """Write what the last save cost, as no train line follows it, and copy the logs to ``out_dir``."""
+        if self._reader is not None and self._is_first:
+            means = _whole(self._reader.read())
             costs = {name: value for name, value in means.items() if name.startswith("save_")}
             if costs and runner.rank == 0:
                 self._write(runner, {"iter": runner.progress.iteration, **costs}, "save", None)

@@ -4,7 +4,7 @@ from mmtrain.logging.console import make_logger
 from mmtrain.logging.cut import LogPosition, cut_events, cut_json_lines, cut_logs, note_start
 from mmtrain.logging.lines import Place, format_seconds, format_train_line, format_val_line
 from mmtrain.logging.progress_bar import ProgressBar, Shown
-from mmtrain.logging.scalars import Scalars
+from mmtrain.logging.scalars import ScalarReader, Scalars
 from mmtrain.logging.terminal import LiveLine, live_line
 from mmtrain.logging.visualizer import LazyVisualizer, build_visualizer
 from mmtrain.logging.writers import ConsoleWriter, JsonLinesWriter, VisualizerWriter, Writer
@@ -17,6 +17,7 @@ __all__ = [
     "LogPosition",
     "Place",
     "ProgressBar",
+    "ScalarReader",
     "Scalars",
     "Shown",
     "VisualizerWriter",

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from mmtrain import dist
 from mmtrain.errors import RunError
 
-# Values of one name are packed, without a wait for the device, every PACK; what nobody read is summed on the host
-# every FOLD packs, so that a run without a reader keeps a bounded amount of memory.
+# Values of one name are packed every PACK, without waiting for the device, and handed to the readers every FOLD packs.
+# A reader adds up PACK * FOLD unread values of a name to one total, so an interval of any length has bounded memory.
 PACK = 1024
 FOLD = 64
 
@@ -21,117 +21,178 @@ Pack = list[float | Tensor]  # numbers, and one 1-d tensor per device and dtype
 
 
 class Scalars:
-    """Collects named numbers every iteration and gives their means when asked.
+    """Collects named numbers every iteration and gives each reader their means over its own interval.
 
-    A tensor stays on its device until `read` or `state_dict` (or until 65,536 values of its name have piled up). Means
-    are those of the values in float64, exactly rounded: they do not depend on when the pile was packed, saved or
-    restored, so an interval that a restart cuts in two has the mean that it would have had. Names in ``maxima`` give
-    their maximum instead of their mean, over the interval and over ranks.
+    A tensor stays on its device until a reader reads or `state_dict` is called (or until 65,536 values of its name have
+    piled up). Means are those of the values in float64, exactly rounded: they do not depend on when the values were
+    packed, saved or restored, so an interval that a restart cuts in two has the mean it would have had. Names in
+    ``maxima`` give their maximum instead of their mean, over the interval and over ranks.
     """
 
     def __init__(self, maxima: Iterable[str] = ("memory",)) -> None:
         self._maxima = frozenset(maxima)
         self._pending: defaultdict[str, list[Any]] = defaultdict(list)
         self._packs: defaultdict[str, list[Pack]] = defaultdict(list)
-        self._folded: dict[str, tuple[float, int]] = {}
+        self._intervals: dict[str, _Interval] = {}
+        self._restored: list[Mapping[str, Any]] = []
         self._latest: dict[str, float] = {}
 
     def record(self, name: str, value: Any) -> None:
-        """Note a value: a number, or a detached tensor of one element. A wrong value is told by the next `read`."""
+        """Record a value: a number, or a detached tensor of one element. The next read reports a wrong value."""
         values = self._pending[name]
         values.append(value)
         if len(values) >= PACK:
             self._pack(name)
 
-    def record_all(self, values: Mapping[str, Any]) -> None:
-        """Note several values by name."""
-        for name, value in values.items():
-            self.record(name, value)
+    def reader(self, name: str) -> "ScalarReader":
+        """Return the reader ``name``, which is made at the first call and saved under this name.
 
-    def read(self, reduce: bool = True) -> dict[str, float]:
-        """Return the mean of each name since the last read, and clear.
-
-        All tensors of a device come over in one transfer. With ``reduce`` the means are averaged over ranks, which
-        makes this a collective call; a name that some ranks lack is averaged over those that have it. Raises RunError
-        that names the scalar for a value that is no single number.
+        It sees what is recorded from now on, after what `load_state_dict` restored for it; the first reader of all also
+        sees what was recorded before.
         """
-        values = self._take()
-        folded, self._folded = self._folded, {}
-        own = {name: self._combine(name, values.get(name, []), folded.get(name)) for name in {**folded, **values}}
-        if reduce and dist.world_size() > 1:
-            # One exchange carries names and values, so ranks need not agree on the names beforehand.
-            own = self._over_ranks(dist.gather_objects(own))
-        self._latest.update(own)
-        return own
+        if name not in self._intervals:
+            if self._intervals:
+                self._distribute()
+            self._intervals[name] = self._restored_interval(name)
+        return ScalarReader(self, name)
 
     def latest(self, name: str) -> float | None:
-        """What the last `read` that had this name gave for it; None before. Never touches a device."""
+        """What the last read that included this name returned for it; None before. Never touches a device."""
         return self._latest.get(name)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was recorded since the last read, of every rank; a collective call with one transfer per device."""
-        values = self._take()
-        self._put_back(values)
-        folded = {name: list(pair) for name, pair in self._folded.items()}
-        return {"ranks": dist.gather_objects({"values": values, "folded": folded})}
+        """What each reader has not read yet, on every rank; a collective call with one transfer per device."""
+        self._distribute()
+        readers = {name: interval.state_dict() for name, interval in self._intervals.items()}
+        return {"ranks": dist.gather_objects({"readers": readers})}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take up the records of a saved run; at another number of ranks everyone takes those of all ranks."""
+        """Restore what a saved run had not read yet; at another number of ranks everyone takes that of all ranks.
+
+        A state without readers, as earlier versions wrote it, is given to every reader.
+        """
         ranks = state_dict["ranks"]
-        self._take()
-        self._folded = {}
-        values: defaultdict[str, list[float]] = defaultdict(list)
-        for state in [ranks[dist.rank()]] if len(ranks) == dist.world_size() else ranks:
-            for name, (total, count) in state["folded"].items():
-                self._fold(name, total, count)
-            for name, found in state["values"].items():
-                values[name] += found
-        self._put_back(values)
+        self._restored = [ranks[dist.rank()]] if len(ranks) == dist.world_size() else list(ranks)
+        self._pending.clear()
+        self._packs.clear()
+        self._intervals = {name: self._restored_interval(name) for name in self._intervals}
+
+    def _restored_interval(self, name: str) -> "_Interval":
+        interval = _Interval(self._maxima)
+        for rank in self._restored:
+            saved = rank["readers"].get(name) if "readers" in rank else rank
+            if saved is not None:
+                interval.add_state(saved)
+        return interval
 
     def _pack(self, name: str) -> None:
         self._packs[name].append(_packed(name, self._pending.pop(name)))
         if len(self._packs[name]) >= FOLD:
-            values = _on_host({name: self._packs.pop(name)})[name]
-            self._fold(name, self._total(name, values), len(values))
+            packs = {name: self._packs.pop(name)}
+            if self._intervals:
+                self._hand_out(_on_host(packs))
 
-    def _fold(self, name: str, total: float, count: int) -> None:
-        known = self._folded.get(name)
-        if known is not None:
-            total, count = self._total(name, [known[0], total]), known[1] + count
-        self._folded[name] = (total, count)
-
-    def _take(self) -> dict[str, list[float]]:
-        """Everything that is not folded, as numbers; nothing is left."""
+    def _distribute(self) -> None:
+        """Hand everything recorded so far to the readers, with one transfer per device."""
         pending, packs = self._pending, self._packs
         self._pending, self._packs = defaultdict(list), defaultdict(list)
         for name, records in pending.items():
             packs[name].append(_packed(name, records))
-        return _on_host(packs)
+        self._hand_out(_on_host(packs))
 
-    def _put_back(self, values: Mapping[str, list[float]]) -> None:
-        # Whole packs first: packing and folding then fall due where they would have without the restart.
+    def _hand_out(self, values: Mapping[str, list[float]]) -> None:
+        for interval in self._intervals.values():
+            interval.extend(values)
+
+    def _read(self, reader: str) -> dict[str, float]:
+        self._distribute()
+        means = self._intervals[reader].means()
+        self._intervals[reader] = _Interval(self._maxima)
+        if dist.world_size() > 1:
+            # One exchange carries names and values, so ranks need not agree on the names beforehand.
+            values: defaultdict[str, list[float]] = defaultdict(list)
+            for row in dist.gather_objects(means):
+                for name, value in row.items():
+                    values[name].append(value)
+            means = {name: _mean(name, found, len(found), self._maxima) for name, found in values.items()}
+        self._latest.update(means)
+        return means
+
+
+class ScalarReader:
+    """Reads the scalars of a run at an interval of its own; other readers do not affect it. See `Scalars.reader`."""
+
+    def __init__(self, scalars: Scalars, name: str) -> None:
+        self._scalars = scalars
+        self._name = name
+
+    def read(self) -> dict[str, float]:
+        """Return the mean of each name since this reader's last read, averaged over ranks.
+
+        A collective call, with one exchange; a name that some ranks lack is averaged over those that have it. All
+        tensors of a device are copied to the host in one transfer. Raises RunError that names the scalar for a value
+        that is not a single number.
+        """
+        return self._scalars._read(self._name)
+
+
+class _Interval:
+    """The values that one reader has not read: by name, those kept and the total and count of those folded."""
+
+    def __init__(self, maxima: frozenset[str]) -> None:
+        self._maxima = maxima
+        self._values: defaultdict[str, list[float]] = defaultdict(list)
+        self._folded: dict[str, tuple[float, int]] = {}
+
+    def extend(self, values: Mapping[str, Sequence[float]]) -> None:
+        # Folds fall due by what this reader has seen alone, whenever it is handed out: a restart changes no sum.
+        limit = PACK * FOLD
         for name, found in values.items():
-            whole = len(found) // PACK * PACK
-            if whole:
-                self._packs[name] = [list(found[start : start + PACK]) for start in range(0, whole, PACK)]
-            self._pending[name] = list(found[whole:])
+            kept = self._values[name]
+            kept += found
+            while len(kept) >= limit:
+                self._fold(name, _total(name, kept[:limit], self._maxima), limit)
+                del kept[:limit]
 
-    def _total(self, name: str, values: list[float]) -> float:
-        return max(values) if name in self._maxima else _sum(values)
+    def means(self) -> dict[str, float]:
+        return {name: self._mean(name) for name in {**self._folded, **self._values}}
 
-    def _combine(self, name: str, values: list[float], folded: tuple[float, int] | None) -> float:
+    def _mean(self, name: str) -> float:
+        values = self._values.get(name, [])
         count = len(values)
-        if folded is not None:
-            values, count = [folded[0], *values], count + folded[1]
-        total = self._total(name, values)
-        return total if name in self._maxima else total / count
+        if name in self._folded:
+            total, folded = self._folded[name]
+            values, count = [total, *values], count + folded
+        return _mean(name, values, count, self._maxima)
 
-    def _over_ranks(self, rows: list[dict[str, float]]) -> dict[str, float]:
-        values: defaultdict[str, list[float]] = defaultdict(list)
-        for row in rows:
-            for name, value in row.items():
-                values[name].append(value)
-        return {name: self._combine(name, found, None) for name, found in values.items()}
+    def state_dict(self) -> dict[str, Any]:
+        values = {name: list(found) for name, found in self._values.items()}
+        return {"values": values, "folded": {name: list(pair) for name, pair in self._folded.items()}}
+
+    def add_state(self, state: Mapping[str, Any]) -> None:
+        for name, (total, count) in state["folded"].items():
+            self._fold(name, total, count)
+        self.extend(state["values"])
+
+    def _fold(self, name: str, total: float, count: int) -> None:
+        known = self._folded.get(name)
+        if known is not None:
+            total, count = _total(name, [known[0], total], self._maxima), known[1] + count
+        self._folded[name] = (total, count)
+
+
+def _total(name: str, values: list[float], maxima: frozenset[str]) -> float:
+    if name in maxima:
+        return max(values)
+    try:
+        return math.fsum(values)
+    except (OverflowError, ValueError):  # beyond the largest float, or inf - inf
+        return sum(values)
+
+
+def _mean(name: str, values: list[float], count: int, maxima: frozenset[str]) -> float:
+    total = _total(name, values, maxima)
+    return total if name in maxima else total / count
 
 
 def _packed(name: str, records: list[Any]) -> Pack:
@@ -171,10 +232,3 @@ def _on_host(packs: Mapping[str, list[Pack]]) -> dict[str, list[float]]:
             values[name] += [float(value) for value in host[start : start + len(stack)]]
             start += len(stack)
     return values
-
-
-def _sum(values: list[float]) -> float:
-    try:
-        return math.fsum(values)
-    except (OverflowError, ValueError):  # beyond the largest float, or inf - inf
-        return sum(values)

@@ -32,6 +32,7 @@ class FakeRunner(SimpleNamespace):
 
     def __init__(self, tmp_path, *, model=None, per_epoch=5, max_epochs=4, by_epoch=True):
         from mmtrain.logging import Scalars
+        from mmtrain.runner.hook_points import HookList
 
         recorder = Recorder()
         super().__init__(
@@ -41,7 +42,7 @@ class FakeRunner(SimpleNamespace):
             scalars=Scalars(), progress=Progress(), iter=0, epoch=0, iterations_per_epoch=per_epoch,
             max_epochs=max_epochs if by_epoch else None, max_iters=per_epoch * max_epochs, update_result=None,
             optim_wrapper=SimpleNamespace(param_groups=[{"lr": 0.1}]), val_dataloader=range(20),
-            test_dataloader=range(7), stops=[],
+            test_dataloader=range(7), stops=[], hooks=HookList([]),
         )  # fmt: skip
         self.train_loop = SimpleNamespace(by_epoch=by_epoch)
         self.checkpointer = SimpleNamespace(failure=None)

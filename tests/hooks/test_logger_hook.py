@@ -9,13 +9,15 @@ import torch
 from mmtrain.errors import ConfigError
 from mmtrain.hooks import LoggerHook
 from mmtrain.hooks.logger import epoch_of, learning_rates, memory_megabytes
-from mmtrain.logging import JsonLinesWriter, Scalars
+from mmtrain.logging import JsonLinesWriter, ScalarReader
 from mmtrain.progress import Progress
+from mmtrain.runner.hook_points import HookList
 
 
-def start(hook, runner):
-    hook.before_run(runner)
-    hook.before_train(runner)
+def start(hook, runner, *others):
+    runner.hooks = HookList([("logger", hook), *(("LoggerHook", other) for other in others)])
+    runner.hooks.call("before_run", runner)
+    runner.hooks.call("before_train", runner)
     return hook
 
 
@@ -29,7 +31,7 @@ def train(hook, runner, count):
         runner.scalars.record("loss", torch.tensor(float(done)))
         runner.scalars.record("time", 0.2)
         runner.scalars.record("data_time", 0.05)
-        runner.step(hook)
+        runner.step(*runner.hooks)
 
 
 def test_a_line_every_interval_and_at_the_end(make_runner):
@@ -120,6 +122,7 @@ def test_validation_without_training(make_runner):
     runner = make_runner()
     runner.train_loop = None
     hook = LoggerHook()
+    runner.hooks = HookList([("logger", hook)])
     hook.before_run(runner)
     hook.after_val_epoch(runner, metrics={"acc": 0.5})
     hook.after_run(runner)
@@ -147,7 +150,8 @@ def test_the_cost_of_the_last_save_is_written_at_the_end(make_runner):
     runner = make_runner()
     hook = start(LoggerHook(interval=10), runner)
     train(hook, runner, 20)
-    runner.scalars.record_all({"save_time": 1.5, "save_bytes": 34000})
+    runner.scalars.record("save_time", 1.5)
+    runner.scalars.record("save_bytes", 34000)
     hook.after_run(runner)
     assert runner.recorder.lines[-1] == ("save", 20, {"iter": 20, "save_time": 1.5, "save_bytes": 34000}, None)
 
@@ -163,6 +167,46 @@ def test_the_experiment_is_named(make_runner):
     hook = start(LoggerHook(interval=7, interval_exp_name=5), runner)
     train(hook, runner, 10)
     assert runner.recorder.infos == ["Exp name: exp"] * 2
+
+
+def test_two_hooks_log_the_means_of_their_own_intervals(make_runner):
+    runner = make_runner(per_epoch=15, max_epochs=1)
+    threes = LoggerHook(interval=3, interval_exp_name=15)
+    fives = LoggerHook(interval=5, interval_exp_name=15)
+    train(start(threes, runner, fives), runner, 15)
+    runner.scalars.record("save_time", 1.5)
+    runner.hooks.call("after_val_epoch", runner, metrics={"acc": 0.5})
+    runner.hooks.call("after_run", runner)
+    lines = [(kind, step, line.get("loss"), line.get("lr")) for kind, step, line, _ in runner.recorder.lines]
+    assert sorted(line for line in lines if line[0] == "train") == [
+        ("train", 3, 2.0, 0.3), ("train", 5, 3.0, 0.5), ("train", 6, 5.0, 0.6), ("train", 9, 8.0, 0.9),
+        ("train", 10, 8.0, 1.0), ("train", 12, 11.0, 1.2), ("train", 15, 13.0, 1.5), ("train", 15, 14.0, 1.5),
+    ]  # fmt: skip
+    assert [kind for kind, *_ in lines if kind != "train"] == ["val", "save"]  # once, by the first hook
+    assert runner.recorder.infos == ["Exp name: exp"]
+
+
+def test_two_hooks_log_the_same_lines_over_a_restart(make_runner):
+    def hooks():
+        return LoggerHook(interval=3), LoggerHook(interval=5)
+
+    whole = make_runner()
+    first_hook, other = hooks()
+    train(start(first_hook, whole, other), whole, 20)
+    first = make_runner()
+    first_hook, other = hooks()
+    train(start(first_hook, first, other), first, 13)
+    second = make_runner()
+    second.progress.load_state_dict(first.progress.state_dict())
+    first_hook, other = hooks()
+    start(first_hook, second, other)
+    second.scalars.load_state_dict(json.loads(json.dumps(first.scalars.state_dict())))
+    train(first_hook, second, 7)
+
+    def values(runner):
+        return [(step, {**line, "memory": 0}) for _, step, line, _ in runner.recorder.lines]
+
+    assert values(first) + values(second) == values(whole)
 
 
 @pytest.mark.parametrize("keep_local", [True, False])
@@ -218,7 +262,7 @@ def test_nothing_is_read_between_two_lines(make_runner, monkeypatch):
     runner = make_runner(per_epoch=50)
     hook = start(LoggerHook(interval=10), runner)
     reads = []
-    original = Scalars.read
-    monkeypatch.setattr(Scalars, "read", lambda self: reads.append(runner.progress.iteration) or original(self))
+    original = ScalarReader.read
+    monkeypatch.setattr(ScalarReader, "read", lambda self: reads.append(runner.progress.iteration) or original(self))
     train(hook, runner, 25)
     assert reads == [10, 20]

@@ -29,8 +29,10 @@ def test_the_bar_shows_the_last_logged_values_and_reads_nothing(make_runner, mon
     hook.before_train(runner)
     runner.step(hook)
     assert "loss - lr 1.0e-01" in shown[-1]
-    runner.scalars.record_all({"loss": torch.tensor(2.5), "time": 0.2, "data_time": 0.05})
-    runner.scalars.read()
+    reader = runner.scalars.reader("log")
+    for name, value in {"loss": torch.tensor(2.5), "time": 0.2, "data_time": 0.05}.items():
+        runner.scalars.record(name, value)
+    reader.read()
     runner.scalars.record("loss", torch.tensor(9.0))
     monkeypatch.setattr(torch.Tensor, "item", None)
     monkeypatch.setattr(torch.Tensor, "tolist", None)
