@@ -88,7 +88,7 @@ def check(case, folder, monkeypatch):
     # A seed that is not given is drawn; both runs draw the same one here, so that they can be compared. The resumed
     # process draws another: what counts is that it takes the checkpoint's.
     drawn = iter([77, 77, 1234, 4321])
-    monkeypatch.setattr("mmtrain.runner.build.draw_seed", lambda: next(drawn))
+    monkeypatch.setattr("mmtrain.runner.sections.draw_seed", lambda: next(drawn))
     before, after = case["workers"]
     assert_exact(
         folder,
