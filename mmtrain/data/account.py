@@ -173,7 +173,7 @@ def _find_end(one: _Pass, made: PassAccount, frontier: int) -> None:
         if one.covered > frontier:
             made.unproven += one.covered - frontier
             made.faults.append(
-                f"the checkpoint stands at sample {frontier} of the pass, but samples up to {one.covered} were read"
+                f"the checkpoint is at sample {frontier} of the epoch, but samples up to {one.covered} were read"
             )
     elif one.size is not None:
         left = one.size - one.covered
@@ -183,10 +183,10 @@ def _find_end(one: _Pass, made: PassAccount, frontier: int) -> None:
             one.end = one.size
     if one.custom:
         name = one.specs[-1].get("sampler")
-        made.notices.append(f"{name} decides what is read, and may give a sample twice: its places are counted")
+        made.notices.append(f"{name} decides what is read and may repeat a sample, so positions are counted instead")
         if len(one.worlds) > 1:
             made.notices.append(
-                f"{name} shared them out anew at a change of world: whether one fell out, it alone knows"
+                f"{name} redistributed them when the world size changed; whether a sample was lost is unknown"
             )
 
 
@@ -218,7 +218,7 @@ def _count(one: _Pass, made: PassAccount) -> None:
             inside = indices[(indices >= 0) & (indices < size)]
             if len(inside) < len(indices):
                 made.unproven += len(indices) - len(inside)
-                made.faults.append(f"indices were read that the data set of {size} samples does not have")
+                made.faults.append(f"indices were read that the dataset of {size} samples does not have")
             np.add.at(counts, inside, 1)
     excused[one.order(one.specs[0]).take(0, one.floor)] = True
     excused[one.order(one.specs[-1]).take(one.end, size)] = True  # still to come, or dropped

@@ -69,7 +69,7 @@ class EvalLoader:
         self._pool.start(self._draws())
         for _ in range(len(self)):
             if self._pass != mine:
-                raise RuntimeError("a new pass over this loader has begun, which ended this one")
+                raise RuntimeError("this iterator ended because another pass over the loader has started")
             yield self._pool.take()[1]
         if not self._keep_workers:
             self._pool.close()

@@ -160,7 +160,7 @@ class SeededReader:
     def _failed(self, error: Exception, where: str, epoch: int) -> SampleError:
         return SampleError(
             f"{self._place.path}.dataset: {type(self.dataset).__name__} failed at {where} in epoch {epoch} with "
-            f"{describe(error)}; mend that sample or leave it out, dataset[index] alone shows the error",
+            f"{describe(error)}; fix or skip this sample; run dataset[index] to reproduce the error",
             error,
         )
 

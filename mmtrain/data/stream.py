@@ -68,7 +68,7 @@ class Stream(ABC):
         """
         kind = type(self.dataset).__name__
         raise ConfigError(
-            f"train_cfg.ledger: {kind} can only be iterated over, so nobody knows which samples its batches hold; "
+            f"train_cfg.ledger: {kind} is iterable-style, so the sample indices of its batches are unknown; "
             "leave the ledger out, or give a data set with __getitem__ and __len__"
         )
 
@@ -203,7 +203,7 @@ def check_map_style(dataset: Any, path: str) -> None:
     """Raise ConfigError unless ``dataset[i]`` and ``len(dataset)`` are there."""
     if is_iterable_style(dataset):
         raise ConfigError(
-            f"{path}.dataset: {type(dataset).__name__} can only be iterated over, expected __getitem__ and __len__; "
+            f"{path}.dataset: {type(dataset).__name__} is iterable-style, expected __getitem__ and __len__; "
             "build_train_stream makes an IterableStream for it"
         )
     if not hasattr(type(dataset), "__getitem__") or not isinstance(dataset, Sized):

@@ -48,9 +48,9 @@ class TextFiles:
         Raises ConfigError when the directory is missing, or holds no file for this split.
         """
         if split not in SPLITS:
-            raise ConfigError(f"dataset.split: {split!r} is none of {', '.join(SPLITS)}")
+            raise ConfigError(f"dataset.split: {split!r} is unknown; expected one of {', '.join(SPLITS)}")
         if not self.root.is_dir():
-            raise ConfigError(f"source.root: there is no directory {str(self.root)!r}; name one that holds text files")
+            raise ConfigError(f"source.root: {str(self.root)!r} does not exist; name a directory of text files")
         found = sorted(self._walk())
         if not found:
             raise ConfigError(f"source.root: no file below {str(self.root)!r} matches {' or '.join(self.patterns)}")

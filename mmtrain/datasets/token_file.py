@@ -109,7 +109,7 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise RunError(
-            f"training text {str(path)!r} cannot be read: {error.strerror or error}; mend it, or leave it out with "
+            f"training text {str(path)!r} cannot be read: {error.strerror or error}; fix it, or exclude it with "
             "source.exclude"
         ) from error
 

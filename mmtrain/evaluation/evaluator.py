@@ -28,7 +28,9 @@ class Evaluator:
             built = build(METRICS, metric, path=here)
             for method in ("process", "evaluate"):
                 if not callable(getattr(built, method, None)):
-                    raise ConfigError(f"{here} is a {type(built).__name__} without a method {method!r}: no metric")
+                    raise ConfigError(
+                        f"{here} is a {type(built).__name__} without a method {method!r}, so it is not a metric"
+                    )
             if dist.model_parallel() > 1 and _gathers_itself(built):
                 raise ConfigError(
                     f"{here}: {type(built).__name__} gathers its results in an evaluate() of its own, over all ranks, "

@@ -36,7 +36,7 @@ class EarlyStoppingHook(Hook):
     ) -> None:
         rule = rule or infer_rule(monitor)
         if rule not in ("greater", "less"):
-            found = f"rule is {rule!r}" if rule else f"{monitor!r} does not tell whether greater or less is better"
+            found = f"rule is {rule!r}" if rule else f"{monitor!r} does not say whether greater or less is better"
             raise ConfigError(f"EarlyStoppingHook: {found}; expected rule='greater' or rule='less'")
         if patience < 1:
             raise ConfigError(f"EarlyStoppingHook: patience is {patience}; expected 1 or more validations")
@@ -71,13 +71,13 @@ class EarlyStoppingHook(Hook):
 
     def _missing(self, runner: Any, metrics: Mapping[str, Any]) -> None:
         sentence = (
-            f"EarlyStoppingHook: validation gave no metric {self.monitor!r}; "
-            f"it gave {', '.join(sorted(metrics)) or 'none'}"
+            f"EarlyStoppingHook: validation did not report {self.monitor!r}; "
+            f"it reported {', '.join(sorted(metrics)) or 'no metrics'}"
         )
         if self.strict:
             raise RunError(f"{sentence}. Set monitor to one of these")
         if not self._told_missing:
-            runner.logger.warning("%s; nothing is stopped early", sentence)
+            runner.logger.warning("%s; early stopping is off", sentence)
             self._told_missing = True
 
     def _note(self, score: float) -> None:
@@ -102,7 +102,7 @@ class EarlyStoppingHook(Hook):
             return f"{self.monitor} = {score} is {self.rule} than stopping_threshold={self.stopping_threshold}"
         if self.wait_count < self.patience:
             return None
-        return f"{self.monitor} did not improve in {self.wait_count} validations; its best value was {self.best_score}"
+        return f"{self.monitor} did not improve in {self.wait_count} validations; best value: {self.best_score}"
 
     def _is_past_threshold(self, score: float) -> bool:
         limit = self.stopping_threshold

@@ -138,8 +138,8 @@ class EMAHook(Hook):
         unexpected = [name for name in self.averages if name not in sources]
         if self.strict_load and (missing or unexpected):
             raise CheckpointError(
-                f"EMAHook: the saved averages are those of another model: missing {missing[:3]}, unexpected "
-                f"{unexpected[:3]}; set strict_load=False to begin missing ones from the weights"
+                f"EMAHook: the saved averages belong to another model: missing {missing[:3]}, unexpected "
+                f"{unexpected[:3]}; set strict_load=False to start missing ones from the weights"
             )
         matched = {}
         for name, source in sources.items():

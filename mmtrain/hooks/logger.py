@@ -55,7 +55,7 @@ class LoggerHook(Hook):
             if not isinstance(value, int) or value <= 0:
                 raise ConfigError(f"LoggerHook: {name} is {value!r}; expected a positive number of iterations")
         if out_dir is not None and "://" in str(out_dir):
-            raise ConfigError(f"LoggerHook: out_dir is {str(out_dir)!r}; expected a directory of this machine")
+            raise ConfigError(f"LoggerHook: out_dir is {str(out_dir)!r}; expected a local directory")
         self.interval = interval
         self.ignore_last = ignore_last
         self.interval_exp_name = interval_exp_name

@@ -168,7 +168,7 @@ class Alarm:
         self._leave(1)
 
     def _say_lost(self, detail: str) -> None:
-        lost = "the connection to rank 0 is lost, it was killed or its machine is gone"
+        lost = "lost the connection to rank 0: it was killed, or its machine is gone"
         sys.stderr.write(f"\nerror: rank {self.rank}: {lost}{detail}\n")
         sys.stderr.flush()
 

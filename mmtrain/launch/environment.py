@@ -147,4 +147,4 @@ def _number(env: Mapping[str, str], name: str, default: int | None = None) -> in
     try:
         return int(env[name])
     except ValueError:
-        raise ConfigError(f"the environment variable {name} is {env[name]!r}; expected a whole number") from None
+        raise ConfigError(f"the environment variable {name} is {env[name]!r}; expected an integer") from None

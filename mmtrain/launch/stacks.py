@@ -19,7 +19,8 @@ _WORKER_FILE = "mmtrain-stacks"
 _PACKAGE = Path(__file__).resolve().parents[1]
 _STANDARD = sysconfig.get_paths()["stdlib"]
 _FRAME = re.compile(r'^  File "(.*)", line (\d+) in (.*)$')
-_WRAPPERS = (("dist.py",), ("checkpoint", "ranks.py"), ("data", "workers.py"))
+_WORKERS = _PACKAGE / "data" / "workers"
+_WRAPPERS = (_PACKAGE / "dist.py", _PACKAGE / "checkpoint" / "topology", _WORKERS)
 _SECONDS = 2.0  # what data workers get for writing theirs
 
 
@@ -64,7 +65,7 @@ def locate(rank: int, iteration: int, workers: Iterable[tuple[str, str]] = ()) -
     """Where the main thread is. A main thread that waits for a batch is where its data worker is."""
     frame, library = _worth_naming(_main_thread())
     place = str(frame)
-    if any("/torch/utils/data/" in inner.file for inner in library):
+    if any(_WORKERS in Path(inner.file).parents for inner in library):
         for name, text in workers:
             inside = _reading(text)
             if inside is not None:
@@ -99,10 +100,11 @@ def _worth_naming(frames: list[Frame]) -> tuple[Frame | None, list[Frame]]:
 
 
 def _is_library(frame: Frame) -> bool:
-    """torch, Python's own, and our wrappers of collectives and of workers, which say less than who called them."""
+    """torch, Python's own, and our wrappers of collectives and of workers, which say less than their callers."""
     own = frame.file.startswith(_STANDARD) and "site-packages" not in frame.file and "dist-packages" not in frame.file
-    wrappers = [str(_PACKAGE.joinpath(*parts)) for parts in _WRAPPERS]
-    return own or frame.file.startswith("<") or "/torch/" in frame.file or frame.file in wrappers
+    path = Path(frame.file)
+    is_wrapper = any(wrapper == path or wrapper in path.parents for wrapper in _WRAPPERS)
+    return own or frame.file.startswith("<") or "/torch/" in frame.file or is_wrapper
 
 
 def _waits(frame: Frame) -> bool:
@@ -169,7 +171,7 @@ def _reading(text: str) -> Frame | None:
         match = _FRAME.match(line)
         if match is None:
             frames = []  # another thread
-        elif match[3] == "_worker_loop":
+        elif match[3] == "run_worker":
             frame, _ = _worth_naming(frames)
             return frame if frame is not None and not _is_library(frame) else None
         else:

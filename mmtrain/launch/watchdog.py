@@ -118,7 +118,7 @@ class Watchdog:
         if self._over.is_set():
             return
         if line is None:
-            self._tell_and_leave(f"{self._stood()}: it stands after {own.iteration} iterations in {own.place}; ")
+            self._tell_and_leave(f"{self._stood()}: stuck after iteration {own.iteration} in {own.place}; ")
         elif self._rank == 0:
             self._name_the_cause(line, own)
         else:
@@ -178,10 +178,10 @@ class Watchdog:
         )
 
     def _stood(self) -> str:
-        return f"nothing moved for {self._seconds:g} seconds (env_cfg.timeout)"
+        return f"no progress for {self._seconds:g} seconds (env_cfg.timeout)"
 
     def _where(self) -> str:
-        return f"the stacks are in {self.errors / 'hang_rank_*.txt'}" if self.errors else "the stacks stand above"
+        return f"the stacks are in {self.errors / 'hang_rank_*.txt'}" if self.errors else "the stacks are above"
 
     def _tell_and_leave(self, sentence: str) -> None:
         who = f"rank {self._rank}: " if self._size > 1 else ""
@@ -211,7 +211,7 @@ def _cause(standings: dict[int, Standing], missing: list[int], stood: str, where
         return first.rank, f"{stood}, the ranks wait for one another: {_list(everyone)}; {where}"
     alike = [s for s in everyone if (s.iteration, s.waits) == (first.iteration, False)]
     others = [s for s in everyone if s not in alike]
-    stands = "; ".join(f"it stands after {s.iteration} iterations in {s.place}" for s in alike[:1])
+    stands = "; ".join(f"stuck after iteration {s.iteration} in {s.place}" for s in alike[:1])
     more = f", like {_list(alike[1:])}" if alike[1:] else ""
     waiting = f"; the others wait: {_list(others)}" if others else ""
     return first.rank, f"{stood}: {stands}{more}{waiting}; {where}"

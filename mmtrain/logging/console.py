@@ -40,7 +40,7 @@ class _LogFile(logging.FileHandler):
         elif not self._told:
             self._told = True
             sys.stderr.write(
-                f"cannot write {self.baseFilename} ({error.strerror}); its lines are on the terminal alone\n"
+                f"cannot write {self.baseFilename} ({error.strerror}); log lines are only printed on the terminal\n"
             )
 
 

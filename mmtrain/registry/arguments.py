@@ -7,7 +7,7 @@ from typing import Any
 
 from mmtrain.errors import ConfigError
 from mmtrain.source_lines import config_error
-from mmtrain.suggest import did_you_mean
+from mmtrain.suggest import did_you_mean, nearest
 
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
@@ -56,7 +56,9 @@ def check_arguments(
     missing = [name for name in takes.required if name not in args and name not in filled]
     if missing:
         word = "argument" if len(missing) == 1 else "arguments"
-        raise config_error(path, f"{display_name(target)} requires the {word} {', '.join(map(repr, missing))}")
+        unknown = next((name for name in args if name not in takes.names and nearest(name, missing)), None)
+        hint = f"; found {unknown!r}{did_you_mean(unknown, missing)}" if unknown is not None else ""
+        raise config_error(path, f"{display_name(target)} requires the {word} {', '.join(map(repr, missing))}{hint}")
 
 
 def unknown_argument(target: Callable[..., Any], name: str, *, path: str, extra: tuple[str, ...] = ()) -> ConfigError:

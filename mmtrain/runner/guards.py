@@ -64,9 +64,9 @@ class UntrainedGuard:
         for name, parameter in self._parameters:
             if parameter.requires_grad:
                 raise RunError(
-                    f"the model's {name} was frozen when the optimizer was made, which does not hold it, and was "
-                    "unfrozen since: it would never be trained. Leave it trainable in the model's construction, and "
-                    "let a hook freeze it in before_train until it shall train"
+                    f"the model's {name} was frozen when the optimizer was made, which does not include it, and was "
+                    "unfrozen later, so it would never be trained. Leave it trainable when the model is built, and "
+                    "let a hook freeze it in before_train until it should train"
                 )
 
 

@@ -100,7 +100,7 @@ def _refuse_unknown_points(name: str, hook: Any) -> None:
             hint = did_you_mean(attribute, POINTS) or "."
             raise ConfigError(
                 f"hook {name!r} ({type(hook).__module__}.{type(hook).__name__}) has a method {attribute!r}, "
-                f"which is no hook point and would never run{hint} Give a helper a name that starts with '_'."
+                f"which is not a hook point and would never run{hint}. Start the names of helper methods with '_'."
             )
 
 

@@ -61,7 +61,8 @@ class ModelCall:
             loss = outputs
         if not isinstance(loss, Tensor):
             raise RunError(
-                f"the model returned {_describe(outputs)}; expected a mapping or an object with a tensor 'loss'"
+                f"forward() must return a dict whose 'loss' is a tensor; it returned {_describe(outputs)}. "
+                "Return dict(loss=loss)"
             )
         if loss.numel() != 1:
             raise RunError(f"the model's loss has shape {tuple(loss.shape)}; expected a scalar: reduce it with .mean()")

@@ -213,7 +213,7 @@ def test_a_sampler_that_repeats_by_design(ranks):
     sampler = torch.utils.data.WeightedRandomSampler([1.0, 9.0] * 30, 60)
     state = ranks(1, 12, size=60, sampler=sampler).begin().step(12).save()
     assert totals(state) == (0, 0, 0)
-    assert "WeightedRandomSampler decides what is read, and may give a sample twice" in told(state)
+    assert "WeightedRandomSampler decides what is read and may repeat a sample" in told(state)
     state["ledger"]["runs"][0][2] += 12
     assert totals(state) != (0, 0, 0)
 
@@ -222,7 +222,7 @@ def test_a_sampler_that_repeats_by_design(ranks):
 def test_data_that_name_no_samples_are_refused(kind):
     source = torch.utils.data.DataLoader(Numbers(10), batch_size=2)
     cfg = {"dataset": iter_only(), "batch_size": 2} if kind == "iterable" else source
-    with pytest.raises(ConfigError, match="train_cfg.ledger: .* can only be iterated over"):
+    with pytest.raises(ConfigError, match="train_cfg.ledger: .* is iterable-style"):
         build_ledger(build_train_stream(cfg, seed=1), accumulative_counts=1)
 
 
@@ -357,8 +357,8 @@ def forget_a_pass(record):
         (leave_out_a_run, {"lost"}, "was lost: position"),
         (say_it_twice, {"repeated"}, "was repeated: read in update 1, 2 times"),
         (shorten, {"lost", "unproven"}, "between updates 7 and 9"),
-        (go_back, {"unproven"}, "the checkpoint stands at sample 12 of the pass, but samples up to 36 were read"),
-        (go_far_back, {"unproven"}, "the checkpoint stands at sample 0 of the pass, but samples up to 36 were read"),
+        (go_back, {"unproven"}, "the checkpoint is at sample 12 of the epoch, but samples up to 36 were read"),
+        (go_far_back, {"unproven"}, "the checkpoint is at sample 0 of the epoch, but samples up to 36 were read"),
         (go_forth, {"lost"}, "after update 12"),
         (forget_a_pass, {"lost"}, "never reached"),
     ],

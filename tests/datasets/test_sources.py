@@ -54,10 +54,10 @@ def test_the_standard_library_is_code_and_of_a_sensible_size():
 @pytest.mark.parametrize(
     ("options", "split", "sentence"),
     [
-        ({"root": "no/such/folder"}, "train", "source.root: there is no directory 'no/such/folder'"),
+        ({"root": "no/such/folder"}, "train", "source.root: 'no/such/folder' does not exist"),
         ({"patterns": ["*.tex"]}, "train", r"source.root: no file below .* matches \*.tex"),
         ({"validation_share": 0}, "val", "dataset.split: all 5 files .* fall into the other split"),
-        ({}, "test", "dataset.split: 'test' is none of train, val, all"),
+        ({}, "test", "dataset.split: 'test' is unknown; expected one of train, val, all"),
     ],
 )
 def test_what_cannot_be_used_is_named(folder, options, split, sentence):

@@ -111,14 +111,14 @@ def test_a_lost_store_means_that_rank_0_is_gone(alarms, shelf, capfd):
     alarms(1)
     shelf.gone = True
     assert alarms.left_with() == {1: 1}
-    assert "connection to rank 0 is lost" in capfd.readouterr().err
+    assert "lost the connection to rank 0" in capfd.readouterr().err
 
 
 def test_a_rank_that_fails_because_rank_0_is_gone_says_so(alarms, shelf, capfd):
     alarm = alarms(1, grace=5)
     shelf.gone = True
     assert alarm.report(failure(1, "RuntimeError: peer")) == 1
-    assert "rank 1: the connection to rank 0 is lost" in capfd.readouterr().err
+    assert "rank 1: lost the connection to rank 0" in capfd.readouterr().err
 
 
 def test_after_closing_nothing_happens(alarms, shelf):

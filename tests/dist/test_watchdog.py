@@ -46,7 +46,7 @@ def test_a_hook_that_hangs_on_rank_1(tmp_path):
     assert statuses == [1, 1], errors
     cause = first_line(errors[0])
     assert cause.startswith(
-        "error: rank 1: nothing moved for 4 seconds (env_cfg.timeout): it stands after 16 iterations in "
+        "error: rank 1: no progress for 4 seconds (env_cfg.timeout): stuck after iteration 16 in "
         "after_train_iter (dist_parts.py:"
     )
     assert "the others wait: rank 0 after 16 iterations in " in cause
@@ -63,7 +63,7 @@ def test_a_hook_that_hangs_on_rank_1(tmp_path):
 def test_a_hook_that_hangs_on_rank_0(tmp_path):
     statuses, errors, _ = run(with_trouble(tmp_path, "stuck", "hang", 0, **SHORT))
     assert statuses == [1, 1], errors
-    assert first_line(errors[0]).startswith("error: rank 0: nothing moved for 4 seconds")
+    assert first_line(errors[0]).startswith("error: rank 0: no progress for 4 seconds")
     assert "after_train_iter (dist_parts.py:" in first_line(errors[0])
 
 
@@ -76,7 +76,7 @@ def test_a_data_set_that_hangs_on_rank_1(tmp_path, workers):
     found = outcomes(processes)
     assert [status for status, _ in found] == [1, 1], found
     cause = first_line(found[0][1])
-    assert cause.startswith("error: rank 1: nothing moved for 4 seconds")
+    assert cause.startswith("error: rank 1: no progress for 4 seconds")
     assert "wait_for_the_disk (dist_parts.py:" in cause
     assert ("data worker process" in cause) == bool(workers)
     assert "in wait_for_the_disk" in stacks(tmp_path / "stuck")["hang_rank_1.txt"]
@@ -111,7 +111,7 @@ def test_a_process_alone_and_its_data_worker(tmp_path):
     loader = {"dataset": {"type": "HangingTokens", "rank": 0, "index": 30}, "batch_size": 4, "num_workers": 1}
     status, errors, _ = alone(write_config(tmp_path, "stuck", train_dataloader=loader, **SHORT))
     assert status == 1, errors
-    assert first_line(errors).startswith("error: nothing moved for 4 seconds (env_cfg.timeout): it stands after ")
+    assert first_line(errors).startswith("error: no progress for 4 seconds (env_cfg.timeout): stuck after iteration ")
     assert "wait_for_the_disk (dist_parts.py:" in first_line(errors)
     assert "in wait_for_the_disk" in stacks(tmp_path / "stuck")["hang_rank_0.txt"]
 
@@ -122,14 +122,14 @@ WAITING = (Standing(0, 16, "look", True), Standing(2, 16, "look", True))
 @pytest.mark.parametrize(
     ("standings", "missing", "rank", "words"),
     [
-        ([*WAITING, Standing(1, 16, "read", False)], [], 1, "it stands after 16 iterations in read; the others wait: "),
+        ([*WAITING, Standing(1, 16, "read", False)], [], 1, "stuck after iteration 16 in read; the others wait: "),
         # On a GPU the others run ahead until they wait for the device, which is no collective.
         ([Standing(0, 20, "read scalars", False), Standing(1, 16, "a", True)], [], 1, "wait for one another"),
         (
             [Standing(0, 20, "item", False), Standing(1, 16, "read", False)],
             [],
             1,
-            "after 16 iterations in read; the oth",
+            "stuck after iteration 16 in read; the oth",
         ),
         (WAITING, [1], 1, "rank 1 did not answer"),
         (WAITING[:1], [1, 2], 1, "ranks 1, 2 did not answer"),

@@ -180,4 +180,4 @@ def test_an_out_dir_may_be_where_the_work_dir_lies_and_must_be_writable(tmp_path
     hook["out_dir"] = str(tmp_path / "file")
     status, errors = run(write_config(tmp_path, "same", default_hooks={"checkpoint": hook}, **LONG))
     assert status == 2
-    assert f"out_dir '{tmp_path / 'file' / 'same'}' cannot be written" in errors.splitlines()[-1]
+    assert f"out_dir '{tmp_path / 'file' / 'same'}' is not writable" in errors.splitlines()[-1]

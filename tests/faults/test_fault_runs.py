@@ -64,7 +64,7 @@ def check(whole: dict, work_dir: Path, mode: str, where: str) -> None:
         assert written.items() <= whole["weights"].items(), where  # a directory that could not be removed may stay
         for changed in ("names", "best", "weights"):
             found[changed] = whole[changed]
-        found["state"]["hooks.checkpoint"] = whole["state"]["hooks.checkpoint"]
+        found["state"]["best"] = whole["state"]["best"]
     assert_same(whole, found, where)
 
 

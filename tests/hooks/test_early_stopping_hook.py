@@ -61,7 +61,7 @@ def test_patience_survives_a_restart(make_runner):
     second = EarlyStoppingHook("loss", patience=4)
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
     assert validate(second, runner, values[4:]) == 2
-    assert runner.stops == ["loss did not improve in 4 validations; its best value was 0.5 (EarlyStoppingHook)"]
+    assert runner.stops == ["loss did not improve in 4 validations; best value: 0.5 (EarlyStoppingHook)"]
 
 
 def test_the_state_of_another_metric_is_left(make_runner):
@@ -71,7 +71,7 @@ def test_the_state_of_another_metric_is_left(make_runner):
 
 
 def test_a_missing_metric_is_an_error_that_lists_what_there_is(make_runner):
-    with pytest.raises(RunError, match="gave no metric 'top1'; it gave acc, loss"):
+    with pytest.raises(RunError, match="did not report 'top1'; it reported acc, loss"):
         EarlyStoppingHook("top1").after_val_epoch(make_runner(), metrics={"loss": 1.0, "acc": 0.5})
 
 
@@ -101,7 +101,7 @@ def test_a_tensor_is_a_metric_too(make_runner):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"monitor": "score"}, "'score' does not tell"),
+        ({"monitor": "score"}, "'score' does not say"),
         ({"monitor": "loss", "rule": "smaller"}, "rule is 'smaller'"),
         ({"monitor": "loss", "patience": 0}, "patience is 0"),
     ],

@@ -390,7 +390,7 @@ def test_a_schedule_of_ones_own():
         schedules = build_schedules(cfgs, OptimWrapper(sgd()), max_iters=100)
         assert schedules.values(3, 0)[0]["lr"] == pytest.approx(0.05)
         assert schedules.values(26, 0)[0]["lr"] == pytest.approx(0.1 / 4 / 2)
-        with pytest.raises(ConfigError, match=r"evry.*every"):
+        with pytest.raises(ConfigError, match=r"requires the argument 'every'; found 'evry'; did you mean 'every'"):
             build_schedules([dict(type="HalvingLR", evry=10)], OptimWrapper(sgd()), max_iters=100)
     finally:
         for name in ("InverseRootLR", "HalvingLR"):

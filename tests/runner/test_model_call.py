@@ -60,9 +60,9 @@ def test_every_scalar_beside_the_loss_is_a_part():
 @pytest.mark.parametrize(
     ("outputs", "message"),
     [
-        ({"logits": torch.zeros(1)}, r"keys \['logits'\]; expected .* 'loss'"),
+        ({"logits": torch.zeros(1)}, r"keys \['logits'\]. Return dict\(loss=loss\)"),
         ({"loss": torch.zeros(4)}, r"shape \(4,\); expected a scalar"),
-        ({"loss": 1.0}, "expected a mapping or an object"),
+        ({"loss": 1.0}, "must return a dict whose .loss. is a tensor; it returned"),
         (None, "a NoneType"),
     ],
 )

@@ -59,7 +59,7 @@ OPTIMIZER = {"type": "SGD", "lr": 0.1}
             {"model": {"type": "Scaled"}},
             ["model: temperature is a parameter without dimensions", "DDPStrategy"],
         ),
-        (zero(2), {"model": {"type": "TrainsItself"}}, ["train_step of its own", "DeepSpeedStrategy"]),
+        (zero(2), {"model": {"type": "TrainsItself"}}, ["has its own train_step", "DeepSpeedStrategy"]),
     ],
 )
 def test_refused_in_one_sentence(job, strategy, changes, words):

@@ -64,7 +64,7 @@ class IterableStream(Stream):
     def _position_remark(self) -> str:
         return (
             f"{self._place.path}.dataset: {type(self.dataset).__name__} has no state_dict and load_state_dict, so its "
-            "position cannot be kept: a resumed run begins its pass anew"
+            "position cannot be saved: a resumed run restarts its epoch"
         )
 
     @property

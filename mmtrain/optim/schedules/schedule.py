@@ -174,5 +174,5 @@ class Schedule:
         if not math.isfinite(value) or abs(value - round(value)) >= 1e-6:
             unit = "epochs" if self.epoch_unit else "iterations"
             hint = ": convert_to_iter_based=True allows parts of an epoch" if self.epoch_unit else ""
-            self.refuse(f"{name} is {value} {unit}, expected a whole number{hint}")
+            self.refuse(f"{name} is {value} {unit}, expected an integer{hint}")
         return round(value)
