@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -55,8 +56,28 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Where one iteration is in its window of accumulated gradients, which ends with one optimizer step.
+
+    ``index`` counts from 0. ``length`` is the number of micro-batches in this window, by which each loss is divided;
+    the last window of a run or an epoch may be shorter than ``accumulative_counts``. Ranks exchange gradients in the
+    backward of the micro-batch that ``is_last``.
+    """
+
+    index: int
+    length: int
+    is_last: bool
+
+
+@cache
+def accumulation_window(length: int) -> tuple[MicroBatch, ...]:
+    """The micro-batches of a window of ``length``; the same objects in every call."""
+    return tuple(MicroBatch(index, length, index == length - 1) for index in range(length))
+
+
+@dataclass(frozen=True, slots=True)
 class StepResult:
-    """What one optimizer step gave.
+    """The outcome of one optimizer step.
 
     ``grad_norm`` is the total norm of the gradients before clipping, a 0-d tensor left on its device, or None where
     nothing measured it. ``applied`` is False when a loss scaler skipped the step because a gradient was not finite.

@@ -1,11 +1,11 @@
 """Mixed precision: autocast on any device that can, a loss scaler for float16 alone."""
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
@@ -91,24 +91,13 @@ class AmpOptimWrapper(OptimWrapper):
         )
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
-        """Add the gradients of ``loss`` times the loss scale, where there is a scaler. Raises RunError."""
-        if self.scaler is None:
-            super().backward(loss, **kwargs)
-            return
-        self.note_loss(loss)
-        self.scaler.scale(loss).backward(**kwargs)
-        self._inner_count += 1
+        """Add the gradients of ``loss``, multiplied by the loss scale if there is a scaler. Raises RunError."""
+        super().backward(loss if self.scaler is None else self.scaler.scale(loss), **kwargs)
 
-    def optim_context(self, model: nn.Module) -> AbstractContextManager[Any]:
-        """The context for the forward pass: autocast, and no exchange of gradients inside a window."""
-        # A new object each time: one autocast object entered twice, nested, would not restore what was outside.
-        autocast = torch.autocast(self.device_type, dtype=self.dtype)
-        if self.should_sync() or not hasattr(model, "no_sync"):
-            return autocast
-        stack = ExitStack()
-        stack.enter_context(model.no_sync())  # type: ignore[operator]
-        stack.enter_context(autocast)
-        return stack
+    def autocast(self) -> AbstractContextManager[Any]:
+        """torch.autocast in ``dtype``."""
+        # A new object each time: one that is entered twice, nested, would not restore what was outside.
+        return torch.autocast(self.device_type, dtype=self.dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """The scaler's state, or nothing without one."""

@@ -12,7 +12,7 @@ from mmtrain.errors import RunError
 from mmtrain.optim.wrappers import OptimWrapper
 from mmtrain.registry import OPTIM_WRAPPERS
 from mmtrain.source_lines import config_error
-from mmtrain.types import StepResult
+from mmtrain.types import MicroBatch, StepResult
 
 
 def _on_all(name: str) -> Any:
@@ -37,7 +37,7 @@ class OptimWrapperDict(OptimWrapper):
 
     want_grad_norm = _on_all("want_grad_norm")
     skip_nonfinite = _on_all("skip_nonfinite")
-    before_step = _on_all("before_step")
+    micro_batch = _on_all("micro_batch")
     accumulative_counts = _on_all("accumulative_counts")
     loss_weight = _on_all("loss_weight")
 
@@ -54,10 +54,6 @@ class OptimWrapperDict(OptimWrapper):
         self.optim_wrappers = optim_wrappers
         self.base_group = None
 
-    def set_window(self, length: int, last: bool) -> None:
-        for wrapper in self.values():
-            wrapper.set_window(length, last)
-
     def take_result(self) -> StepResult | None:
         """The results of all wrappers that stepped as one: applied if any was, with the norm over all gradients."""
         results = [result for wrapper in self.values() if (result := wrapper.take_result())]
@@ -66,11 +62,6 @@ class OptimWrapperDict(OptimWrapper):
         norms = [result.grad_norm for result in results if result.grad_norm is not None]
         norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else None
         return StepResult(norm, any(result.applied for result in results))
-
-    @property
-    def found_nonfinite(self) -> Tensor | None:
-        flags = [flag for wrapper in self.values() if (flag := wrapper.found_nonfinite) is not None]
-        return torch.stack(flags).any() if flags else None
 
     @property
     def notices(self) -> list[str]:  # type: ignore[override]
@@ -105,12 +96,14 @@ class OptimWrapperDict(OptimWrapper):
     def finish_window(self) -> StepResult:
         self._for_each("update_params")
 
+    def forward_context(self, model: nn.Module, mb: MicroBatch) -> AbstractContextManager[Any]:
+        self._for_each("optim_context")
+
     def optim_context(self, model: nn.Module) -> AbstractContextManager[Any]:
         self._for_each("optim_context")
 
     def should_sync(self) -> bool:
-        """An error: FSDP asks before it enters `optim_context`."""
-        self._for_each("optim_context")
+        self._for_each("should_sync")
 
     @property
     def inner_count(self) -> int:

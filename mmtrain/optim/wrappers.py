@@ -1,13 +1,13 @@
 """The optimizer wrapper: backward, clip, step and clear, with MMEngine's arguments and methods.
 
-The loop says before each micro-batch how long its window is and whether it is the window's last (`set_window`); it then
-calls `backward` and, at the end of a window, `finish_window`. A model with a ``train_step`` of its own calls
-`update_params` instead, as under MMEngine. Nothing is read from the device unless an option of `OptimWrapper` needs it.
+Through its strategy the loop calls `forward_context` and `backward` for each micro-batch, and `finish_window` after the
+last one of a window. A model with its own ``train_step`` calls `update_params` instead, as under MMEngine. Nothing is
+read from the device unless an option of `OptimWrapper` needs it.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from mmtrain.errors import RunError
 from mmtrain.registry import OPTIM_WRAPPERS
 from mmtrain.source_lines import config_error
 from mmtrain.suggest import did_you_mean
-from mmtrain.types import StepResult
+from mmtrain.types import MicroBatch, StepResult
 
 _APPLIED = StepResult(None)
 _NO_CONTEXT = nullcontext()
@@ -31,17 +31,20 @@ _CLIP_KEYS = {"norm": ("max_norm", "norm_type", "error_if_nonfinite", "foreach")
 class OptimWrapper:
     """Gradient accumulation and clipping around a torch optimizer.
 
-    * ``accumulative_counts``: micro-batches of one window, one update;
+    * ``accumulative_counts``: the number of micro-batches in a window, which ends with one optimizer step;
     * ``clip_grad``: ``dict(max_norm=1.0)`` (also ``norm_type``, ``error_if_nonfinite``) or
       ``dict(type='value', clip_value=0.5)``.
 
     Set by the loop:
 
-    * ``want_grad_norm``: measure the gradients' norm in the steps that follow, also where nothing is clipped;
-    * ``skip_nonfinite``: leave parameters and moments as they are where the loss or a gradient is not finite. Costs the
-      norm and one read from the device in each update, and one small all-reduce where there are several ranks;
-    * ``before_step``: called just before the optimizer steps;
-    * ``loss_weight``: what `scale_loss` multiplies by, for models with a ``train_step`` of their own.
+    * ``want_grad_norm``: measure the gradients' norm in the steps that follow, even if nothing is clipped;
+    * ``skip_nonfinite``: skip the step if a loss or a gradient is not finite. This costs the norm and one read from the
+      device in each update, and one small all-reduce if there are several ranks.
+
+    Set by the loop for models with their own ``train_step``:
+
+    * ``micro_batch``: where the iteration is in its window. While it is None, micro-batches are counted as in MMEngine;
+    * ``loss_weight``: what `scale_loss` multiplies by.
     """
 
     def __init__(
@@ -56,42 +59,54 @@ class OptimWrapper:
         self.clip_grad = _checked_clip(clip_grad)
         self.want_grad_norm = False
         self.skip_nonfinite = False
-        self.before_step: Callable[[], None] | None = None
+        self.micro_batch: MicroBatch | None = None
         self.loss_weight = 1.0
         self.notices: list[str] = []
         # With several groups, what a parameter without multipliers would have: the `base_lr` of MMEngine's logs.
         self.base_group = {**optimizer.defaults} if len(optimizer.param_groups) > 1 else None
-        # A subclass with a `step` of its own, as MMEngine's documentation teaches it, keeps being called.
+        # MMEngine's documentation teaches subclasses to override these two.
         self._own_step = type(self).step is not OptimWrapper.step
+        self._own_context = type(self).optim_context is not OptimWrapper.optim_context
         self._plain = self.clip_grad is None and not self._own_step
-        # torch's own zero_grad costs about 6 microseconds of profiling; another class's may do more than clear.
+        # torch's zero_grad spends about 6 microseconds on profiling; another class's may do more than clear.
         self._clears_itself = type(optimizer).zero_grad is Optimizer.zero_grad
-        self._length, self._last = accumulative_counts, accumulative_counts == 1
-        self._driven = False
-        self._inner_count, self._max_counts = 0, -1
+        self._inner_count = 0
+        self._max_counts = -1
         self._result: StepResult | None = None
-        self._window_over = True
-        self._loss_bad = False
-        self._loss_sum: Tensor | None = None
+        self._loss_sum: Tensor | None = None  # of the current window; only with skip_nonfinite
 
     # ---- what the loop and the strategies call ----
-    def set_window(self, length: int, last: bool) -> None:
-        """Say how many micro-batches the current window has, and whether the next one is its last."""
-        self._length = length
-        self._last = last
-        self._driven = True
+    def forward_context(self, model: nn.Module, mb: MicroBatch) -> AbstractContextManager[Any]:
+        """The context of the forward pass: `autocast`, and no exchange of gradients before the window's last one."""
+        if self._own_context:
+            self.micro_batch = mb
+            return self.optim_context(model)
+        return self._context(model, synchronise=mb.is_last)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of the forward pass: that of the parameters here."""
+        return _NO_CONTEXT
 
     def backward(self, loss: Tensor, **kwargs: Any) -> None:
-        """Add the gradients of ``loss``, which is already divided by the window's length. Raises RunError."""
-        self.note_loss(loss)
-        loss.backward(**kwargs)
+        """Add the gradients of ``loss``, which is already divided by the window's length.
+
+        Raises:
+            RunError: the loss is not a single number, or no trainable parameter took part in it.
+        """
+        try:
+            loss.backward(**kwargs)
+        except RuntimeError as error:
+            _explain_refusal(loss, error)
+            raise
+        if self.skip_nonfinite:
+            # A sum is not finite as soon as one term is not: one kernel for each loss but the first, and no read.
+            value = loss.detach().float()
+            self._loss_sum = value if self._loss_sum is None else self._loss_sum + value
         self._inner_count += 1
 
     def finish_window(self) -> StepResult:
         """Clip, step and clear the gradients; the norm is the one before clipping, left on its device."""
         if self._plain and not self.want_grad_norm and not self.skip_nonfinite:
-            if self.before_step is not None:
-                self.before_step()
             self.optimizer.step()
             result = _APPLIED
         elif self._own_step:
@@ -102,41 +117,8 @@ class OptimWrapper:
         self.clear_gradients()
         return result
 
-    def note_loss(self, loss: Tensor) -> None:
-        """Remember whether a loss of this window is not finite: `found_nonfinite`. Raises RunError for no scalar."""
-        if loss.numel() != 1:
-            raise RunError(f"the loss has shape {tuple(loss.shape)}, expected a single number: take its mean or sum")
-        if not loss.requires_grad:
-            raise RunError("the loss has no gradient: no trainable parameter took part in it")
-        if self._window_over:
-            self._window_over = self._loss_bad = False
-            self._loss_sum = None
-        if loss.is_cpu:
-            value = loss.item()
-            if value - value != 0.0:
-                self._loss_bad = True
-        else:
-            # A sum is not finite as soon as one term is not; one kernel for each loss but the first, no read.
-            own = loss.detach().float()
-            self._loss_sum = own if self._loss_sum is None else self._loss_sum + own
-
-    @property
-    def found_nonfinite(self) -> Tensor | None:
-        """Whether a loss of the current window (or of the one just finished) was not finite: a 0-d bool tensor.
-
-        It lies on the loss's device and is not read. None where, on the CPU, every loss was finite, or none was noted.
-        """
-        if self._loss_sum is not None:
-            return ~torch.isfinite(self._loss_sum)
-        return torch.tensor(True) if self._loss_bad else None
-
-    def end_window(self) -> None:
-        """Say that the window is over, where an engine has stepped and cleared the gradients itself."""
-        self._window_over = True
-
     def clear_gradients(self) -> None:
         """Set every gradient to None."""
-        self._window_over = True
         if self._clears_itself:
             for group in self.optimizer.param_groups:
                 for parameter in group["params"]:
@@ -145,15 +127,15 @@ class OptimWrapper:
             self.optimizer.zero_grad()
 
     def take_result(self) -> StepResult | None:
-        """What the last `update_params` or `step` since the previous call gave, or None."""
+        """The result of the last `update_params` or `step` since the previous call, or None."""
         result, self._result = self._result, None
         return result
 
-    # ---- MMEngine's methods, for models with a train_step of their own ----
+    # ---- MMEngine's methods, for models with their own train_step ----
     def update_params(
         self, loss: Tensor, step_kwargs: Mapping[str, Any] | None = None, zero_kwargs: Mapping[str, Any] | None = None
     ) -> None:
-        """Divide ``loss`` by the window's length, add its gradients, and step where this is the window's last."""
+        """Divide ``loss`` by the window's length, add its gradients, and step if it is the window's last."""
         self.backward(self.scale_loss(loss))
         if not self.should_update():
             return
@@ -165,7 +147,7 @@ class OptimWrapper:
 
     def scale_loss(self, loss: Tensor) -> Tensor:
         """``loss`` divided by the length of its window, times this rank's weight (`types.Batch.weight`)."""
-        length = self._length if self._driven else self._window_alone()
+        length = self.micro_batch.length if self.micro_batch is not None else self._counted_length()
         divided = loss if length == 1 else loss / length
         return divided if self.loss_weight == 1.0 else divided * self.loss_weight
 
@@ -176,35 +158,44 @@ class OptimWrapper:
     def zero_grad(self, **kwargs: Any) -> None:
         """Clear the gradients; ``kwargs`` as for the optimizer's method."""
         if kwargs:
-            self._window_over = True
             self.optimizer.zero_grad(**kwargs)
         else:
             self.clear_gradients()
 
     def optim_context(self, model: nn.Module) -> AbstractContextManager[Any]:
         """The context of the forward pass: ranks exchange gradients only for a window's last micro-batch."""
-        if not self.should_sync() and hasattr(model, "no_sync"):
-            return model.no_sync()  # type: ignore[operator]
-        return _NO_CONTEXT
+        return self._context(model, synchronise=self.should_sync())
+
+    def _context(self, model: nn.Module, *, synchronise: bool) -> AbstractContextManager[Any]:
+        if synchronise or not hasattr(model, "no_sync"):
+            return self.autocast()
+        stack = ExitStack()
+        stack.enter_context(model.no_sync())  # type: ignore[operator]
+        stack.enter_context(self.autocast())
+        return stack
 
     def should_update(self) -> bool:
         """Whether the micro-batch whose gradients were just added is its window's last."""
-        if self._driven:
-            return self._last
-        return self._inner_count % self.accumulative_counts == 0 or self._inner_count == self._max_counts
+        if self.micro_batch is not None:
+            return self.micro_batch.is_last
+        return self._ends_window(self._inner_count)
 
     def should_sync(self) -> bool:
         """Whether the micro-batch that comes now is its window's last."""
-        if self._driven:
-            return self._last
-        return (self._inner_count + 1) % self.accumulative_counts == 0 or self._inner_count + 1 == self._max_counts
+        if self.micro_batch is not None:
+            return self.micro_batch.is_last
+        return self._ends_window(self._inner_count + 1)
 
     def initialize_count_status(self, model: nn.Module, init_counts: int, max_counts: int) -> None:
-        """For loops that never call `set_window`: where the count of micro-batches stands, and where it ends."""
-        self._inner_count, self._max_counts = init_counts, max_counts
+        """For loops that do not set ``micro_batch``: how many micro-batches were done, and how many there are."""
+        self._inner_count = init_counts
+        self._max_counts = max_counts
 
-    def _window_alone(self) -> int:
-        """The window's length by counting, where no loop says it: the last one ends at ``max_counts``."""
+    def _ends_window(self, count: int) -> bool:
+        return count % self.accumulative_counts == 0 or count == self._max_counts
+
+    def _counted_length(self) -> int:
+        """The window's length by counting: the last window ends at ``max_counts``."""
         rest = self._max_counts % self.accumulative_counts if self._max_counts >= 0 else 0
         return rest if rest and self._inner_count >= self._max_counts - rest else self.accumulative_counts
 
@@ -258,10 +249,9 @@ class OptimWrapper:
         applied = not scaled_overflow and not (checks and norm is not None and self._nonfinite(norm))
         if applied:
             self._clip(norm)
-            if self.before_step is not None:
-                self.before_step()
             self._apply(kwargs)
         self._after_step()
+        self._loss_sum = None
         return StepResult(norm, applied)
 
     def _unscale(self) -> bool | None:
@@ -291,9 +281,8 @@ class OptimWrapper:
     def _nonfinite(self, norm: Tensor) -> bool:
         """Whether this window's losses or gradients are not finite on any rank; reads from the device."""
         flag = ~torch.isfinite(norm)
-        losses = self.found_nonfinite
-        if losses is not None:
-            flag = flag | losses.to(flag.device)
+        if self._loss_sum is not None:
+            flag = flag | ~torch.isfinite(self._loss_sum).to(flag.device)
         if dist.world_size() > 1:
             flag = dist.sum_over_ranks(flag.float())
         return bool(flag.item())
@@ -315,6 +304,14 @@ class OptimWrapper:
 @OPTIM_WRAPPERS.register_module()
 class DeepSpeedOptimWrapper(OptimWrapper):
     """MMEngine's name for the wrapper of a run under DeepSpeedStrategy, where any `OptimWrapper` will do."""
+
+
+def _explain_refusal(loss: Tensor, error: RuntimeError) -> None:
+    """Raise RunError if torch refused to begin a backward at this loss."""
+    if loss.numel() != 1:
+        raise RunError(f"the loss has shape {tuple(loss.shape)}; expected a scalar: use .mean() or .sum()") from error
+    if not loss.requires_grad:
+        raise RunError("the loss does not require grad: no trainable parameter took part in it") from error
 
 
 def _by_mesh(parameters: list[Tensor]) -> list[list[Tensor]]:

@@ -148,8 +148,6 @@ class Checkpointer:
         except CheckpointError as error:
             self._report_unsaved(name, error)
             return
-        assert run.optim_wrapper is not None
-        run.optim_wrapper.before_step = self._pending.wait_staged
         if blocking:
             self.finish(run)
 
@@ -159,8 +157,6 @@ class Checkpointer:
         self._pending = None
         if pending is None:
             return
-        if run.optim_wrapper is not None:
-            run.optim_wrapper.before_step = None
         try:
             pending.wait()
         except CheckpointError as error:

@@ -12,6 +12,7 @@ from mmtrain.optim import OptimWrapperDict
 from mmtrain.randomness import STREAM_VAL, capture, mix, restore, seed_generators
 from mmtrain.runner.model_call import ModelCall
 from mmtrain.runner.run import EvaluationSet, Run
+from mmtrain.types import accumulation_window
 
 
 class EvaluationLoop:
@@ -125,7 +126,7 @@ class EvaluationLoop:
         if self._fp16:
             return torch.autocast(runner.device.type, dtype=torch.float16)
         one = runner.optim_wrapper is not None and not isinstance(runner.optim_wrapper, OptimWrapperDict)
-        return runner.strategy.forward_context() if one else nullcontext()
+        return runner.strategy.forward_context(accumulation_window(1)[0]) if one else nullcontext()
 
     def _predict(self, batch: Any, evaluator: Any, losses: "_LossMean") -> Any:
         call, runner = self._call, self.runner

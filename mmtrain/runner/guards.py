@@ -1,7 +1,8 @@
-"""Notices the first NaN or Inf loss without making the device wait, and parameters that wait in vain to be trained."""
+"""Guards that stop a run which cannot train: a loss of NaN or Inf, and unfrozen parameters that no optimizer has."""
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,42 +14,43 @@ from mmtrain.errors import RunError
 class NonfiniteGuard:
     """Watches losses for NaN and Inf.
 
-    On the CPU a loss is looked at as it comes. On an accelerator it stays there until `check`, which the loop calls at
-    every log line, before every save and at the end, so that no iteration waits for the device and no checkpoint holds
-    what a bad loss left. With ``mode="skip"`` the optimizer leaves out the update and nothing is raised here.
+    Losses stay on their device until `check`, which the loop calls at every log line, before every save and at the end:
+    no iteration waits for the device, and no checkpoint holds what a bad loss left. On the CPU, where there is nothing
+    to wait for, `before_update` checks each window, so that the optimizer does not even step. With ``mode="skip"``
+    nothing is watched here: the optimizer wrapper skips the update.
     """
 
     def __init__(self, mode: str, device: torch.device) -> None:
         self._stops = mode == "stop"
-        self._now = device.type == "cpu"
-        self._pending: list[tuple[int, Tensor]] = []
+        self._is_cpu = device.type == "cpu"
+        self._pending: list[tuple[int, Any]] = []
 
-    def observe(self, iteration: int, loss: Tensor) -> None:
-        """Note the loss of one iteration (counted from 1). Raises RunError on the CPU when it is not finite."""
-        if not self._stops:
-            return
-        if self._now:
-            value = loss.item()
-            if not math.isfinite(value):
-                raise _nonfinite(iteration, value)
-        else:
-            self._pending.append((iteration, loss.detach()))
+    def observe(self, iteration: int, loss: Tensor | float) -> None:
+        """Keep the detached loss of one iteration (counted from 1) for the next check."""
+        if self._stops:
+            self._pending.append((iteration, loss))
+
+    def before_update(self) -> None:
+        """Check before the optimizer steps if that costs no wait. Raises RunError."""
+        if self._is_cpu and self._pending:
+            self.check()
 
     def check(self) -> None:
-        """Look at what is pending. Raises RunError that names the first iteration whose loss was not finite."""
-        if not self._pending:
-            return
+        """Check the losses since the last check. Raises RunError that names the first iteration with a bad loss."""
         pending, self._pending = self._pending, []
-        values = torch.stack([loss.float() for _, loss in pending]).tolist()
-        for (iteration, _), value in zip(pending, values, strict=True):
+        if not self._is_cpu and pending:
+            losses = torch.stack([torch.as_tensor(loss).float().reshape(()) for _, loss in pending]).tolist()
+            pending = [(iteration, loss) for (iteration, _), loss in zip(pending, losses, strict=True)]
+        for iteration, loss in pending:
+            value = float(loss)
             if not math.isfinite(value):
                 raise _nonfinite(iteration, value)
 
 
 class UntrainedGuard:
-    """Watches the parameters that were frozen when the optimizers were made, and so are in none of them.
+    """Watches the parameters that were frozen when the optimizers were made, so that no optimizer has them.
 
-    A hook that unfreezes one later would train nothing, and no loss would tell.
+    If a hook unfreezes one later, it is still not trained, and no loss shows it.
     """
 
     def __init__(self, model: nn.Module, optimizers: Iterable[Optimizer]) -> None:
@@ -60,19 +62,19 @@ class UntrainedGuard:
         ]
 
     def check(self) -> None:
-        """Raise RunError that names the first one that has been unfrozen."""
+        """Raise RunError that names the first parameter that has been unfrozen."""
         for name, parameter in self._parameters:
             if parameter.requires_grad:
                 raise RunError(
-                    f"the model's {name} was frozen when the optimizer was made, which does not include it, and was "
-                    "unfrozen later, so it would never be trained. Leave it trainable when the model is built, and "
-                    "let a hook freeze it in before_train until it should train"
+                    f"{name} was frozen when the optimizer was made and has been unfrozen since, but the optimizer "
+                    "does not have it, so it would never be trained. Leave it trainable when the model is built, and "
+                    "freeze it in a hook's before_train until it should train"
                 )
 
 
 def _nonfinite(iteration: int, value: float) -> RunError:
     return RunError(
-        f"the loss of iteration {iteration} is {value}; the run stops here and older checkpoints are intact. Lower the "
-        "learning rate, clip gradients (optim_wrapper.clip_grad), use bfloat16 instead of float16, or let such updates "
-        "be skipped with train_cfg.nonfinite='skip'"
+        f"the loss of iteration {iteration} is {value}, so the run stops; existing checkpoints are intact. Lower the "
+        "learning rate, clip gradients (optim_wrapper.clip_grad), use bfloat16 instead of float16, or skip such "
+        "updates with train_cfg.nonfinite='skip'"
     )

@@ -5,6 +5,7 @@ epoch in both cases. `EpochBasedTrainLoop`, `IterBasedTrainLoop` and xtuner's `T
 """
 
 import gc
+from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
 
@@ -20,7 +21,7 @@ from mmtrain.runner.evaluation import EvaluationLoop
 from mmtrain.runner.guards import NonfiniteGuard, UntrainedGuard
 from mmtrain.runner.model_call import ModelCall
 from mmtrain.runner.run import Run
-from mmtrain.types import Batch, StepResult
+from mmtrain.types import Batch, MicroBatch, StepResult, accumulation_window
 
 
 class TrainLoop:
@@ -55,7 +56,8 @@ class TrainLoop:
         self._log_intervals = [hook.interval for hook in runner.hooks if getattr(hook, "shows_grad_norm", False)]
         self._next_logged = -1
         self._window_is_logged = False  # whether the current window holds a logged iteration
-        self._window = self._micro = 0
+        self._window = accumulation_window(1)
+        self._micro = 0  # micro-batches of the current window that are done or in progress; 0 between windows
         self._warned_of_gradients = False
 
     @property
@@ -95,8 +97,7 @@ class TrainLoop:
     def _prepare(self) -> None:
         runner = self.runner
         assert runner.train_dataloader is not None
-        self._window = 1
-        self._micro = 0  # a resume begins at an update boundary
+        self._micro = 0  # a resume begins between windows
         self._take = runner.train_dataloader.__next__
         self._record = runner.scalars.record
         self._before = runner.hooks.points["before_train_iter"]
@@ -127,34 +128,33 @@ class TrainLoop:
         data, batch_idx = batch.data, progress.epoch_iteration
         for hook in self._before:
             hook(runner, batch_idx=batch_idx, data_batch=data)
-        last = self._enter_window()
+        mb = self._next_micro_batch()
         weight = batch.weight
-        outputs = self._compute(data, last=last, weight=weight)
+        compute = self._own_train_step if self._call.has_own_train_step else self._forward_backward
+        outputs = compute(data, mb, weight)
         if self._ledger is not None:
-            self._ledger.observe(batch, self._micro - 1)
+            self._ledger.observe(batch, mb.index)
         for name, value in outputs.items():
             record(name, value if weight == 1.0 else value * weight)
         progress.advance(batch.samples, epoch_end=batch.epoch_end)
-        runner.update_result = self._leave_window() if last else None
+        runner.update_result = self._update(mb) if mb.is_last else None
         record("data_time", arrived - started)
         record("time", perf_counter() - started)
         for hook in self._after:
             hook(runner, batch_idx=batch_idx, data_batch=data, outputs=outputs)
         self._end_step(epoch_end=batch.epoch_end)
 
-    def _enter_window(self) -> bool:
-        """Open a window where none is open; return whether this micro-batch is the window's last."""
-        optim = self._optim
+    def _next_micro_batch(self) -> MicroBatch:
+        """The position of this iteration in its window; opens a window if none is open."""
         if self._micro == 0 and self.accumulative_counts > 1:
-            self._window = self._window_length()
+            self._window = accumulation_window(self._window_length())
+        mb = self._window[self._micro]
         self._micro += 1
-        last = self._micro == self._window
-        optim.set_window(self._window, last)
-        if last:
-            # Where nothing is clipped, the norm is measured only in the update whose window holds a logged iteration.
+        if mb.is_last:
+            # If nothing is clipped, the norm is measured only in the update whose window contains a logged iteration.
             done = self.runner.progress.iteration + 1
-            optim.want_grad_norm = self._window_is_logged or done == self._next_logged
-        return last
+            self._optim.want_grad_norm = self._window_is_logged or done == self._next_logged
+        return mb
 
     def _window_length(self) -> int:
         runner, remaining = self.runner, None
@@ -165,39 +165,47 @@ class TrainLoop:
             remaining = left if remaining is None else min(left, remaining)
         return window_length(runner.progress.iteration, self.accumulative_counts, remaining=remaining)
 
-    def _compute(self, data: Any, *, last: bool, weight: float) -> dict[str, Any]:
-        """Forward and backward of one micro-batch; returns its scalars, detached.
+    def _forward_backward(self, data: Any, mb: MicroBatch, weight: float) -> dict[str, Any]:
+        """Forward and backward of one micro-batch; returns the scalars of this rank's samples, detached.
 
-        ``weight`` is `types.Batch.weight`; the scalars are those of this rank's own samples.
+        ``weight`` is `types.Batch.weight`.
         """
         runner, call = self.runner, self._call
         iteration = runner.progress.iteration + 1
-        if call.has_own_train_step:
-            self._optim.loss_weight = weight
-            parts = call.train_step(data, self._optim)
-            loss = parts.get("loss")
-        else:
-            with runner.strategy.forward_context():
-                loss, parts = call.losses(call(call.prepare(data, training=True)))
-            if not loss.requires_grad:
-                raise RunError(
-                    f"the loss of iteration {iteration} has no gradient: no parameter that is trained took part in it, "
-                    "or it was detached"
-                )
-            share = loss / self._window if self._window > 1 else loss
-            runner.strategy.backward(share if weight == 1.0 else share * weight, last=last)
-        if loss is not None:
-            self._guard.observe(iteration, loss)
-        return {name: value.detach() if isinstance(value, Tensor) else value for name, value in parts.items()}
+        with runner.strategy.forward_context(mb):
+            loss, parts = call.losses(call(call.prepare(data, training=True)))
+        if not loss.requires_grad:
+            raise RunError(
+                f"the loss of iteration {iteration} does not require grad: no trainable parameter took part in it, or "
+                "it was detached"
+            )
+        share = loss if mb.length == 1 else loss / mb.length
+        runner.strategy.backward(share if weight == 1.0 else share * weight, mb)
+        outputs = _detached(parts)
+        self._guard.observe(iteration, outputs["loss"])
+        return outputs
 
-    def _leave_window(self) -> StepResult:
+    def _own_train_step(self, data: Any, mb: MicroBatch, weight: float) -> dict[str, Any]:
+        """The same in the model's own ``train_step``, which also steps the optimizer."""
+        self._optim.micro_batch = mb
+        self._optim.loss_weight = weight
+        self._checkpointer.wait_staged()
+        outputs = _detached(self._call.train_step(data, self._optim))
+        if "loss" in outputs:
+            self._guard.observe(self.runner.progress.iteration + 1, outputs["loss"])
+        return outputs
+
+    def _update(self, mb: MicroBatch) -> StepResult:
+        """The end of a window: step the optimizer, unless the model's own ``train_step`` has done so."""
         runner = self.runner
+        self._guard.before_update()
         result = self._optim.take_result() if self._call.has_own_train_step else None
         if result is None:
+            self._checkpointer.wait_staged()
             result = runner.strategy.step()
         if result.grad_norm is not None:
             runner.scalars.record("grad_norm", result.grad_norm)
-        runner.progress.count_update(iterations=self._window, applied=result.applied)
+        runner.progress.count_update(iterations=mb.length, applied=result.applied)
         runner.set_schedule()
         self._micro = 0
         return result
@@ -263,3 +271,7 @@ class TrainLoop:
             runner.schedules.observe(metrics, epoch=runner.progress.epoch)
             runner.set_schedule()
         self._checkpointer.observe(runner, metrics)
+
+
+def _detached(parts: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in parts.items()}

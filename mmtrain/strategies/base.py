@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmtrain.optim import OptimWrapper
-from mmtrain.types import StepResult
+from mmtrain.types import MicroBatch, StepResult
 
 
 class SavedTensor(NamedTuple):
@@ -91,12 +91,12 @@ class Strategy(ABC):
         """Place and wrap the model, make the optimizer at the moment this engine wants it, compile where asked."""
 
     @abstractmethod
-    def forward_context(self) -> AbstractContextManager[Any]:
-        """The context in which the model is called: autocast, and whatever else the engine needs."""
+    def forward_context(self, mb: MicroBatch) -> AbstractContextManager[Any]:
+        """The context in which the model is called: autocast, and no exchange of gradients before ``mb.is_last``."""
 
     @abstractmethod
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add the gradients of ``loss`` (divided by the window's length already); synchronise ranks if ``last``."""
+    def backward(self, loss: Tensor, mb: MicroBatch) -> None:
+        """Add the gradients of ``loss``, which is already divided by ``mb.length``; exchange them if ``mb.is_last``."""
 
     @abstractmethod
     def step(self) -> StepResult:

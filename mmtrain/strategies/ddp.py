@@ -3,7 +3,6 @@
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from mmtrain.errors import ConfigError, RunError
 from mmtrain.optim import OptimWrapper
 from mmtrain.registry import STRATEGIES
 from mmtrain.strategies.torch_engines import TorchEngine
+from mmtrain.types import MicroBatch
 
 _SYNC_BN = (None, "torch")
 
@@ -84,13 +84,9 @@ class DDPStrategy(TorchEngine):
         """The model itself: ranks may have unequally many batches, and nothing is exchanged."""
         return self.model
 
-    def forward_context(self) -> AbstractContextManager[Any]:
-        assert self.optim is not None
-        return self.optim.optim_context(self.module)
-
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        super().backward(loss, last=last)
-        if last:  # torch would look in the next forward; before that, other ranks may wait in other exchanges
+    def backward(self, loss: Tensor, mb: MicroBatch) -> None:
+        super().backward(loss, mb)
+        if mb.is_last:  # torch would check in the next forward; by then other ranks may wait in another exchange
             self.module.check_exchanged()  # type: ignore[operator]
 
 

@@ -18,6 +18,7 @@ from mmtrain.strategies.state_dict import sharded_targets
 from mmtrain.strategies.tensor_parallel import check_replicas_once, parallelise, plan_for
 from mmtrain.strategies.torch_engines import TorchEngine
 from mmtrain.strategies.wrapping import checkpoint_activations, modules_of_class, modules_of_size, shared_parameters
+from mmtrain.types import MicroBatch
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PRECISION_KEYS = ("param_dtype", "reduce_dtype", "output_dtype", "cast_forward_inputs")
@@ -151,13 +152,11 @@ class FSDPStrategy(TorchEngine):
                     module._buffers[name] = buffer.to(self.device)
 
     # ---- training -----------------------------------------------------------------------------------------------
-    def forward_context(self) -> AbstractContextManager[Any]:
-        assert self.optim is not None
-        synchronises = self.optim.should_sync()
-        if synchronises != self._synchronises:
-            self.module.set_requires_gradient_sync(synchronises)  # type: ignore[operator]
-            self._synchronises = synchronises
-        return self.optim.optim_context(self.module)
+    def forward_context(self, mb: MicroBatch) -> AbstractContextManager[Any]:
+        if mb.is_last != self._synchronises:
+            self.module.set_requires_gradient_sync(mb.is_last)  # type: ignore[operator]
+            self._synchronises = mb.is_last
+        return super().forward_context(mb)
 
     def forget_gathered(self) -> None:
         # Without reshard_after_forward a forward that no backward follows leaves them, and the next one would use them.

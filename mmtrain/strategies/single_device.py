@@ -1,7 +1,6 @@
 """One process, one device: the readable reference of the strategy contract."""
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -44,9 +43,5 @@ class SingleDeviceStrategy(OwnOptimizer):
             # In place: state-dict keys stay as they are, and the step's own code stays outside the graph.
             self.model.compile(**compile_options)
 
-    def forward_context(self) -> AbstractContextManager[Any]:
-        assert self.optim is not None
-        return self.optim.optim_context(self.model)
-
     def teardown(self) -> None:
-        """Nothing was entered."""
+        """Nothing to leave."""

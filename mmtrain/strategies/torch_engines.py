@@ -1,6 +1,8 @@
 """What strategies on torch share: the optimizer steps here, and state has the model's own names."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any
 
 from torch import Tensor
 
@@ -14,16 +16,19 @@ from mmtrain.strategies.state_dict import (
     module_state,
     optimizer_tensors,
 )
-from mmtrain.types import StepResult
+from mmtrain.types import MicroBatch, StepResult
 
 
 class OwnOptimizer(Strategy):
     """A strategy whose optimizer is torch's, over the parameters that the model's own names lead to."""
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        # Whether this backward exchanges gradients was decided in `forward_context`, where ranks have any to exchange.
+    def forward_context(self, mb: MicroBatch) -> AbstractContextManager[Any]:
         assert self.optim is not None
-        self.optim.backward(loss)
+        return self.optim.forward_context(self.module, mb)
+
+    def backward(self, loss: Tensor, mb: MicroBatch) -> None:
+        assert self.optim is not None
+        self.optim.backward(loss)  # torch decides in the forward whether this backward exchanges gradients
 
     def step(self) -> StepResult:
         assert self.optim is not None

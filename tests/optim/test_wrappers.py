@@ -10,6 +10,7 @@ from torch import nn
 from mmtrain import dist
 from mmtrain.errors import ConfigError, RunError
 from mmtrain.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
+from mmtrain.types import accumulation_window
 
 
 def make_model(seed=0):
@@ -48,8 +49,7 @@ def test_a_window_of_one_is_torchs_own_step_to_the_bit():
     wrapper, optimizer = OptimWrapper(adamw(ours)), adamw(theirs)
     inputs, targets = make_data()
     for _ in range(5):
-        wrapper.set_window(1, last=True)
-        wrapper.backward(wrapper.scale_loss(loss_of(ours, inputs, targets)))
+        wrapper.backward(loss_of(ours, inputs, targets))
         result = wrapper.finish_window()
         assert (result.grad_norm, result.applied) == (None, True)
         loss_of(theirs, inputs, targets).backward()
@@ -68,7 +68,7 @@ def test_accumulation_equals_the_big_batch(length):
     for _ in range(3):
         whole.update_params(loss_of(big, inputs, targets))
         for index, (x, y) in enumerate(zip(inputs.chunk(length), targets.chunk(length), strict=True)):
-            parts.set_window(length, last=index == length - 1)
+            parts.micro_batch = accumulation_window(length)[index]
             parts.backward(parts.scale_loss(loss_of(small, x, y)))
         parts.finish_window()
     for one, other in zip(parameters(big), parameters(small), strict=True):
@@ -76,14 +76,14 @@ def test_accumulation_equals_the_big_batch(length):
 
 
 def test_the_last_window_is_divided_by_its_true_length():
-    """7 micro-batches in windows of 3, the last one of 1: told by the loop, and counted by the wrapper itself."""
+    """7 micro-batches in windows of 3, the last one of 1: as the loop says, and as the wrapper counts by itself."""
     inputs, targets = make_data(7)
     told, counted, reference = make_model(), make_model(), make_model()
     by_loop, alone, optimizer = OptimWrapper(sgd(told), 3), OptimWrapper(sgd(counted), 3), sgd(reference)
     alone.initialize_count_status(counted, 0, 7)
     for index in range(7):
         x, y = inputs[index : index + 1], targets[index : index + 1]
-        by_loop.set_window(1 if index == 6 else 3, last=index in (2, 5, 6))
+        by_loop.micro_batch = accumulation_window(1 if index == 6 else 3)[index % 3]
         by_loop.update_params(loss_of(told, x, y))
         alone.update_params(loss_of(counted, x, y))
         (loss_of(reference, x, y) / (1 if index == 6 else 3)).backward()
@@ -161,26 +161,13 @@ def test_error_if_nonfinite():
         wrapper.finish_window()
 
 
-def test_before_step_is_called_just_before_the_optimizer_steps():
-    model = make_model()
-    seen = []
-    for wrapper in (OptimWrapper(sgd(model)), OptimWrapper(sgd(model), clip_grad=dict(max_norm=1.0))):
-        before = parameters(model)
-        wrapper.before_step = lambda before=before: seen.append(same(before, parameters(model)))
-        wrapper.backward(loss_of(model, *make_data()))
-        assert len(seen) in (0, 1)
-        wrapper.finish_window()
-        assert not same(before, parameters(model))
-    assert seen == [True, True]
-
-
 def test_update_params_keeps_its_result_for_the_loop_once():
     model = make_model()
     wrapper = OptimWrapper(sgd(model), clip_grad=dict(max_norm=1.0))
-    wrapper.set_window(2, last=False)
+    wrapper.micro_batch, last = accumulation_window(2)
     wrapper.update_params(loss_of(model, *make_data()))
     assert wrapper.take_result() is None
-    wrapper.set_window(2, last=True)
+    wrapper.micro_batch = last
     wrapper.update_params(loss_of(model, *make_data()))
     assert wrapper.take_result().grad_norm > 0
     assert wrapper.take_result() is None
@@ -193,7 +180,6 @@ def test_a_train_step_in_mmengines_manner():
     """backward, step and zero_grad one by one, as a model with a train_step of its own may call them."""
     ours, theirs = make_model(), make_model()
     wrapper, optimizer = OptimWrapper(sgd(ours)), sgd(theirs)
-    wrapper.set_window(1, last=True)
     with wrapper.optim_context(ours):
         loss = loss_of(ours, *make_data())
     wrapper.backward(wrapper.scale_loss(loss))
@@ -246,20 +232,34 @@ def test_ranks_exchange_gradients_only_for_the_last_micro_batch():
             yield
 
     wrapper = OptimWrapper(sgd(make_model()), 2)
-    for last in (False, True):
-        wrapper.set_window(2, last=last)
-        with wrapper.optim_context(Parallel()):
+    for mb in accumulation_window(2):
+        with wrapper.forward_context(Parallel(), mb), wrapper.forward_context(nn.Identity(), mb):
             pass
-        with wrapper.optim_context(nn.Identity()):
+        wrapper.micro_batch = mb
+        with wrapper.optim_context(Parallel()), wrapper.optim_context(nn.Identity()):
             pass
-    assert entered == [True]
-    assert wrapper.optim_context(make_model()) is OptimWrapper(sgd(make_model())).optim_context(make_model())
-    amp = AmpOptimWrapper(sgd(make_model()), 2, dtype="bfloat16")
-    amp.set_window(2, last=False)
-    with amp.optim_context(Parallel()):
-        assert torch.is_autocast_enabled("cpu")
     assert entered == [True, True]
+    amp = AmpOptimWrapper(sgd(make_model()), 2, dtype="bfloat16")
+    with amp.forward_context(Parallel(), accumulation_window(2)[0]):
+        assert torch.is_autocast_enabled("cpu")
+    assert entered == [True, True, True]
     assert not torch.is_autocast_enabled("cpu")
+
+
+def test_a_subclass_with_its_own_optim_context_is_called():
+    class Noting(OptimWrapper):
+        @contextlib.contextmanager
+        def optim_context(self, model):
+            with super().optim_context(model):
+                yield
+            synchronised.append(self.should_sync())
+
+    synchronised = []
+    wrapper = Noting(sgd(make_model()), 2)
+    for mb in accumulation_window(2):
+        with wrapper.forward_context(nn.Identity(), mb):
+            pass
+    assert synchronised == [False, True]
 
 
 def test_lr_and_momentum_of_the_groups():
@@ -279,8 +279,8 @@ def test_lr_and_momentum_of_the_groups():
 @pytest.mark.parametrize(
     ("make_loss", "sentence"),
     [
-        (lambda model: model(torch.ones(3, 4)), r"shape \(3, 1\), expected a single number"),
-        (lambda model: torch.tensor(1.0), "has no gradient"),
+        (lambda model: model(torch.ones(3, 4)), r"shape \(3, 1\); expected a scalar"),
+        (lambda model: torch.tensor(1.0), "does not require grad"),
     ],
 )
 def test_a_loss_that_cannot_be_used(make_loss, sentence):
@@ -289,20 +289,34 @@ def test_a_loss_that_cannot_be_used(make_loss, sentence):
         OptimWrapper(sgd(model)).backward(make_loss(model))
 
 
+def test_an_error_of_a_models_own_backward_is_not_replaced():
+    class Failing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, value):
+            return value.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            raise RuntimeError("out of luck")
+
+    model = make_model()
+    with pytest.raises(RuntimeError, match="out of luck"):
+        OptimWrapper(sgd(model)).backward(Failing.apply(loss_of(model, *make_data())))
+
+
 # ---- losses and gradients that are not finite ----
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_bad_loss_is_noted_for_its_window(bad):
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_bad_loss_skips_the_update_of_its_window_alone(bad, place):
     model = make_model()
     wrapper = OptimWrapper(sgd(model), 2)
+    wrapper.skip_nonfinite = True
     inputs, targets = make_data()
-    assert wrapper.found_nonfinite is None
-    wrapper.backward(loss_of(model, inputs, targets) * 0 + bad)
-    wrapper.backward(loss_of(model, inputs, targets))
-    assert wrapper.found_nonfinite.item() is True
-    wrapper.finish_window()
-    assert wrapper.found_nonfinite.item() is True
-    wrapper.backward(loss_of(model, inputs, targets))
-    assert wrapper.found_nonfinite is None
+    for window in range(3):
+        for index in range(2):
+            loss = loss_of(model, inputs, targets)
+            wrapper.backward(loss.detach() * 0 + bad + loss if (window, index) == (1, place) else loss)
+        assert wrapper.finish_window().applied is (window != 1)
 
 
 @pytest.mark.parametrize("make", [sgd, adamw])
@@ -445,7 +459,6 @@ def test_float16_is_torchs_own_recipe_to_the_bit(make, clip_grad):
 def test_a_skipped_step_changes_nothing_and_halves_the_scale():
     model = make_model()
     wrapper = AmpOptimWrapper(adamw(model), dtype="float16")
-    wrapper.before_step = lambda: pytest.fail("nothing steps")
     before = parameters(model)
     (result,) = run_fp16(model, wrapper, 1, bad=(0,))
     assert not result.applied
@@ -514,7 +527,7 @@ def make_pair(**arguments):
 def test_each_optimizer_is_updated_by_its_own_wrapper():
     models, pair = make_pair(clip_grad=dict(max_norm=1.0))
     inputs, targets = make_data()
-    pair.set_window(1, last=True)
+    pair.micro_batch = accumulation_window(1)[0]
     assert pair.take_result() is None
     before = {name: parameters(model) for name, model in models.items()}
     pair["gen"].update_params(loss_of(models["gen"], inputs, targets))
@@ -529,9 +542,6 @@ def test_each_optimizer_is_updated_by_its_own_wrapper():
     result = pair.take_result()
     assert result.applied
     torch.testing.assert_close(result.grad_norm, torch.stack(norms).norm())
-    assert pair.found_nonfinite is None
-    pair["gen"].note_loss(loss_of(models["gen"], inputs, targets) * math.nan)
-    assert pair.found_nonfinite.item()
 
 
 def test_the_rest_of_the_dicts_interface():
@@ -550,7 +560,8 @@ def test_the_rest_of_the_dicts_interface():
     assert repr(pair).startswith("gen: OptimWrapper(")
     pair.zero_grad()
     for method, arguments in (("backward", [torch.ones(())]), ("update_params", [torch.ones(())]), ("step", []),
-                              ("finish_window", []), ("optim_context", [None]), ("should_sync", [])):  # fmt: skip
+                              ("finish_window", []), ("optim_context", [None]), ("should_sync", []),
+                              ("forward_context", [None, accumulation_window(1)[0]])):  # fmt: skip
         with pytest.raises(RunError, match="several optimizers"):
             getattr(pair, method)(*arguments)
 
@@ -596,12 +607,9 @@ def test_nothing_waits_for_the_device_where_no_option_needs_it():
     torch.cuda.set_sync_debug_mode("error")
     try:
         result = window(math.nan)
-        flag = wrapper.found_nonfinite
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert result.grad_norm.is_cuda
-    assert flag.is_cuda
-    assert flag.item()
 
 
 @pytest.mark.gpu

@@ -9,30 +9,35 @@ from mmtrain.runner.guards import NonfiniteGuard
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_the_cpu_tells_at_once(value):
+def test_on_the_cpu_the_run_stops_before_the_update(value):
     guard = NonfiniteGuard("stop", torch.device("cpu"))
     guard.observe(6, torch.tensor(1.0))
+    guard.before_update()
+    guard.observe(7, torch.tensor(value))
+    guard.observe(8, torch.tensor(1.0))
     with pytest.raises(RunError, match=f"iteration 7 is {value}"):
-        guard.observe(7, torch.tensor(value))
+        guard.before_update()
 
 
-def test_an_accelerator_tells_at_the_check_and_names_the_first():
+def test_an_accelerator_reports_at_the_check_and_names_the_first():
     guard = NonfiniteGuard("stop", torch.device("cuda"))
     for iteration, value in enumerate([1.0, 2.0, float("nan"), float("inf")], 1):
         guard.observe(iteration, torch.tensor(value, dtype=torch.bfloat16))
+        guard.before_update()  # waits for nothing
     with pytest.raises(RunError, match="iteration 3 is nan"):
         guard.check()
-    guard.check()  # told once
+    guard.check()  # reported once
 
 
 def test_skip_leaves_it_to_the_optimizer():
     guard = NonfiniteGuard("skip", torch.device("cpu"))
     guard.observe(1, torch.tensor(float("nan")))
+    guard.before_update()
     guard.check()
 
 
-def test_a_parameter_that_is_unfrozen_later_is_told(tmp_path):
-    """The optimizer does not hold it: it would stay as it is, and no loss would tell."""
+def test_a_parameter_that_is_unfrozen_later_is_reported(tmp_path):
+    """The optimizer does not have it: it would keep its value, and no loss would show it."""
 
     class Unfreeze:
         def before_train_iter(self, runner, batch_idx, data_batch=None):

@@ -261,11 +261,12 @@ def test_a_loss_without_gradient_is_refused(tmp_path):
         def forward(self, x, y):
             return {"loss": super().forward(x, y)["loss"].detach()}
 
-    with pytest.raises(RunError, match="loss of iteration 1 has no gradient"):
+    with pytest.raises(RunError, match="loss of iteration 1 does not require grad"):
         make_runner(tmp_path, model=NoGradient()).train()
 
 
-def test_a_model_with_a_train_step_of_its_own(tmp_path):
+@pytest.mark.parametrize("train_cfg", [{}, {"max_iters": 19}, {"max_iters": 19, "flush_at_epoch_end": True}])
+def test_a_model_with_a_train_step_of_its_own(tmp_path, train_cfg):
     class Own(Plain):
         def train_step(self, data, optim_wrapper):
             with optim_wrapper.optim_context(self):
@@ -275,9 +276,42 @@ def test_a_model_with_a_train_step_of_its_own(tmp_path):
 
     own = _fresh()
     own.__class__ = Own
-    stepped = make_runner(tmp_path / "own", model=own, optim_wrapper={"accumulative_counts": 2}).train()
-    plain = make_runner(tmp_path / "plain", model=_fresh(), optim_wrapper={"accumulative_counts": 2}).train()
-    assert torch.equal(weights(stepped), weights(plain))
+    options = {"optim_wrapper": {"accumulative_counts": 4}, "train_cfg": train_cfg}
+    stepped = make_runner(tmp_path / "own", model=own, **options)
+    plain = make_runner(tmp_path / "plain", model=_fresh(), **options)
+    assert torch.equal(weights(stepped.train()), weights(plain.train()))
+    assert stepped.progress.update == plain.progress.update
+
+
+@pytest.mark.parametrize("own_train_step", [False, True])
+def test_the_optimizer_steps_only_after_a_save_was_staged(tmp_path, own_train_step):
+    """A save in the background copies parameters and moments; the step that follows waits for that."""
+
+    class Own(Plain):
+        def train_step(self, data, optim_wrapper):
+            loss = self(**data)["loss"]
+            optim_wrapper.update_params(loss)
+            return {"loss": loss}
+
+    class Noting:
+        def before_train(self, runner):
+            runner.checkpointer.wait_staged = lambda: waited_at.append(weights(runner.model).clone())
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            self.before = weights(runner.model).clone()
+
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+            after = weights(runner.model)
+            assert torch.equal(self.before, after) == (runner.update_result is None)
+            if runner.update_result is not None:
+                assert torch.equal(waited_at[-1], self.before)
+
+    waited_at = []
+    model = _fresh()
+    if own_train_step:
+        model.__class__ = Own
+    make_runner(tmp_path, model=model, optim_wrapper={"accumulative_counts": 2}, custom_hooks=[Noting()]).train()
+    assert len(waited_at) >= 10
 
 
 @pytest.mark.parametrize(

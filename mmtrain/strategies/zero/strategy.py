@@ -19,7 +19,7 @@ from mmtrain.strategies.zero import library, native, shards
 from mmtrain.strategies.zero.agreement import settled
 from mmtrain.strategies.zero.inputs import cast_inputs
 from mmtrain.strategies.zero.options import check_models, joined
-from mmtrain.types import StepResult
+from mmtrain.types import MicroBatch, StepResult
 
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -133,8 +133,7 @@ class DeepSpeedStrategy(Strategy):
         except (ValueError, AssertionError, NotImplementedError) as error:
             raise ConfigError(f"strategy: DeepSpeed refuses this run: {' '.join(str(error).split())}") from error
         self.module = self.engine
-        self._boundary, self._set_boundary = optim.should_sync, self.engine.set_gradient_accumulation_boundary
-        # Stage 0 in float32 is plain data parallelism: its norm is in nobody's books until somebody asks.
+        # Stage 0 in float32 is plain data parallelism, whose norm DeepSpeed does not track: it is computed on demand.
         self._plain = self.engine.optimizer is optim.optimizer
         if self.stage == 0 and not self._plain:
             optim.optimizer.state.clear()
@@ -149,16 +148,14 @@ class DeepSpeedStrategy(Strategy):
         return self.model
 
     # ---- training -----------------------------------------------------------------------------------------------
-    def forward_context(self) -> AbstractContextManager[Any]:
+    def forward_context(self, mb: MicroBatch) -> AbstractContextManager[Any]:
         if self.engine is not None:
-            self._set_boundary(self._boundary())
+            self.engine.set_gradient_accumulation_boundary(mb.is_last)
         return nullcontext()
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
-        assert self.optim is not None
-        self.optim.note_loss(loss)
-        # The loop has divided by the true length of the window. A loss that is the model's own output (a window of one)
-        # DeepSpeed takes in stage 0 for a backward that was called past it, and divides it by its own length.
+    def backward(self, loss: Tensor, mb: MicroBatch) -> None:
+        # The loop has divided the loss by the true length of the window. In stage 0 DeepSpeed takes a loss that is the
+        # model's own output (a window of one) for a backward that was called past it, and divides it by its own length.
         self.engine.backward(loss.view_as(loss) if self.stage == 0 else loss, scale_wrt_gas=False)
 
     def step(self) -> StepResult:
@@ -169,12 +166,8 @@ class DeepSpeedStrategy(Strategy):
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
             if optim.skip_nonfinite and not bool(torch.isfinite(norm)):  # alike on all ranks: gradients are averaged
                 engine.zero_grad()
-                optim.end_window()
                 return StepResult(norm, applied=False)
-        if optim.before_step is not None:
-            optim.before_step()
         engine.step()
-        optim.end_window()
         if not self._plain and (optim.want_grad_norm or optim.clip_grad is not None):
             found = engine.get_global_grad_norm()  # None with zero_optimization.compute_grad_norm=False
             norm = None if found is None else torch.as_tensor(found, dtype=torch.float32)
