@@ -7,7 +7,8 @@ over rounds of the ratio within a round, so that a drift of the machine meets bo
 
 * memory copy: `Tensor.copy_` of the state into buffers that were used before, with two threads (what the stager may
   use) and with one. The target of 1.2 is held against the one with the lower median.
-* stall: the time that training waits: `save()` plus `wait_staged()`. "at once" has nothing in between, the worst case;
+* stall: the time that training waits: `save()` plus `wait_staged()` of what it returned. "at once" has nothing in
+  between, the worst case;
   "behind compute" has about a second of matrix products in between, as a forward and backward would be, and what these
   became slower is reported beside it ("drag").
 * DCP's stall is that of `async_save`, as it comes and with a stager that reuses its buffers; the target is the faster.
@@ -144,7 +145,7 @@ class Bench:
     def _mmtrain_async(self):
         begin = time.perf_counter()
         pending = self.store.save("a.pth", self.state.sections, blocking=False)
-        self.store.wait_staged()
+        pending.wait_staged()
         stall = time.perf_counter() - begin
         pending.wait()
         total = time.perf_counter() - begin
@@ -162,7 +163,7 @@ class Bench:
         saved = time.perf_counter()
         self.compute()
         computed = time.perf_counter()
-        self.store.wait_staged()
+        pending.wait_staged()
         staged = time.perf_counter()
         pending.wait()
         self._remove("store/a.pth")

@@ -6,7 +6,7 @@ from mmtrain.checkpoint.format.manifest import FileRecord, Manifest
 from mmtrain.checkpoint.format.verify import Problem, find_problems
 from mmtrain.checkpoint.lock import WorkDirLock
 from mmtrain.checkpoint.reader import Checkpoint, LoadReport
-from mmtrain.checkpoint.retention import Entry, Retention, to_delete
+from mmtrain.checkpoint.retention import Entry, Retention, RetirePolicy, to_delete
 from mmtrain.checkpoint.store import CheckpointStore, open_checkpoint
 from mmtrain.checkpoint.topology.disks import Disks, find_disks
 from mmtrain.checkpoint.write.saver import PendingSave
@@ -25,6 +25,7 @@ __all__ = [
     "PendingSave",
     "Problem",
     "Retention",
+    "RetirePolicy",
     "Weights",
     "WorkDirLock",
     "copy_matched",

@@ -40,6 +40,17 @@ class Retention:
     since: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class RetirePolicy:
+    """What a save or a pruning may delete: the checkpoints that ``keep`` does not keep and ``protected`` does not name.
+
+    A save is given one as a value, so nothing that changes later, in another thread, reaches a save in flight.
+    """
+
+    keep: Retention = Retention()
+    protected: frozenset[str] = frozenset()
+
+
 def to_delete(entries: Sequence[Entry], policy: Retention, protected: Collection[str] = ()) -> list[str]:
     """Return the names to delete, oldest first. ``entries`` are complete ones in ascending order.
 

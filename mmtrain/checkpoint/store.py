@@ -13,10 +13,10 @@ from mmtrain.checkpoint import discover as catalog
 from mmtrain.checkpoint.format.manifest import Manifest
 from mmtrain.checkpoint.format.verify import Problem, Verify, find_problems, read_manifest
 from mmtrain.checkpoint.reader import Checkpoint
-from mmtrain.checkpoint.retention import Entry, Retention, to_delete
+from mmtrain.checkpoint.retention import Entry, RetirePolicy
 from mmtrain.checkpoint.sharding import collect, spread
 from mmtrain.checkpoint.topology.disks import Disks, find_disks
-from mmtrain.checkpoint.topology.newest import entries_on_all, manifest_hash, newest_on_all
+from mmtrain.checkpoint.topology.newest import manifest_hash, names_to_delete, newest_on_all
 from mmtrain.checkpoint.topology.parts import state_of_main, write_replicas_here
 from mmtrain.checkpoint.topology.ranks import Ranks
 from mmtrain.checkpoint.write import storage
@@ -39,8 +39,6 @@ class CheckpointStore:
     `save` and `newest_good` together. One save is in flight at a time; the next one waits for it.
 
     * ``fs``: the file system; tests hand in one that fails;
-    * ``keep``: what retention keeps, and ``protected``, a set of names, what it never deletes;
-    * ``async_save``: whether `save` returns while the files are being written;
     * ``step_sections``: sections that only the optimizer's step changes, and changes alike on all ranks. They may
       still be copied during the next forward and backward, and their whole tensors are spread over the ranks that
       write;
@@ -54,17 +52,12 @@ class CheckpointStore:
         root: Path | str,
         *,
         fs: Files | None = None,
-        keep: Retention | None = None,
-        async_save: bool = True,
         step_sections: Iterable[str] = ("optimizer",),
         exclusive: bool = False,
         threads: int = 2,
         disks: Disks | None = None,
     ) -> None:
         self.root = Path(root)
-        self.keep = keep or Retention()
-        self.protected: set[str] = set()
-        self.async_save = async_save
         self.exclusive = exclusive
         self._fs = fs or LocalFiles()
         self._step_sections = frozenset(step_sections)
@@ -101,7 +94,8 @@ class CheckpointStore:
         rng: Any = None,
         manifest_fields: Mapping[str, Any] | None = None,
         extra_writers: Sequence[Writer] = (),
-        blocking: bool | None = None,
+        blocking: bool = False,
+        retire: RetirePolicy | None = None,
     ) -> PendingSave:
         """Save under ``name`` (``iter_500.pth``); a collective.
 
@@ -109,7 +103,7 @@ class CheckpointStore:
         0's counts), ``rng`` another one, of which every rank's own is kept. ``manifest_fields`` are fields of
         `Manifest`. ``extra_writers`` are called with the open directory on every rank, here and now, and what they
         leave there becomes part of the checkpoint. ``blocking`` writes from the live tensors and returns when all is
-        durable.
+        durable. ``retire`` says which older checkpoints the save deletes as its last step.
 
         Raises CheckpointError where the save cannot begin, where it fails and is blocking, and where the one before it
         failed and nobody has been told. The older checkpoints are untouched in every case.
@@ -124,28 +118,18 @@ class CheckpointStore:
         token = self._begin_all(pending)
         if self.divided:  # parts of one checkpoint have one manifest
             manifest = self._ranks.on_main(lambda: manifest)
-        job = Job(pending, Transaction(self.root, name, self._fs, token), manifest, adopt=bool(extra_writers))
-        in_thread = self.async_save if blocking is None else not blocking
+        transaction = Transaction(self.root, name, self._fs, token)
+        job = Job(pending, transaction, manifest, retire, adopt=bool(extra_writers))
         try:
             job.plan = self._plan(tensors, writers, state=state, rng=rng)
-            if in_thread:
+            if not blocking:
                 job.staged = self._stager.stage(job.plan.large, overlapped=self._step_sections)
             for writer in extra_writers:
                 writer(job.transaction.directory)
         except Exception as error:  # the other ranks wait for this one's word: the job gives it to them
             job.failure = error
         self._last = pending
-        return self._run(job, begin, in_thread=in_thread)
-
-    def wait_staged(self) -> None:
-        """Return once the live tensors may change: called just before the optimizer's step."""
-        if self._last is not None:
-            self._last.wait_staged()
-
-    def poll(self) -> None:
-        """Raise the error of a background save that has ended and of which nobody has been told; else do nothing."""
-        if self._last is not None and self._last.done and not self._last.reported:
-            self._last.raise_error()
+        return self._run(job, begin, in_thread=not blocking)
 
     def wait(self) -> None:
         """Return once no save is in flight. Raises CheckpointError where the last one failed and nobody was told."""
@@ -249,23 +233,15 @@ class CheckpointStore:
         """Clear away what killed runs left and put back what they were replacing; return a notice for each."""
         return storage.recover(self.root, self._fs, exclusive=self.exclusive)
 
-    def prune(self, policy: Retention | None = None) -> list[str]:
-        """Delete what the policy does not keep; return the names. Raises OSError where one cannot be deleted.
+    def prune(self, retire: RetirePolicy) -> list[str]:
+        """Delete what ``retire`` does not keep; return the names. Raises OSError where one cannot be deleted.
 
-        A collective where ranks have disks of their own: each leader deletes on its own. On a shared one rank 0 calls.
+        On a shared disk rank 0 alone calls this. With several disks it is a collective: each leader deletes on its own.
         """
-        doomed = self._doomed(policy or self.keep)
-        for name in doomed:
+        names = names_to_delete(self.root, self._ranks, retire)
+        for name in names:
             storage.delete_checkpoint(self.root, name, self._fs)
-        return doomed
-
-    def _doomed(self, policy: Retention) -> list[str]:
-        """What goes on this disk: rank 0 decides, by the checkpoints that every disk has."""
-        if not self.divided:
-            return to_delete(self.entries(), policy, self.protected)
-        common = entries_on_all(self.root, self._ranks)
-        doomed = self._ranks.on_main(lambda: to_delete(common, policy, self.protected))
-        return doomed if self._ranks.leader else []
+        return names
 
     # ---- the steps of a save
 
@@ -338,7 +314,7 @@ class CheckpointStore:
 
         def work() -> None:
             try:
-                self._saver.run(job, self._retain)
+                self._saver.run(job)
             finally:
                 pending.total_seconds = time.perf_counter() - begin
 
@@ -350,16 +326,6 @@ class CheckpointStore:
         if not in_thread:
             pending.raise_error()
         return pending
-
-    def _retain(self, pending: PendingSave) -> None:
-        """Let retention act after a save; what it cannot delete is a notice, for the checkpoint stands."""
-        for name in self._doomed(self.keep):
-            problems = storage.attempt(
-                lambda: storage.delete_checkpoint(self.root, name, self._fs),  # noqa: B023
-                f"{name} could not be deleted",
-            )
-            pending.notices += problems
-            pending.deleted += [] if problems else [name]
 
 
 def open_checkpoint(name_or_path: str | Path, *, root: Path | None = None, verify: Verify = "full") -> Checkpoint:

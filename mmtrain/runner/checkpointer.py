@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtrain import dist
-from mmtrain.checkpoint import CheckpointStore, PendingSave
+from mmtrain.checkpoint import CheckpointStore, PendingSave, RetirePolicy
 from mmtrain.checkpoint.foreign.export import publish, write_pretrained
 from mmtrain.checkpoint.write.plain_files import write_json, write_weights
 from mmtrain.errors import CheckpointError, ConfigError, RunError
@@ -92,12 +92,10 @@ class Checkpointer:
             self._write_best()
         if not (dist.is_main() or self.store.divided):
             return
-        self._hand_over_retention({resumed_from} if resumed_from else set())
         try:
-            self.store.prune()
+            self.store.prune(self._retire_policy({resumed_from} if resumed_from else set()))
         except OSError as error:
             self._logger.warning("Could not delete an old checkpoint: %s", error)
-        self._hand_over_retention()
 
     # ---- during training ----------------------------------------------------------------------------------------
     def observe(self, run: Run, metrics: dict[str, float]) -> None:
@@ -224,7 +222,6 @@ class Checkpointer:
             left_out = run.frozen.names()
             fields["meta"]["frozen"] = run.frozen.fingerprint(run.strategy)
         tensors = capture_tensors(run, optimizer=policy.save_optimizer, left_out=left_out) if native is None else {}
-        self._hand_over_retention()
         return self.store.save(
             name,
             tensors=tensors,
@@ -233,6 +230,7 @@ class Checkpointer:
             manifest_fields=fields,
             extra_writers=[native.write] if native is not None else (),
             blocking=blocking,
+            retire=self._retire_policy(),
         )
 
     def _fields(self, run: Run, *, temporary: bool) -> dict[str, Any]:
@@ -247,9 +245,9 @@ class Checkpointer:
         }
         return fields
 
-    def _hand_over_retention(self, also_protected: set[str] | frozenset[str] = frozenset()) -> None:
-        self.store.keep = self.policy.retention(since=self._run_generation)
-        self.store.protected = self.best.checkpoints | self._named | also_protected
+    def _retire_policy(self, also_protected: set[str] | frozenset[str] = frozenset()) -> RetirePolicy:
+        keep = self.policy.retention(since=self._run_generation)
+        return RetirePolicy(keep, frozenset(self.best.checkpoints | self._named | also_protected))
 
     def _save_weights(self, run: Run) -> None:
         """The weights alone: a safetensors file, or the directory of a Hugging Face model."""

@@ -68,7 +68,7 @@ def save(root: Path) -> None:
         works = torch.ones(3)
         for _ in range(20):  # collectives of training go on beside
             torch.distributed.all_reduce(works)
-        store.wait_staged()
+        pending.wait_staged()
         pending.wait()
     files.full = rank == 1
     with pytest.raises(CheckpointError, match=r"rank 1: \[Errno 28\] No space left"):

@@ -6,7 +6,7 @@ import os
 import pytest
 from checkpoint_helpers import save
 
-from mmtrain.checkpoint import CheckpointStore, Retention
+from mmtrain.checkpoint import CheckpointStore, Retention, RetirePolicy
 from mmtrain.checkpoint.discover import newest_good, scan
 
 
@@ -24,7 +24,7 @@ def test_a_link_to_a_neighbour_is_no_further_checkpoint(store, name):
     (store.root / name).symlink_to("iter_2.pth")
     assert store.names() == ["iter_1.pth", "iter_2.pth"]
     assert newest_good(store.root, verify="full")[0].name == "iter_2.pth"
-    store.prune(Retention(max_keep_ckpts=1))
+    store.prune(RetirePolicy(Retention(max_keep_ckpts=1)))
     assert store.names() == ["iter_2.pth"]
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from checkpoint_helpers import assert_holds, hidden, save, tensors_of
 
-from mmtrain.checkpoint import CheckpointStore, LocalFiles, Retention, open_checkpoint
+from mmtrain.checkpoint import CheckpointStore, LocalFiles, Retention, RetirePolicy, open_checkpoint
 from mmtrain.checkpoint.write import storage
 from mmtrain.errors import CheckpointError
 
@@ -61,7 +61,7 @@ def test_an_asynchronous_save_holds_the_moment_it_was_asked_for(make):
     pending = store.save("iter_3.pth", tensors, manifest_fields={"position": {"iteration": 3}})
     for tensor in tensors["model"].values():
         tensor.zero_()
-    store.wait_staged()
+    pending.wait_staged()
     for tensor in tensors["optimizer"].values():
         tensor.zero_()
     assert not pending.done
@@ -84,19 +84,18 @@ def test_one_save_at_a_time(make):
     assert store.names() == ["iter_1.pth", "iter_2.pth"]
 
 
-def test_a_background_error_is_told_once_at_the_next_poll(make):
+def test_a_background_error_is_reported_once(make):
     files = Gate(OSError(28, "No space left on device"))
     store = make(fs=files)
     pending = save(store, 1, blocking=False)
-    store.poll()
     files.gate.set()
     pending.join()
     assert "No space left" in str(pending.error)
     with pytest.raises(
         CheckpointError, match=r"iter_1\.pth was not saved: .*No space left.*older checkpoints are untouched"
     ):
-        store.poll()
-    store.poll()
+        store.wait()
+    store.wait()
     save(store, 2, blocking=False).wait()
     assert store.names() == ["iter_2.pth"]
     assert hidden(store.root) == []
@@ -145,23 +144,25 @@ def test_a_damaged_one_of_the_same_name_is_replaced(make):
 
 
 def test_retention_acts_after_each_save(make):
-    store = make(keep=Retention(max_keep_ckpts=2))
-    store.protected.add("iter_2.pth")
-    deleted = [name for i in range(1, 6) for name in save(store, i).deleted]
-    assert deleted == ["iter_1.pth", "iter_3.pth"]
+    store = make()
+    retire = RetirePolicy(Retention(max_keep_ckpts=2), frozenset({"iter_2.pth"}))
+    for i in range(1, 6):
+        save(store, i, retire=retire)
     assert store.names() == ["iter_2.pth", "iter_4.pth", "iter_5.pth"]
-    assert store.prune(Retention(max_keep_ckpts=1)) == ["iter_4.pth"]
+    assert store.prune(RetirePolicy(Retention(max_keep_ckpts=1), frozenset({"iter_2.pth"}))) == ["iter_4.pth"]
+    save(store, 6)
+    assert store.names() == ["iter_2.pth", "iter_5.pth", "iter_6.pth"], "a save without a policy deletes nothing"
     assert hidden(store.root) == []
 
 
 def test_temporary_ones(make):
     store = make()
-    save(store, 1)
-    save(store, 2, fields={"temporary": True})
-    save(store, 3, fields={"temporary": True})
+    save(store, 1, retire=RetirePolicy())
+    save(store, 2, retire=RetirePolicy(), fields={"temporary": True})
+    save(store, 3, retire=RetirePolicy(), fields={"temporary": True})
     assert store.names() == ["iter_1.pth", "iter_3.pth"]
     assert [entry.temporary for entry in store.entries()] == [False, True]
-    save(store, 4)
+    save(store, 4, retire=RetirePolicy())
     assert store.names() == ["iter_1.pth", "iter_4.pth"]
 
 

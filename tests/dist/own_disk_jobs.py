@@ -75,18 +75,20 @@ def sweep(folder, nodes, faulty_rank, error=28):
     sys.path.append(str(Path(__file__).resolve().parents[1] / "faults"))
     from fault_files import FaultyFiles
 
-    from mmtrain.checkpoint import Retention
+    from mmtrain.checkpoint import Retention, RetirePolicy
 
     found, at, calls = [], 0, 1
     with at_home(folder, nodes):
         while at <= calls:  # at 0 nothing fails
             mine = dist.rank() == faulty_rank
             files = FaultyFiles("once" if mine else "count", at if mine else 0, error)
-            store = CheckpointStore("work", fs=files, threads=1, keep=Retention(max_keep_ckpts=2))
+            store = CheckpointStore("work", fs=files, threads=1)
             told = ""
             try:
                 fields = {"position": {"iteration": at + 1}}
-                store.save(f"iter_{at + 1}.pth", tensors(at + 1), rng=at, manifest_fields=fields, blocking=True)
+                retire = RetirePolicy(Retention(max_keep_ckpts=2))
+                options = {"rng": at, "manifest_fields": fields, "blocking": True, "retire": retire}
+                store.save(f"iter_{at + 1}.pth", tensors(at + 1), **options)
             except MMTrainError as failure:
                 told = str(failure)
             calls = dist.gather_objects(len(files.calls))[faulty_rank] if at == 0 else calls

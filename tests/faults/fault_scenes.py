@@ -4,7 +4,7 @@ from pathlib import Path
 
 from checkpoint_helpers import save
 
-from mmtrain.checkpoint import CheckpointStore, Retention
+from mmtrain.checkpoint import CheckpointStore, Retention, RetirePolicy
 
 
 def native(directory: Path) -> None:
@@ -12,19 +12,19 @@ def native(directory: Path) -> None:
     (directory / "global_step" / "states.pt").write_bytes(b"x" * 100)
 
 
-# name -> (iteration saved, name saved under, options of the store, of the save)
+RETIRE = RetirePolicy(Retention(max_keep_ckpts=1))
+# name -> (iteration saved, name saved under, options of the save)
 SCENES = {
-    "new": (30, "iter_30.pth", {"keep": Retention(max_keep_ckpts=1)}, {"extra_writers": [native]}),
-    "replace": (21, "iter_20.pth", {}, {}),
+    "new": (30, "iter_30.pth", {"extra_writers": [native], "retire": RETIRE}),
+    "replace": (21, "iter_20.pth", {}),
 }
 
 
 def play(scene: str, root: Path, files, *, blocking: bool = True):
     """Do the scene's save; the store's single thread makes the order of calls always the same."""
-    iteration, name, options, save_options = SCENES[scene]
-    store = CheckpointStore(root, fs=files, threads=1, **options)
+    iteration, name, options = SCENES[scene]
+    store = CheckpointStore(root, fs=files, threads=1)
     try:
-        save(store, iteration, name=name, blocking=blocking, **save_options).wait()
+        save(store, iteration, name=name, blocking=blocking, **options).wait()
     finally:
-        store._pool.shutdown()
-        store._stager.close()
+        store.close()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from checkpoint_helpers import assert_holds, hidden, save
 from fault_files import Crash, FaultyFiles
-from fault_scenes import SCENES, play
+from fault_scenes import RETIRE, SCENES, play
 
 from mmtrain.checkpoint import CheckpointStore
 from mmtrain.errors import CheckpointError
@@ -97,12 +97,11 @@ def test_any_call_fails(template, tmp_path, scene, mode, error, blocking):
 
 def test_a_fault_in_what_a_finished_save_does_not_depend_on_is_a_remark(template, tmp_path):
     """The pointer and retention: the checkpoint stands, so the save succeeded."""
-    keep = SCENES["new"][2]["keep"]
     notices = 0
     for k, root in copies(template, tmp_path, "new"):
-        store = CheckpointStore(root, fs=FaultyFiles("once", k, errno.EIO), threads=1, keep=keep)
+        store = CheckpointStore(root, fs=FaultyFiles("once", k, errno.EIO), threads=1)
         try:
-            pending = save(store, 30)
+            pending = save(store, 30, retire=RETIRE)
         except CheckpointError:
             continue
         if pending.notices:

@@ -6,7 +6,7 @@ from pathlib import Path
 from mmtrain.checkpoint import discover as catalog
 from mmtrain.checkpoint.format.manifest import MANIFEST
 from mmtrain.checkpoint.format.verify import Problem, Verify
-from mmtrain.checkpoint.retention import Entry
+from mmtrain.checkpoint.retention import Entry, RetirePolicy, to_delete
 from mmtrain.checkpoint.topology.ranks import Ranks
 from mmtrain.files import hash_file
 
@@ -54,6 +54,19 @@ def entries_on_all(root: Path, ranks: Ranks) -> list[Entry]:
     everyone = ranks.gather(own)
     others = [set(held) for held in everyone if held is not None]
     return [entry for entry in everyone[0] or [] if all(entry in held for held in others)]
+
+
+def names_to_delete(root: Path, ranks: Ranks, retire: RetirePolicy) -> list[str]:
+    """What ``retire`` deletes on this rank's disk.
+
+    On a shared disk rank 0 alone calls this. With several disks it is a collective: rank 0 decides, by the checkpoints
+    that every disk has, and each leader gets the names.
+    """
+    if ranks.disks.one:
+        return to_delete(catalog.scan(root)[0], retire.keep, retire.protected)
+    common = entries_on_all(root, ranks)
+    names = ranks.on_main(lambda: to_delete(common, retire.keep, retire.protected))
+    return names if ranks.leader else []
 
 
 def manifest_hash(directory: Path) -> str:

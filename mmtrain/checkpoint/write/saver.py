@@ -16,12 +16,14 @@ from mmtrain.checkpoint.format import tree
 from mmtrain.checkpoint.format.index import INDEX, Index, PieceEntry, TensorEntry, encode_index, merge
 from mmtrain.checkpoint.format.manifest import MANIFEST, FileRecord, Manifest, encode
 from mmtrain.checkpoint.format.tensors import Layout, dtype_name, lay_out, lay_out_one, write_hashed, write_layout
+from mmtrain.checkpoint.retention import RetirePolicy
 from mmtrain.checkpoint.sharding import Held, Piece
+from mmtrain.checkpoint.topology.newest import names_to_delete
 from mmtrain.checkpoint.topology.parts import divide, markers
 from mmtrain.checkpoint.topology.ranks import Ranks
 from mmtrain.checkpoint.write.parallel import run_all
 from mmtrain.checkpoint.write.staging import Staged
-from mmtrain.checkpoint.write.storage import Transaction, attempt, write_pointer
+from mmtrain.checkpoint.write.storage import Transaction, attempt, delete_checkpoint, write_pointer
 from mmtrain.errors import CheckpointError
 from mmtrain.files import Files, hash_file, write_new
 
@@ -87,8 +89,8 @@ class PendingSave:
     """A save under way. All fields are final once `done`.
 
     ``stall_seconds`` is how long training has waited for it, ``total_seconds`` the time until it was durable, ``bytes``
-    the size of the whole checkpoint, ``error`` why it failed, ``deleted`` what retention removed, ``notices`` what did
-    not work but costs no checkpoint (the pointer, a deletion).
+    the size of the whole checkpoint, ``error`` why it failed, ``notices`` what did not work but costs no checkpoint
+    (the pointer, a deletion).
     """
 
     def __init__(self, name: str, path: Path) -> None:
@@ -99,7 +101,6 @@ class PendingSave:
         self.bytes = 0
         self.error: CheckpointError | None = None
         self.notices: list[str] = []
-        self.deleted: list[str] = []
         self.reported = False
         self._staged: Staged | None = None
         self._thread: threading.Thread | None = None
@@ -157,6 +158,7 @@ class Job:
     pending: PendingSave
     transaction: Transaction
     manifest: Manifest
+    retire: RetirePolicy | None = None
     plan: Plan = field(default_factory=Plan)
     staged: Staged | None = None
     adopt: bool = False
@@ -172,8 +174,10 @@ class Saver:
         self._pool = pool
         self._ranks = ranks
 
-    def run(self, job: Job, retain: Callable[[PendingSave], None]) -> None:
-        """Write, hear of the others, commit, ``retain``; on any rank's failure remove the partial directory.
+    def run(self, job: Job) -> None:
+        """Write, gather the other ranks' results, commit, and delete what ``job.retire`` says.
+
+        If any rank failed, the partial directory is removed.
 
         An Exception ends up in ``job.pending.error``; what is no Exception (Ctrl-C in a blocking save) passes through.
         """
@@ -189,8 +193,8 @@ class Saver:
             else:
                 pending.bytes, notices = self._commit_parts(job, parts)
             pending.notices += notices
-            if self._ranks.main or not shared:
-                retain(pending)
+            if job.retire is not None and (self._ranks.main or not shared):
+                self._retire(job.retire, pending)
         except BaseException as error:
             if self._ranks.leader:
                 pending.notices += job.transaction.abort()
@@ -275,6 +279,12 @@ class Saver:
         write_new(directory / MANIFEST, encode(manifest), self._files)
         job.transaction.seal()
         return manifest.bytes
+
+    def _retire(self, retire: RetirePolicy, pending: PendingSave) -> None:
+        """Delete older checkpoints; what cannot be deleted is a notice, because the new checkpoint is complete."""
+        for name in names_to_delete(self._root, self._ranks, retire):
+            delete = partial(delete_checkpoint, self._root, name, self._files)
+            pending.notices += attempt(delete, f"{name} could not be deleted")
 
     def _point(self, name: str) -> list[str]:
         return attempt(lambda: write_pointer(self._root, name, self._files), "the pointer was not written")

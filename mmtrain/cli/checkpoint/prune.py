@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from mmtrain.checkpoint import CheckpointStore, Retention, WorkDirLock, to_delete
+from mmtrain.checkpoint import CheckpointStore, Retention, RetirePolicy, WorkDirLock, to_delete
 from mmtrain.checkpoint.discover import newest_good
 from mmtrain.cli.checkpoint.find import find_all, work_dir
 from mmtrain.cli.checkpoint.listing import best_records
@@ -39,10 +39,10 @@ def _prune(root: Path, policy: Retention, *, dry_run: bool) -> int:
     store = CheckpointStore(root)
     newest, problems = newest_good(root, verify="full")  # by hash: a file of the right size may still be damaged
     best = {record.get("checkpoint") for record in best_records(root).values()}
-    store.protected = {name for name in (newest and newest.name, *best) if name}
+    retire = RetirePolicy(policy, frozenset(name for name in (newest and newest.name, *best) if name))
     entries = {entry.name: entry for entry in store.entries()}
     try:
-        doomed = to_delete(list(entries.values()), policy, store.protected) if dry_run else store.prune(policy)
+        doomed = to_delete(list(entries.values()), retire.keep, retire.protected) if dry_run else store.prune(retire)
     except OSError as error:
         raise RunError(f"a checkpoint in {root} could not be deleted: {error}") from error
     for name in doomed:
