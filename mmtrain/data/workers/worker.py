@@ -129,7 +129,7 @@ def _set_worker_info(task: WorkerTask) -> None:
         id=task.worker_id,
         num_workers=task.num_workers,
         seed=task.seed,
-        dataset=getattr(task.reader, "dataset", None),
+        dataset=getattr(task.reader, "dataset", None),  # type: ignore[arg-type]
     )
 
 
