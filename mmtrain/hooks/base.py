@@ -1,12 +1,14 @@
-"""The base class of hooks: the points and helpers of MMEngine's, with two points more.
+"""The base class of hooks: the points and helpers of MMEngine's base class, and two more points.
 
-A hook written for MMEngine's own base class registers unmodified: what counts is the methods. This class stands here,
-and is not imported from ``mmengine.hooks``, because that import brings in MMEngine's models, its optimizers and torch's
-RPC: a quarter of a second at every start, for nothing that a run uses.
+A hook written for MMEngine's base class registers unmodified, because only its methods matter. This class does not
+derive from it, because importing ``mmengine.hooks`` loads MMEngine's models, its optimizers and torch's RPC: a quarter
+of a second at every start that no run needs.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from mmtrain.runner.interface import Runner
 
 
 class Hook:
@@ -21,118 +23,118 @@ class Hook:
     priority: str | int = "NORMAL"
 
     # ---- the run ------------------------------------------------------------------------------------------------
-    def before_run(self, runner: Any) -> None:
+    def before_run(self, runner: Runner) -> None:
         """Before training, validation or test begins."""
 
-    def after_run(self, runner: Any) -> None:
-        """After it ended as it should."""
+    def after_run(self, runner: Runner) -> None:
+        """After it ended without an error."""
 
-    def on_exception(self, runner: Any, error: BaseException) -> None:
+    def on_exception(self, runner: Runner, error: BaseException) -> None:
         """Instead of everything that is left when ``error`` ends the run, Ctrl-C included."""
 
     # ---- training -----------------------------------------------------------------------------------------------
-    def before_train(self, runner: Any) -> None:
+    def before_train(self, runner: Runner) -> None:
         """After a resume has been restored, before the first iteration."""
 
-    def after_train(self, runner: Any) -> None:
+    def after_train(self, runner: Runner) -> None:
         """After the last iteration."""
 
-    def before_train_epoch(self, runner: Any) -> None:
+    def before_train_epoch(self, runner: Runner) -> None:
         """Before the first iteration of a pass over the data, and of what is left of one after a resume."""
         self._before_epoch(runner, mode="train")
 
-    def after_train_epoch(self, runner: Any) -> None:
+    def after_train_epoch(self, runner: Runner) -> None:
         """After the last iteration of a pass."""
         self._after_epoch(runner, mode="train")
 
-    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Before the forward pass; ``batch_idx`` is the 0-based index in the epoch."""
         self._before_iter(runner, batch_idx=batch_idx, data_batch=data_batch, mode="train")
 
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """After the backward pass and, at a window's end, the step; ``outputs`` holds the detached losses."""
         self._after_iter(runner, batch_idx=batch_idx, data_batch=data_batch, outputs=outputs, mode="train")
 
     # ---- validation and test ------------------------------------------------------------------------------------
-    def before_val(self, runner: Any) -> None:
+    def before_val(self, runner: Runner) -> None:
         """Before a validation."""
 
-    def after_val(self, runner: Any) -> None:
+    def after_val(self, runner: Runner) -> None:
         """After a validation."""
 
-    def before_val_epoch(self, runner: Any) -> None:
+    def before_val_epoch(self, runner: Runner) -> None:
         """Before the pass over the validation sets."""
         self._before_epoch(runner, mode="val")
 
-    def after_val_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
         """After the pass, with its metrics."""
         self._after_epoch(runner, mode="val")
 
-    def before_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+    def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Before one validation batch."""
         self._before_iter(runner, batch_idx=batch_idx, data_batch=data_batch, mode="val")
 
     def after_val_iter(
-        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | Any = None
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | Any = None
     ) -> None:
         """After one validation batch, with the model's outputs."""
         self._after_iter(runner, batch_idx=batch_idx, data_batch=data_batch, outputs=outputs, mode="val")
 
-    def before_test(self, runner: Any) -> None:
+    def before_test(self, runner: Runner) -> None:
         """Before a test."""
 
-    def after_test(self, runner: Any) -> None:
+    def after_test(self, runner: Runner) -> None:
         """After a test."""
 
-    def before_test_epoch(self, runner: Any) -> None:
+    def before_test_epoch(self, runner: Runner) -> None:
         """Before the pass over the test sets."""
         self._before_epoch(runner, mode="test")
 
-    def after_test_epoch(self, runner: Any, metrics: Mapping[str, float] | None = None) -> None:
+    def after_test_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
         """After the pass, with its metrics."""
         self._after_epoch(runner, mode="test")
 
-    def before_test_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+    def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Before one test batch."""
         self._before_iter(runner, batch_idx=batch_idx, data_batch=data_batch, mode="test")
 
     def after_test_iter(
-        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | Any = None
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Sequence[Any] | Any = None
     ) -> None:
         """After one test batch, with the model's outputs."""
         self._after_iter(runner, batch_idx=batch_idx, data_batch=data_batch, outputs=outputs, mode="test")
 
     # ---- one method for training, validation and test (``mode`` is "train", "val" or "test"), as in MMEngine ---------
-    def _before_epoch(self, runner: Any, mode: str = "train") -> None:
+    def _before_epoch(self, runner: Runner, mode: str = "train") -> None:
         """Before a pass, unless the mode's own method is overridden."""
 
-    def _after_epoch(self, runner: Any, mode: str = "train") -> None:
+    def _after_epoch(self, runner: Runner, mode: str = "train") -> None:
         """After a pass, unless the mode's own method is overridden."""
 
-    def _before_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, mode: str = "train") -> None:
+    def _before_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, mode: str = "train") -> None:
         """Before a batch, unless the mode's own method is overridden."""
 
     def _after_iter(
-        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None, mode: str = "train"
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None, mode: str = "train"
     ) -> None:
         """After a batch, unless the mode's own method is overridden."""
 
     # ---- checkpoints --------------------------------------------------------------------------------------------
-    def before_save_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """Before a checkpoint's state is collected; plain values put into ``checkpoint`` are saved with it."""
 
-    def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """After a resume has restored a checkpoint, with what `before_save_checkpoint` had put into it."""
 
-    def after_save_checkpoint(self, runner: Any, entry: str) -> None:
+    def after_save_checkpoint(self, runner: Runner, entry: str) -> None:
         """When the checkpoint named ``entry`` is complete on disk."""
 
     # ---- helpers, as in MMEngine --------------------------------------------------------------------------------
-    def every_n_epochs(self, runner: Any, n: int, start: int = 0) -> bool:
+    def every_n_epochs(self, runner: Runner, n: int, start: int = 0) -> bool:
         """Whether the epoch in progress is the n-th, 2n-th, ... after ``start``."""
         return _every(runner.epoch + 1 - start, n)
 
-    def every_n_train_iters(self, runner: Any, n: int, start: int = 0) -> bool:
+    def every_n_train_iters(self, runner: Runner, n: int, start: int = 0) -> bool:
         """Whether the iteration in progress is the n-th, 2n-th, ... of the run after ``start``."""
         return _every(runner.iter + 1 - start, n)
 
@@ -144,11 +146,11 @@ class Hook:
         """Whether the batch is the last one of its epoch."""
         return batch_idx + 1 == len(dataloader)
 
-    def is_last_train_epoch(self, runner: Any) -> bool:
+    def is_last_train_epoch(self, runner: Runner) -> bool:
         """Whether the epoch in progress is the run's last."""
         return runner.epoch + 1 == runner.max_epochs
 
-    def is_last_train_iter(self, runner: Any) -> bool:
+    def is_last_train_iter(self, runner: Runner) -> bool:
         """Whether the iteration in progress is the run's last."""
         return runner.iter + 1 == runner.max_iters
 
