@@ -21,26 +21,26 @@ OWN_VARIABLE = "# own variable: "
 
 
 @dataclass(slots=True)
-class Node:
+class SourceNode:
     """Where one value was written, and its members."""
 
     file: str
     line: int | None
-    children: "dict[str, Node]" = field(default_factory=dict)
+    children: "dict[str, SourceNode]" = field(default_factory=dict)
     is_dict: bool = False
 
-    def merged(self, newer: "Node") -> "Node":
+    def merged(self, newer: "SourceNode") -> "SourceNode":
         """This node as MMEngine merges ``newer`` into it: dict into dict, anything else replaces."""
         if not (self.is_dict and newer.is_dict) or "_delete_" in newer.children:
             return newer
         children = dict(self.children)
         for name, child in newer.children.items():
             children[name] = children[name].merged(child) if name in children else child
-        return Node(newer.file, newer.line, children, is_dict=True)
+        return SourceNode(newer.file, newer.line, children, is_dict=True)
 
 
 @dataclass
-class Source:
+class ConfigSource:
     """The positions of one config, and what else its files' syntax trees say.
 
     ``read`` are the names that its code reads, ``imported`` those that it binds by imports, ``files`` its own file and
@@ -49,7 +49,7 @@ class Source:
     """
 
     file: str
-    names: dict[str, Node] = field(default_factory=dict)
+    names: dict[str, SourceNode] = field(default_factory=dict)
     read: set[str] = field(default_factory=set)
     imported: set[str] = field(default_factory=set)
     files: list[str] = field(default_factory=list)
@@ -74,7 +74,7 @@ class Source:
         *parents, last = split_path(path)
         children = self.names
         for name in parents:
-            children = children.setdefault(name, Node(OPTIONS, None, is_dict=True)).children
+            children = children.setdefault(name, SourceNode(OPTIONS, None, is_dict=True)).children
         children[last] = _from_value(value)
 
 
@@ -83,20 +83,20 @@ def split_path(path: str) -> list[str]:
     return [name for name in re.split(r"[.\[\]]+", path) if name]
 
 
-def _from_value(value: Any) -> Node:
+def _from_value(value: Any) -> SourceNode:
     members: Any = ()
     if isinstance(value, dict):
         members = value.items()
     elif isinstance(value, (list, tuple)):
         members = enumerate(value)
-    return Node(OPTIONS, None, {str(k): _from_value(v) for k, v in members}, is_dict=isinstance(value, dict))
+    return SourceNode(OPTIONS, None, {str(k): _from_value(v) for k, v in members}, is_dict=isinstance(value, dict))
 
 
 # The config whose parts are being checked or built: `build` takes paths only, and its errors still name a line.
-_current: ContextVar[Source | None] = ContextVar("config_source", default=None)
+_current: ContextVar[ConfigSource | None] = ContextVar("config_source", default=None)
 
 
-def source_of(cfg: Any) -> Source | None:
+def source_of(cfg: Any) -> ConfigSource | None:
     """The positions of a config that `load_config` read, else None."""
     return getattr(cfg, "__dict__", {}).get("_mmtrain_source")
 
@@ -105,9 +105,9 @@ def source_of(cfg: Any) -> Source | None:
 def positions(cfg: Any) -> Iterator[None]:
     """Within this context, errors about a dotted path name the file and line of ``cfg`` where it stands.
 
-    ``cfg`` is a config that `load_config` read, or a Source; with anything else errors name no file.
+    ``cfg`` is a config that `load_config` read, or a ConfigSource; with anything else errors name no file.
     """
-    token = _current.set(cfg if isinstance(cfg, Source) else source_of(cfg))
+    token = _current.set(cfg if isinstance(cfg, ConfigSource) else source_of(cfg))
     try:
         yield
     finally:

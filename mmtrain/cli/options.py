@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from mmtrain.config import parse_overrides
-from mmtrain.launch.environment import LAUNCHERS
+from mmtrain.launchers import LAUNCHERS
 
 # Keeps the line breaks of descriptions and epilogs, which hold examples.
 HelpFormatter = argparse.RawDescriptionHelpFormatter

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import xxhash
 
-from mmtrain.config.keys import misspelt
+from mmtrain.config.keys import misspelled_key
 from mmtrain.errors import ConfigError
 from mmtrain.registry import REGISTRIES
 from mmtrain.registry.names import LAZY, lazy_name
@@ -30,11 +30,11 @@ _SUBSTITUTED = re.compile(r"\{\{(?=\W*(?:\$|_base_|file))")
 _HEADER = "# The resolved config of a run, written by mmtrain. Loading this file gives the same run.\n"
 
 
-class _Group(NamedTuple):
+class _Bracketed(NamedTuple):
     """Something in brackets: each item is a prefix (``key=``) and what follows it."""
 
     opening: str
-    items: list[tuple[str, "_Group | str"]]
+    items: list[tuple[str, "_Bracketed | str"]]
     closing: str
     inline: str
 
@@ -54,21 +54,21 @@ def dump_config(cfg: Any, path: str | Path) -> None:
 def config_text(cfg: Any) -> str:
     """The text that `dump_config` writes."""
     members = top_level(cfg)
-    writer = Writer(taken=members)
+    writer = PythonWriter(taken=members)
     body = []
     for name, value in members.items():
         if not name.isidentifier() or keyword.iskeyword(name):
             raise config_error(name, "a top-level name of a config must be a Python name; rename it")
-        if misspelt(name, value):
+        if misspelled_key(name, value):
             body.append(f"{OWN_VARIABLE}{name}\n")
-        body.append(_laid_out(writer.tree(value, name), f"{name} = ", "") + "\n")
+        body.append(_multi_line(writer.tree(value, name), f"{name} = ", "") + "\n")
     imports = writer.import_lines()
     return _HEADER + "".join(f"{line}\n" for line in imports) + ("\n" if imports else "") + "".join(body)
 
 
 def config_hash(cfg: Any) -> str:
     """A hash of everything in a config (xxh3, 128 bits, hexadecimal); the order of keys does not count."""
-    writer = Writer(taken={}, ordered=True)
+    writer = PythonWriter(taken={}, ordered=True)
     members = sorted(top_level(cfg).items())
     text = "".join(_inline(writer.tree(value, name), f"{name}=") for name, value in members)
     return xxhash.xxh3_128_hexdigest(("\n".join(writer.import_lines()) + "\n" + text).encode())
@@ -80,7 +80,7 @@ def top_level(cfg: Any) -> dict[str, Any]:
     return dict(dict.items(members))
 
 
-class Writer:
+class PythonWriter:
     """Turns values into source, and collects the imports that the source needs.
 
     ``taken`` are the names that an import must not have. With ``ordered``, the keys of dicts are sorted.
@@ -105,7 +105,7 @@ class Writer:
         self.taken.add(alias)
         return self.imports.setdefault((module, name), alias)
 
-    def tree(self, value: Any, path: str) -> "_Group | str":
+    def tree(self, value: Any, path: str) -> "_Bracketed | str":
         """The source of ``value``. Raises ConfigError, with ``path``, when there is none."""
         if isinstance(value, dict):
             return self._dict(value, path)
@@ -113,7 +113,7 @@ class Writer:
             return self._sequence(value, path)
         return self._leaf(value, path)
 
-    def _dict(self, value: dict[Any, Any], path: str) -> _Group:
+    def _dict(self, value: dict[Any, Any], path: str) -> _Bracketed:
         members = list(dict.items(value))
         if self.ordered:
             members.sort(key=lambda member: repr(member[0]))
@@ -124,27 +124,27 @@ class Writer:
             text = self._type(member, inner) if key == "type" else self.tree(member, inner)
             prefix = f"{key}=" if plain else f"{_inline(self.tree(key, inner))}: "
             items.append((prefix, text))
-        return _group("dict(" if plain else "{", items, ")" if plain else "}")
+        return _bracketed("dict(" if plain else "{", items, ")" if plain else "}")
 
-    def _sequence(self, value: Any, path: str) -> "_Group | str":
+    def _sequence(self, value: Any, path: str) -> "_Bracketed | str":
         members = list(value)
         if isinstance(value, (set, frozenset)):
             members.sort(key=repr)
         items = [("", self.tree(member, f"{path}[{index}]")) for index, member in enumerate(members)]
         if isinstance(value, list):
-            return _group("[", items, "]")
+            return _bracketed("[", items, "]")
         if isinstance(value, tuple):
-            return _group("(", items, ",)" if len(items) == 1 else ")")
+            return _bracketed("(", items, ",)" if len(items) == 1 else ")")
         if isinstance(value, frozenset):
-            return _group("frozenset([", items, "])")
-        return _group("{", items, "}") if items else "set()"
+            return _bracketed("frozenset([", items, "])")
+        return _bracketed("{", items, "}") if items else "set()"
 
-    def _type(self, value: Any, path: str) -> "_Group | str":
+    def _type(self, value: Any, path: str) -> "_Bracketed | str":
         if isinstance(value, LAZY):
             return repr(lazy_name(value))
         if isinstance(value, str) or not callable(value):
             return self.tree(value, path)
-        home = _home(value)
+        home = _import_path(value)
         return repr(home[0] + "." + home[1]) if home else repr(_registered_name(value, path))
 
     def _leaf(self, value: Any, path: str) -> str:
@@ -163,7 +163,7 @@ class Writer:
         if isinstance(value, LAZY):
             module, _, name = lazy_name(value).rpartition(".")
             return self.imported(module, name)
-        home = _home(value) if callable(value) else None
+        home = _import_path(value) if callable(value) else None
         if home is None:
             raise config_error(path, _unwritable(value))
         module, qualified = home
@@ -173,29 +173,29 @@ class Writer:
         return ".".join([self.imported(module, first), *rest])
 
 
-def _text(_: Writer, value: str) -> str:
+def _text(_: PythonWriter, value: str) -> str:
     return _SUBSTITUTED.sub(r"{\\x7b", repr(str(value)))
 
 
-def _float(_: Writer, value: float) -> str:
+def _float(_: PythonWriter, value: float) -> str:
     return repr(float(value)) if math.isfinite(value) else f"float({str(float(value))!r})"
 
 
-def _member(writer: Writer, value: enum.Enum) -> str:
+def _member(writer: PythonWriter, value: enum.Enum) -> str:
     return f"{writer._object(type(value), type(value).__name__)}.{value.name}"
 
 
-def _path(writer: Writer, value: PurePath) -> str:
+def _path(writer: PythonWriter, value: PurePath) -> str:
     return f"{writer.imported('pathlib', 'Path' if isinstance(value, Path) else 'PurePath')}({str(value)!r})"
 
 
-def _timedelta(writer: Writer, value: timedelta) -> str:
+def _timedelta(writer: PythonWriter, value: timedelta) -> str:
     parts = [f"{name}={getattr(value, name)}" for name in ("days", "seconds", "microseconds") if getattr(value, name)]
     return f"{writer.imported('datetime', 'timedelta')}({', '.join(parts)})"
 
 
 # In this order: a member of an IntEnum is an int, and True is one too.
-_WRITERS: dict[type, Callable[[Writer, Any], str]] = {
+_WRITERS: dict[type, Callable[[PythonWriter, Any], str]] = {
     enum.Enum: _member,
     type(None): lambda _, value: repr(value),
     int: lambda _, value: repr(value),
@@ -209,7 +209,7 @@ _WRITERS: dict[type, Callable[[Writer, Any], str]] = {
 }
 
 
-def _home(value: Any) -> tuple[str, str] | None:
+def _import_path(value: Any) -> tuple[str, str] | None:
     """The module and qualified name from which ``value`` can be imported again, or None."""
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     owner = getattr(value, "__self__", None)
@@ -247,18 +247,18 @@ def _unwritable(value: Any) -> str:
     )
 
 
-def _group(opening: str, items: list[tuple[str, "_Group | str"]], closing: str) -> _Group:
+def _bracketed(opening: str, items: list[tuple[str, "_Bracketed | str"]], closing: str) -> _Bracketed:
     inner = ", ".join(_inline(item, prefix) for prefix, item in items)
-    return _Group(opening, items, closing, f"{opening}{inner}{closing}")
+    return _Bracketed(opening, items, closing, f"{opening}{inner}{closing}")
 
 
-def _inline(tree: "_Group | str", prefix: str = "") -> str:
+def _inline(tree: "_Bracketed | str", prefix: str = "") -> str:
     return prefix + (tree if isinstance(tree, str) else tree.inline)
 
 
-def _laid_out(tree: "_Group | str", prefix: str, indent: str) -> str:
+def _multi_line(tree: "_Bracketed | str", prefix: str, indent: str) -> str:
     line = indent + _inline(tree, prefix)
     if isinstance(tree, str) or len(line) <= _WIDTH or not tree.items:
         return line
-    lines = [_laid_out(item, name, indent + "    ") + "," for name, item in tree.items]
+    lines = [_multi_line(item, name, indent + "    ") + "," for name, item in tree.items]
     return "\n".join([f"{indent}{prefix}{tree.opening}", *lines, indent + tree.closing.lstrip(",")])

@@ -1,4 +1,4 @@
-"""The keys of a config: which there are, what each may hold, and when another name looks like a misspelt one."""
+"""The keys of a config: their names, the values they may have, and which other names look like a typing error."""
 
 import numbers
 from collections.abc import Callable
@@ -6,18 +6,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmtrain.launchers import LAUNCHERS
 from mmtrain.suggest import letters_off
 
 
-class Kind(NamedTuple):
-    """What a value may be: in words, and as a test."""
+class ValueSpec(NamedTuple):
+    """Which values a key may have: in words, after "expected", and as a test."""
 
     text: str
     accepts: Callable[[Any], bool]
 
 
-def _is(text: str, *types: type, none: bool = False, objects: bool = False) -> Kind:
-    """Instances of ``types`` (bool is no int); with ``objects`` also whatever is not a plain Python value."""
+def _is(text: str, *types: type, none: bool = False, objects: bool = False) -> ValueSpec:
+    """Instances of ``types`` (a bool is not an int); with ``objects``, anything that is not plain Python data too."""
     plain = (str, bytes, bool, int, float, complex, list, tuple, set, dict, type)
 
     def accepts(value: Any) -> bool:
@@ -27,20 +28,20 @@ def _is(text: str, *types: type, none: bool = False, objects: bool = False) -> K
             return bool in types
         return isinstance(value, types) or (objects and not isinstance(value, plain))
 
-    return Kind(f"{text} or None" if none else text, accepts)
+    return ValueSpec(f"{text} or None" if none else text, accepts)
 
 
-def _whole(least: int, text: str, *, none: bool = False) -> Kind:
+def _integer(text: str, *, least: int, none: bool = False) -> ValueSpec:
     def accepts(value: Any) -> bool:
         if value is None:
             return none
         return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= least
 
-    return Kind(f"{text} or None" if none else text, accepts)
+    return ValueSpec(f"{text} or None" if none else text, accepts)
 
 
-def _one_of(*values: str) -> Kind:
-    return Kind(" or ".join(map(repr, values)), lambda value: value in values)
+def _one_of(*values: str) -> ValueSpec:
+    return ValueSpec(" or ".join(map(repr, values)), lambda value: value in values)
 
 
 def _is_seconds(value: Any) -> bool:
@@ -56,8 +57,8 @@ def _is_pairs_of_text(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(map(is_pair, value))
 
 
-_ANY = Kind("anything", lambda value: True)
-_NUMBER = _whole(0, "a whole number, 0 or more")
+_ANY = ValueSpec("anything", lambda value: True)
+_NUMBER = _integer("an integer of 0 or more", least=0)
 _BOOL = _is("True or False", bool)
 _PART = _is("a dict with `type`", dict, none=True, objects=True)
 _PARTS = _is("a dict with `type` or a list of them", dict, list, tuple, none=True, objects=True)
@@ -65,11 +66,11 @@ _SECTION = _is("a dict", dict, none=True)
 _LOADER = _is("a dict", dict, none=True, objects=True)
 _TEXT = _is("a string", str, none=True)
 _PATH = _is("a path", str, Path, none=True)
-_COUNT = _whole(1, "a positive whole number", none=True)
-_NAME = Kind("a name, a class or a function", lambda value: isinstance(value, str) or callable(value))
+_COUNT = _integer("a positive integer", least=1, none=True)
+_NAME = ValueSpec("a name, a class or a function", lambda value: isinstance(value, str) or callable(value))
 
-# Every top-level key of a config; any other top-level name is a variable of the config's own.
-KEYS: dict[str, Kind] = {
+# The top-level keys of a config. Any other top-level name is a variable.
+KEYS: dict[str, ValueSpec] = {
     "model": _is("a dict with `type`", dict, objects=True),
     "train_dataloader": _LOADER,
     "val_dataloader": _LOADER,
@@ -85,15 +86,15 @@ KEYS: dict[str, Kind] = {
     "custom_hooks": _is("a list of dicts with `type`", list, tuple, none=True),
     "env_cfg": _SECTION,
     "randomness": _SECTION,
-    "launcher": _one_of("none", "pytorch", "slurm", "mpi"),
-    "log_level": _is("a level's name or number", str, int),
+    "launcher": _one_of(*LAUNCHERS),
+    "log_level": _is("a logging level, by name or number", str, int),
     "log_processor": _SECTION,
     "visualizer": _PART,
     "load_from": _PATH,
     "load_options": _SECTION,
-    "resume": _is("True, False, 'auto' or a checkpoint's name", bool, str),
-    "resume_data": Kind(
-        "'continue', 'restart' or dict(skip_iters=k) with a whole number k",
+    "resume": _is("True, False, 'auto' or the path of a checkpoint", bool, str),
+    "resume_data": ValueSpec(
+        "'continue', 'restart' or dict(skip_iters=k) with an integer k of 0 or more",
         lambda value: (
             set(value) == {"skip_iters"} and _NUMBER.accepts(value["skip_iters"])
             if isinstance(value, dict)
@@ -119,7 +120,7 @@ _DATALOADER = {
     "batch_sampler": _PART,
     "shuffle": _is("True or False", bool, none=True),
     "drop_last": _BOOL,
-    "collate_fn": Kind(
+    "collate_fn": ValueSpec(
         "a dict with `type`, a name or a function",
         lambda value: value is None or isinstance(value, (dict, str)) or callable(value),
     ),
@@ -132,16 +133,16 @@ _DATALOADER = {
     "num_batch_per_epoch": _COUNT,
 }
 
-# The keys of the sections that are no class's arguments. `optim_wrapper` has these besides its class's own.
-SECTIONS: dict[str, dict[str, Kind]] = {
+# The keys of the sections that are not the arguments of a class. `optim_wrapper` has those of its class too.
+SECTIONS: dict[str, dict[str, ValueSpec]] = {
     "train_cfg": {
         "type": _NAME,
         "by_epoch": _is("True or False", bool, none=True),
         "max_epochs": _COUNT,
         "max_iters": _COUNT,
-        "val_begin": _whole(0, "a whole number, 0 or more"),
-        "val_interval": _whole(1, "a positive whole number"),
-        "dynamic_intervals": _is("a list of pairs", list, tuple, none=True),
+        "val_begin": _NUMBER,
+        "val_interval": _integer("a positive integer", least=1),
+        "dynamic_intervals": _is("a list of (begin, interval) pairs", list, tuple, none=True),
         "flush_at_epoch_end": _BOOL,
         "nonfinite": _one_of("stop", "skip"),
         "ledger": _BOOL,
@@ -149,7 +150,7 @@ SECTIONS: dict[str, dict[str, Kind]] = {
     "val_cfg": _EVAL_CFG,
     "test_cfg": _EVAL_CFG,
     "randomness": {
-        "seed": _whole(0, "a whole number, 0 or more", none=True),
+        "seed": _integer("an integer of 0 or more", least=0, none=True),
         "deterministic": _BOOL,
         "diff_rank_seed": _BOOL,
         "per_sample": _BOOL,
@@ -159,11 +160,11 @@ SECTIONS: dict[str, dict[str, Kind]] = {
         "cudnn_benchmark": _BOOL,
         "mp_cfg": _SECTION,
         "dist_cfg": _SECTION,
-        "resource_limit": _whole(1, "a positive whole number", none=True),
-        "timeout": Kind("seconds, or 0 or None for no limit", _is_seconds),
+        "resource_limit": _integer("a positive integer", least=1, none=True),
+        "timeout": ValueSpec("seconds, or 0 or None for no limit", _is_seconds),
     },
     "load_options": {
-        "revise_keys": Kind("a list of (pattern, replacement)", _is_pairs_of_text),
+        "revise_keys": ValueSpec("a list of (pattern, replacement) pairs of strings", _is_pairs_of_text),
         "allow_mismatch": _BOOL,
         "verify": _one_of("full", "size"),
     },
@@ -182,10 +183,10 @@ SECTIONS: dict[str, dict[str, Kind]] = {
     "optim_wrapper": {"type": _NAME, "optimizer": _PART, "constructor": _NAME, "paramwise_cfg": _SECTION},
 }
 
-# Names of the one loop there is for each task; a `type` of another name is a loop of the user's own.
+# Names, in MMEngine and here, of the one loop for each task. Any other `type` is a loop that the user wrote.
 LOOP_NAMES = ("EpochBasedTrainLoop", "IterBasedTrainLoop", "TrainLoop", "ValLoop", "TestLoop")
 
-# The hooks of every run, by their name in `default_hooks`: an entry without `type` changes the arguments of these.
+# The hooks of every run, by name in `default_hooks`. An entry without `type` changes the arguments of one of these.
 DEFAULT_HOOKS = {
     "runtime_info": "RuntimeInfoHook",
     "timer": "IterTimerHook",
@@ -197,12 +198,12 @@ DEFAULT_HOOKS = {
 }
 
 
-def misspelt(name: str, value: Any) -> str | None:
-    """The key that a top-level name looks like, or None for a variable of the config's own.
+def misspelled_key(name: str, value: Any) -> str | None:
+    """The key that a top-level name is a typing error of, or None for a variable.
 
-    Tight on purpose, because a variable that is refused costs more trust than a typing error that is missed: one
-    letter off (two in keys of twelve letters and more), underscores and case aside. ``text_cfg``, ``models``,
-    ``my_visualizer`` and ``MODEL`` are variables.
+    Strict on purpose, because to refuse a valid variable is worse than to miss a typing error: one letter off (two in
+    keys of twelve letters or more), ignoring underscores and case. ``text_cfg``, ``models``, ``my_visualizer`` and
+    ``MODEL`` are variables.
     """
     if name in KEYS or name.isupper() or name.startswith("_") or name.endswith("_"):
         return None
@@ -228,8 +229,8 @@ def _looks_like(name: str, key: str) -> bool:
     return distance <= (2 if len(key) >= 12 else 1)
 
 
-def named_sets(loaders: Any) -> bool:
-    """Whether a ``val_dataloader`` is several, by name: a dict of dicts that each have a ``dataset``."""
+def is_named_sets(loaders: Any) -> bool:
+    """Whether a ``val_dataloader`` holds several loaders by name: a dict of dicts that each have a ``dataset``."""
     if not isinstance(loaders, dict) or not loaders or "dataset" in loaders:
         return False
     return all(isinstance(loader, dict) and "dataset" in loader for loader in dict.values(loaders))

@@ -25,7 +25,7 @@ from mmengine.config.lazy import LazyAttr, LazyObject
 from mmtrain.config.reader import is_imported_for_real
 from mmtrain.errors import ConfigError
 from mmtrain.registry.names import import_lazy
-from mmtrain.source_lines import Source, short_name
+from mmtrain.source_lines import ConfigSource, short_name
 from mmtrain.suggest import did_you_mean
 
 
@@ -82,7 +82,7 @@ for _name in _BINARY:
     setattr(Placeholder, f"__r{_name.rstrip('_')}__", _on_imported(_function, reflected=True))
 
 
-def run_config(file: Path, source: Source) -> ConfigDict:
+def run_config(file: Path, source: ConfigSource) -> ConfigDict:
     """Run a config file and return its top-level names; ``source`` is what `read_source` found in it and its bases.
 
     Raises ConfigError for an import that a config cannot have, and whatever the file itself raises.
@@ -108,7 +108,7 @@ def _copied(value: Any) -> Any:
 class _Importer:
     """The ``__import__`` of one config file."""
 
-    def __init__(self, file: Path, source: Source) -> None:
+    def __init__(self, file: Path, source: ConfigSource) -> None:
         self.file = file
         self.source = source
         self.bases: dict[Path, ConfigDict] = {}

@@ -11,12 +11,12 @@ from typing import Any
 from mmengine.config import Config, DictAction
 from mmengine.config.config import RESERVED_KEYS
 
-from mmtrain.config.dump import Writer, top_level
+from mmtrain.config.dump import PythonWriter, top_level
 from mmtrain.config.keys import KEYS
 from mmtrain.config.lazy import Placeholder, resolve_placeholders, run_config
 from mmtrain.config.reader import read_source
 from mmtrain.errors import ConfigError
-from mmtrain.source_lines import OPTIONS, Source, config_error, positions, short_name
+from mmtrain.source_lines import OPTIONS, ConfigSource, config_error, positions, short_name
 from mmtrain.suggest import nearest
 
 _SUFFIXES = (".py", ".json", ".yaml", ".yml")
@@ -91,7 +91,7 @@ def _existing(path: Path) -> Path:
     return path.absolute()
 
 
-def _read(file: Path, source: Source) -> Config:
+def _read(file: Path, source: ConfigSource) -> Config:
     try:
         if source.pure_python:
             return Config(run_config(file, source), filename=str(file), format_python_code=False)
@@ -123,7 +123,7 @@ def _close_temporary_file(error: BaseException) -> None:
         trace = trace.tb_next
 
 
-def _line_in(error: BaseException, source: Source) -> str:
+def _line_in(error: BaseException, source: ConfigSource) -> str:
     """The innermost line of a config file on the way to ``error``."""
     found, trace = "", error.__traceback__
     while trace is not None:
@@ -134,7 +134,7 @@ def _line_in(error: BaseException, source: Source) -> str:
     return found
 
 
-def _merge(cfg: Config, overrides: dict[str, Any], source: Source) -> None:
+def _merge(cfg: Config, overrides: dict[str, Any], source: ConfigSource) -> None:
     for name, value in overrides.items():
         if name.partition(".")[0] in RESERVED_KEYS:
             raise ConfigError(f"`{name}` ({OPTIONS}): MMEngine keeps this name for itself; choose another")
@@ -145,7 +145,7 @@ def _merge(cfg: Config, overrides: dict[str, Any], source: Source) -> None:
         source.override(name, value)
 
 
-def _is_import(name: str, value: Any, source: Source) -> bool:
+def _is_import(name: str, value: Any, source: ConfigSource) -> bool:
     """Whether a top-level name is there only because the file imports or defines it."""
     if isinstance(value, ModuleType):
         return True
@@ -160,7 +160,7 @@ def _writable(members: dict[str, Any]) -> dict[str, Any]:
     kept = {}
     for name, value in members.items():
         try:
-            Writer().tree(value, name)
+            PythonWriter().tree(value, name)
         except ConfigError:
             if name in KEYS:
                 raise

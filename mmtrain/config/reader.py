@@ -7,19 +7,19 @@ import sys
 from pathlib import Path
 
 from mmtrain.errors import ConfigError
-from mmtrain.source_lines import OWN_VARIABLE, Node, Source, short_name
+from mmtrain.source_lines import OWN_VARIABLE, ConfigSource, SourceNode, short_name
 
 _BASE_VARIABLE = re.compile(r"\{\{\s*_base_\.(\w+)")
 _OWN_VARIABLE = re.compile(rf"^{OWN_VARIABLE}(\w+)", re.MULTILINE)
 
 
-def read_source(file: Path, *, above: tuple[Path, ...] = ()) -> Source:
+def read_source(file: Path, *, above: tuple[Path, ...] = ()) -> ConfigSource:
     """The positions of a config file and its bases.
 
     Raises ConfigError for a file that cannot be read, for a syntax error, a base that does not exist, and a base that
     includes itself.
     """
-    source = Source(str(file), files=[str(file)])
+    source = ConfigSource(str(file), files=[str(file)])
     if file.suffix != ".py":
         return source
     try:
@@ -57,14 +57,14 @@ def _is_pure_python(tree: ast.Module) -> bool:
 class _Reader:
     """Walks one file's statements in order and keeps the nodes of its top-level names."""
 
-    def __init__(self, source: Source, file: Path, *, above: tuple[Path, ...]) -> None:
+    def __init__(self, source: ConfigSource, file: Path, *, above: tuple[Path, ...]) -> None:
         self.source = source
         self.file = file
         self.above = above
-        self.names: dict[str, Node] = {}
+        self.names: dict[str, SourceNode] = {}
 
     def read_module(self, tree: ast.Module) -> None:
-        bases: dict[str, Node] = {}
+        bases: dict[str, SourceNode] = {}
         for statement in tree.body:
             if _is_base_list(statement):
                 bases.update(self._base_list(statement))
@@ -81,13 +81,13 @@ class _Reader:
 
     # -- bases
 
-    def _base_list(self, statement: ast.stmt) -> dict[str, Node]:
+    def _base_list(self, statement: ast.stmt) -> dict[str, SourceNode]:
         assert isinstance(statement, ast.Assign)
         try:
             value = ast.literal_eval(statement.value)
         except ValueError:
             return {}
-        found: dict[str, Node] = {}
+        found: dict[str, SourceNode] = {}
         for name in [value] if isinstance(value, str) else value:
             if "::" not in name:  # another package's config: MMEngine finds it, its lines stay unknown
                 found.update(self._read_base(self.file.parent / name, statement).names)
@@ -121,7 +121,7 @@ class _Reader:
     def _line(self, statement: ast.stmt) -> str:
         return f"config {short_name(str(self.file))}, line {statement.lineno}"
 
-    def _read_base(self, base: Path, statement: ast.stmt) -> Source:
+    def _read_base(self, base: Path, statement: ast.stmt) -> ConfigSource:
         base = base.resolve()
         shown = short_name(str(base))
         if base in self.above:
@@ -189,20 +189,20 @@ class _Reader:
             node.children = {}
             return
         newer = self._dict_call(call, call.lineno)
-        node.children = Node("", None, node.children, is_dict=True).merged(newer).children
+        node.children = SourceNode("", None, node.children, is_dict=True).merged(newer).children
 
     def blur(self, statement: ast.AST) -> None:
         """Forget the lines of every name that a statement may change in a way that is not followed."""
         for node in ast.walk(statement):
             if isinstance(node, ast.Name):
                 if node.id in self.names or isinstance(node.ctx, ast.Store):
-                    self.names[node.id] = Node(str(self.file), None)
+                    self.names[node.id] = SourceNode(str(self.file), None)
             elif isinstance(node, (ast.Import, ast.ImportFrom)):
                 self.source.imported.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
 
     # -- values
 
-    def node(self, value: ast.expr, line: int) -> Node:
+    def node(self, value: ast.expr, line: int) -> SourceNode:
         if isinstance(value, ast.Call):
             return self._dict_call(value, line) if _is_name(value.func, "dict") else self._copied(value, line)
         if isinstance(value, ast.Dict):
@@ -213,23 +213,23 @@ class _Reader:
                 if isinstance(element, ast.Starred):
                     break
                 children[str(index)] = self.node(element, element.lineno)
-            return Node(str(self.file), line, children)
+            return SourceNode(str(self.file), line, children)
         names = _chain(value)
         known = self._at(names) if names else None
         if known is None:
-            return Node(str(self.file), line)
-        return Node(str(self.file), line, dict(known.children), is_dict=known.is_dict)
+            return SourceNode(str(self.file), line)
+        return SourceNode(str(self.file), line, dict(known.children), is_dict=known.is_dict)
 
-    def _copied(self, call: ast.Call, line: int) -> Node:
+    def _copied(self, call: ast.Call, line: int) -> SourceNode:
         """``copy.deepcopy(name)`` and ``name.copy()`` have the members of the name."""
         if isinstance(call.func, ast.Attribute) and call.func.attr == "copy" and not call.args:
             return self.node(call.func.value, line)
         if call.args and ast.unparse(call.func) in ("copy.deepcopy", "copy.copy", "deepcopy"):
             return self.node(call.args[0], line)
-        return Node(str(self.file), line)
+        return SourceNode(str(self.file), line)
 
-    def _dict_call(self, call: ast.Call, line: int) -> Node:
-        result = Node(str(self.file), line, is_dict=True)
+    def _dict_call(self, call: ast.Call, line: int) -> SourceNode:
+        result = SourceNode(str(self.file), line, is_dict=True)
         for argument in call.args:
             result = result.merged(_as_dict(self.node(argument, line)))
         for keyword in call.keywords:
@@ -239,8 +239,8 @@ class _Reader:
                 result.children[keyword.arg] = self.node(keyword.value, keyword.lineno)
         return result
 
-    def _dict_literal(self, value: ast.Dict, line: int) -> Node:
-        result = Node(str(self.file), line, is_dict=True)
+    def _dict_literal(self, value: ast.Dict, line: int) -> SourceNode:
+        result = SourceNode(str(self.file), line, is_dict=True)
         for key, member in zip(value.keys, value.values, strict=True):
             if key is None:
                 result.children.update(self.node(member, line).children)
@@ -248,7 +248,7 @@ class _Reader:
                 result.children[str(key.value)] = self.node(member, key.lineno)
         return result
 
-    def _at(self, names: list[str]) -> Node | None:
+    def _at(self, names: list[str]) -> SourceNode | None:
         children = self.names
         for name in names[:-1]:
             if name not in children:
@@ -270,8 +270,8 @@ def _is_name(node: ast.expr, name: str) -> bool:
     return isinstance(node, ast.Name) and node.id == name
 
 
-def _as_dict(node: Node) -> Node:
-    return Node(node.file, node.line, node.children, is_dict=True)
+def _as_dict(node: SourceNode) -> SourceNode:
+    return SourceNode(node.file, node.line, node.children, is_dict=True)
 
 
 def _chain(node: ast.expr) -> list[str] | None:

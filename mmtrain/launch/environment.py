@@ -8,8 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from mmtrain.errors import ConfigError
-
-LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
+from mmtrain.launchers import LAUNCHERS
 
 # (rank, size, rank on this machine), as Open MPI, then MPICH and Intel MPI, name them.
 _MPI_NAMES = (

@@ -64,11 +64,11 @@ def watch(timeout: Any, position: Callable[[], int] | None = None) -> None:
     """Have a `Watchdog` end the run when nothing moves for ``timeout`` seconds; 0 and None have none.
 
     ``position`` gives the iterations done, once there is a loop. A group that somebody else has made has its own
-    limits and is not watched. Raises ConfigError for a limit that is none.
+    limits and is not watched.
     """
     from mmtrain import dist
 
-    seconds = checked_timeout(timeout)
+    seconds = _seconds(timeout)
     if _Group.joined and position is not None:
         dist.set_timeout(_FOR_EVER)  # also of the groups that strategy and store have made
     if seconds and _Group.watchdog is None and (dist.world_size() == 1 or _Group.joined):
@@ -169,12 +169,6 @@ def _checked(backend: str | None) -> str | None:
     return "cpu:gloo,cuda:nccl" if backend == "nccl" else backend
 
 
-def checked_timeout(timeout: Any) -> float:
-    """Seconds from a number or a timedelta; 0 for None. Raises ConfigError for anything else."""
-    if isinstance(timeout, timedelta):
-        return timeout.total_seconds()
-    if timeout is None:
-        return 0.0
-    if isinstance(timeout, int | float) and not isinstance(timeout, bool) and 0 <= timeout < float("inf"):
-        return float(timeout)
-    raise ConfigError(f"env_cfg.timeout is {timeout!r}; expected seconds, or 0 for no limit")
+def _seconds(timeout: Any) -> float:
+    """A limit of ``env_cfg.timeout`` in seconds; 0 for None."""
+    return timeout.total_seconds() if isinstance(timeout, timedelta) else float(timeout or 0)

@@ -1,12 +1,10 @@
 """How a run counts (samples, iterations, updates), and a position counted at another batch size."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from mmtrain.checkpoint import Manifest
-from mmtrain.errors import CheckpointError
 from mmtrain.progress import Progress
 
 
@@ -57,21 +55,19 @@ def rescale(progress: Progress, old: BatchGeometry, new: BatchGeometry, *, same_
 
 
 def move_in_data(progress: Progress, choice: Any, geometry: BatchGeometry) -> Progress:
-    """The position after ``resume_data``: "continue", "restart", or ``dict(skip_iters=k)``.
+    """The position after ``resume_data``: "continue", "restart", or ``dict(skip_iters=k)``, as `check_config` allows.
 
-    "restart" goes to the start of the current epoch, ``skip_iters`` to k iterations after that. Raises CheckpointError.
+    "restart" goes to the start of the current epoch, ``skip_iters`` to k iterations after that.
     """
     if choice in (None, "continue"):
         return progress
     if choice == "restart":
         return replace(progress, offset=0, epoch_iteration=0)
-    if isinstance(choice, Mapping) and set(choice) == {"skip_iters"}:
-        skip = int(choice["skip_iters"])
-        per_epoch = geometry.iterations_per_epoch
-        epochs, rest = divmod(skip, per_epoch) if per_epoch else (0, skip)
-        offset = rest * (geometry.global_batch or 0)
-        return replace(progress, epoch=progress.epoch + epochs, offset=offset, epoch_iteration=rest)
-    raise CheckpointError(f"resume_data is {choice!r}; expected 'continue', 'restart' or dict(skip_iters=k)")
+    skip = int(choice["skip_iters"])
+    per_epoch = geometry.iterations_per_epoch
+    epochs, rest = divmod(skip, per_epoch) if per_epoch else (0, skip)
+    offset = rest * (geometry.global_batch or 0)
+    return replace(progress, epoch=progress.epoch + epochs, offset=offset, epoch_iteration=rest)
 
 
 def geometry_lines(old: BatchGeometry, new: BatchGeometry, *, lr: float | None) -> tuple[list[str], list[str]]:

@@ -117,8 +117,6 @@ def watch_seconds(cfg: Any) -> Any:
     """Seconds without progress before a run is ended: ``env_cfg.timeout`` (MMEngine: ``env_cfg.dist_cfg.timeout``)."""
     env = cfg.get("env_cfg") or {}
     options = env.get("dist_cfg") or {}
-    if "timeout" in env and "timeout" in options:
-        raise ConfigError("env_cfg.timeout and env_cfg.dist_cfg.timeout are the same setting; give only one of them")
     return env.get("timeout", options.get("timeout", launch.TIMEOUT))
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmtrain import dist
-from mmtrain.config.keys import DEFAULT_HOOKS, LOOP_NAMES, named_sets
+from mmtrain.config.keys import DEFAULT_HOOKS, LOOP_NAMES, is_named_sets
 from mmtrain.data import Stream, build_eval_loader
 from mmtrain.errors import ConfigError
 from mmtrain.evaluation import build_evaluator
@@ -69,7 +69,7 @@ def build_sets(cfg: Any, kind: str, randomness: Randomness) -> dict[str, Evaluat
             raise ConfigError(f"{kind}_evaluator is set without {kind}_dataloader; set both or neither")
         return {}
     named = {"": loaders}
-    if named_sets(loaders):
+    if is_named_sets(loaders):
         named = dict(loaders)
     sets = {}
     for name, loader in named.items():

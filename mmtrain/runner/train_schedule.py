@@ -25,8 +25,6 @@ class TrainSchedule:
     def __post_init__(self) -> None:
         if (self.max_epochs is None) == (self.max_iters is None):
             raise ConfigError("train_cfg needs exactly one of max_epochs and max_iters")
-        if self.nonfinite not in ("stop", "skip"):
-            raise ConfigError(f"train_cfg.nonfinite is {self.nonfinite!r}; expected 'stop' or 'skip'")
 
     @property
     def by_epoch(self) -> bool:

@@ -1,10 +1,12 @@
 """The check of a whole config: keys, sections, types and arguments, each fault with path, file, line and near name."""
 
+from datetime import timedelta
+
 import pytest
 import torch
 
 from mmtrain.config import KEYS, check_config, load_config
-from mmtrain.config.keys import misspelt
+from mmtrain.config.keys import misspelled_key
 from mmtrain.errors import ConfigError
 from mmtrain.registry import (
     DATA_SAMPLERS,
@@ -164,20 +166,20 @@ visual_encoder llm projector text
 @pytest.mark.parametrize("name", MISSPELT)
 def test_a_name_that_looks_like_a_key_is_told(name):
     key = MISSPELT[name]
-    assert misspelt(name, SAMPLE[key]) == key
-    assert error({name: SAMPLE[key]}).startswith(f"`{name}`: there is no such key; did you mean '{key}'?")
+    assert misspelled_key(name, SAMPLE[key]) == key
+    assert error({name: SAMPLE[key]}).startswith(f"`{name}`: unknown key; did you mean '{key}'?")
 
 
 @pytest.mark.parametrize("name", VARIABLES.split())
 def test_a_variable_of_the_users_own_is_let_be(name):
     for value in (*SAMPLE.values(), 1, "x", [1], None, True):
-        assert misspelt(name, value) is None
+        assert misspelled_key(name, value) is None
 
 
-def test_a_plural_is_a_misspelt_key_only_where_the_value_could_be_the_keys():
-    assert misspelt("work_dirs", ["a", "b"]) is None
-    assert misspelt("work_dirs", "a") == "work_dir"
-    assert misspelt("test_cfgs", dict()) is None
+def test_a_plural_is_a_misspelled_key_only_where_the_value_could_be_the_keys():
+    assert misspelled_key("work_dirs", ["a", "b"]) is None
+    assert misspelled_key("work_dirs", "a") == "work_dir"
+    assert misspelled_key("test_cfgs", dict()) is None
 
 
 def test_a_name_that_the_config_reads_is_a_variable(tmp_path):
@@ -229,7 +231,7 @@ WRONG_VALUES = {
     "custom_hooks.0": "TestHook", "default_hooks.mine": "TestHook", "default_hooks.mine.type": 3, "val_cfg.fp16": "x",
     "val_evaluator": "TestMetric", "val_evaluator.second.0": "TestMetric", "param_scheduler.0": None, "env_cfg": True,
     "custom_imports.imports": 3, "runner_type": 3, "experiment_name": 3, "visualizer": [],
-    "auto_scale_lr.enable": "yes", "load_options.revise_keys": ["^module.", ""], "resume_data": dict(skip_iters=-1),
+    "auto_scale_lr.enable": "yes", "env_cfg.timeout": -1, "env_cfg.dist_cfg.timeout": "1h", "load_options.revise_keys": ["^module.", ""], "resume_data": dict(skip_iters=-1),
 }  # fmt: skip
 
 
@@ -241,11 +243,11 @@ def test_a_wrong_value_is_told(path):
 
 
 @pytest.mark.parametrize("value", [0, -3, 2.5, "10", True])
-def test_the_end_of_a_run_is_a_positive_whole_number(value):
-    assert "expected a positive whole number" in error(changed("train_cfg.max_iters", value))
+def test_the_end_of_a_run_is_a_positive_integer(value):
+    assert "expected a positive integer" in error(changed("train_cfg.max_iters", value))
     cfg = changed("train_cfg", dict(max_epochs=value))
-    assert error(cfg).startswith("`train_cfg.max_epochs`: expected a positive whole number")
-    assert "drop one of the two" in error(changed("train_cfg.max_epochs", 3))
+    assert error(cfg).startswith("`train_cfg.max_epochs`: expected a positive integer")
+    assert "remove one of them" in error(changed("train_cfg.max_epochs", 3))
 
 
 def test_a_missing_argument_is_told_unless_the_run_fills_it_in():
@@ -261,7 +263,7 @@ def test_a_name_that_is_not_found_is_told_at_its_type():
         assert message.split("`")[1].endswith(".type")
     assert "near names: 'Adam'" in error(changed("optim_wrapper.optimizer.type", "adam"))
     assert "collate_fn`: no function is named 'nosuch'" in error(changed("train_dataloader.collate_fn", "nosuch"))
-    assert "needs `type`" in error(changed("model.type", 0, remove=True))
+    assert "`type` is missing" in error(changed("model.type", 0, remove=True))
 
 
 def test_a_default_hook_without_type_changes_the_default_ones_arguments():
@@ -270,7 +272,7 @@ def test_a_default_hook_without_type_changes_the_default_ones_arguments():
     message = error({"default_hooks": dict(loger=dict(interval=5))})
     assert (
         message
-        == "`default_hooks.loger`: no default hook is named 'loger', and there is no `type`; did you mean 'logger'?"
+        == "`default_hooks.loger`: 'loger' is not a default hook; did you mean 'logger'? A hook of your own needs `type`"
     )
 
 
@@ -289,6 +291,12 @@ def test_objects_and_classes_pass():
     check_config(cfg)
     cfg["optim_wrapper"]["optimizer"]["nesterv"] = True
     assert "SGD has no argument 'nesterv'; did you mean 'nesterov'" in error(cfg)
+
+
+def test_the_two_names_of_the_timeout_exclude_each_other():
+    check_config({"env_cfg": dict(dist_cfg=dict(timeout=timedelta(minutes=3)))})
+    message = error({"env_cfg": dict(timeout=5, dist_cfg=dict(timeout=5))})
+    assert message == "`env_cfg.dist_cfg.timeout`: is the same setting as env_cfg.timeout; remove one of them"
 
 
 def test_one_wrapper_for_each_part_of_a_model_is_left_to_its_constructor():

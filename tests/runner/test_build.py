@@ -129,7 +129,7 @@ def test_an_evaluator_without_data_is_refused(tmp_path):
     ("train_cfg", "message"),
     [
         ({"by_epoch": True, "max_iters": None}, "needs train_cfg.max_epochs"),
-        ({"by_epoch": True, "max_epochs": 2}, "drop one|contradict"),
+        ({"by_epoch": True, "max_epochs": 2}, "has both max_epochs and max_iters; remove one"),
     ],
 )
 def test_an_end_that_cannot_be_known(tmp_path, train_cfg, message):

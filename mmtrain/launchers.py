@@ -1,0 +1,3 @@
+"""The names of the launchers, which config, command line and launch/ share."""
+
+LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
