@@ -1,12 +1,12 @@
 """The errors that end a run with one clear sentence and a fixed exit status.
 
-Everything a user can mend raises one of these; the command line prints the sentence without a traceback
+Everything a user can fix raises one of these; the command line prints the sentence without a traceback
 (unless ``--debug``) and exits with the class's status. Any other exception is a bug or the user's own code.
 """
 
 
 class MMTrainError(Exception):
-    """Base of the errors that are told in one sentence: where, what was found, what was expected, what to do."""
+    """Base of the errors that are reported in one sentence: where, what was found, what was expected, what to do."""
 
     exit_status = 1
 
