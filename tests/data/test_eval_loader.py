@@ -39,7 +39,7 @@ def test_every_pass_is_the_same_to_the_bit(num_workers):
     begun = iter(read)
     next(begun)
     assert one_pass(read) == reference
-    with pytest.raises(RuntimeError, match="new pass"):
+    with pytest.raises(RuntimeError, match="another pass over the loader has started"):
         next(begun)
     assert global_states() == before
     read.close()

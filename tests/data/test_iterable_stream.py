@@ -101,7 +101,7 @@ def test_without_a_state_a_pass_begins_anew_and_a_remark_says_so():
     read = stream(PlainWords())
     run = take(read, 8)
     assert read.state_dict() == {}
-    assert "position cannot be kept" in read.notices[0]
+    assert "position cannot be saved" in read.notices[0]
     resumed = stream(PlainWords())
     resumed.load_state_dict({})
     assert resumed.seek(1, 4) == (1, 0)  # where it really stands

@@ -286,7 +286,7 @@ def test_a_failing_collate_function_is_named():
         (dict(batch_size=0), ["train_dataloader.batch_size", "0"]),
         (dict(dataset=Noisy(3), drop_last=True), ["train_dataloader.batch_size", "has 3"]),
         (dict(dataset=Noisy(0)), ["train_dataloader.dataset", "empty"]),
-        (dict(dataset=iter([1])), ["only be iterated"]),
+        (dict(dataset=iter([1])), ["is iterable-style"]),
         (dict(dataset=object()), ["object", "__getitem__"]),
         (dict(collate_fn=3), ["collate_fn", "3"]),
     ],

@@ -76,7 +76,7 @@ BAD = {
         ["NoisyPoints", "13", "this sample is broken"],
     ),
     "loss that is no scalar": ({"model": {"type": "VectorLoss"}}, [], 1, ["shape (8, 2)", "scalar"]),
-    "loss without gradient": ({"model": {"type": "DetachedLoss"}}, [], 1, ["iteration 1", "no gradient"]),
+    "loss without gradient": ({"model": {"type": "DetachedLoss"}}, [], 1, ["iteration 1", "does not require grad"]),
     "max_iters of 0": ({"train_cfg": {"max_iters": 0}}, [], 2, ["train_cfg.max_iters", "0"]),
     "negative max_iters": ({"train_cfg": {"max_iters": -5}}, [], 2, ["train_cfg.max_iters", "-5"]),
     "metric that nobody gives": (
