@@ -1,8 +1,8 @@
-"""Where in the config files a dotted path was written, so that an error can name the file and the line.
+"""Where in the config files a value was written, so that an error about a dotted path names the file and the line.
 
-The index is read from the files' syntax trees and runs nothing. It follows ``read_base`` imports, ``_base_`` lists,
-names, ``dict(...)``, literals, ``update`` and item assignment. Whatever else changes a value (a loop, a condition, a
-method) makes its line unknown: no line is better than a wrong one.
+`mmtrain.config.reader` fills a `ConfigSource` from the syntax trees of the files. This half of it is here, below the
+packages, because whatever checks or builds a part of a config raises `config_error`, and `mmtrain.config` imports the
+registries, which do so too.
 """
 
 import contextlib
@@ -16,13 +16,13 @@ from typing import Any
 from mmtrain.errors import ConfigError
 
 OPTIONS = "--cfg-options"
-# Written by dump_config before a variable whose name looks like a key, so that the dump loads as the config did.
+# `dump_config` writes it before a variable that looks like a misspelled key, so that its file loads without an error.
 OWN_VARIABLE = "# own variable: "
 
 
 @dataclass(slots=True)
 class SourceNode:
-    """Where one value was written, and its members."""
+    """Where one value was written, and the same for its members."""
 
     file: str
     line: int | None
@@ -30,7 +30,7 @@ class SourceNode:
     is_dict: bool = False
 
     def merged(self, newer: "SourceNode") -> "SourceNode":
-        """This node as MMEngine merges ``newer`` into it: dict into dict, anything else replaces."""
+        """This node after ``newer`` is merged into it as in MMEngine: a dict into a dict; anything else is replaced."""
         if not (self.is_dict and newer.is_dict) or "_delete_" in newer.children:
             return newer
         children = dict(self.children)
@@ -57,8 +57,10 @@ class ConfigSource:
     pure_python: bool = False
 
     def find(self, path: str) -> tuple[str, int | None]:
-        """The file and line of a dotted path (``custom_hooks[0].interval`` or ``custom_hooks.0.interval``), or of the
-        nearest section around it that is known."""
+        """The file and line of a dotted path, or of the nearest section around it that is known.
+
+        An index is written ``custom_hooks[0].interval`` or ``custom_hooks.0.interval``.
+        """
         first, *rest = split_path(path)
         node = self.names.get(first)
         if node is None:
@@ -70,7 +72,7 @@ class ConfigSource:
         return node.file, node.line
 
     def override(self, path: str, value: Any) -> None:
-        """Note that the command line set ``path``."""
+        """Record that the command line set ``path``."""
         *parents, last = split_path(path)
         children = self.names
         for name in parents:
@@ -79,7 +81,7 @@ class ConfigSource:
 
 
 def split_path(path: str) -> list[str]:
-    """The names of a dotted path; an index may stand in brackets."""
+    """The names in a dotted path; an index may be in brackets."""
     return [name for name in re.split(r"[.\[\]]+", path) if name]
 
 
@@ -92,20 +94,20 @@ def _from_value(value: Any) -> SourceNode:
     return SourceNode(OPTIONS, None, {str(k): _from_value(v) for k, v in members}, is_dict=isinstance(value, dict))
 
 
-# The config whose parts are being checked or built: `build` takes paths only, and its errors still name a line.
+# The config that is being checked or built. `build` is given paths only, and its errors name a line all the same.
 _current: ContextVar[ConfigSource | None] = ContextVar("config_source", default=None)
 
 
 def source_of(cfg: Any) -> ConfigSource | None:
-    """The positions of a config that `load_config` read, else None."""
+    """Where the values of a config were written, if `load_config` read it; else None."""
     return getattr(cfg, "__dict__", {}).get("_mmtrain_source")
 
 
 @contextlib.contextmanager
 def positions(cfg: Any) -> Iterator[None]:
-    """Within this context, errors about a dotted path name the file and line of ``cfg`` where it stands.
+    """Within this context, errors about a dotted path name the file and line in ``cfg``.
 
-    ``cfg`` is a config that `load_config` read, or a ConfigSource; with anything else errors name no file.
+    ``cfg`` is a config that `load_config` read, or a ConfigSource. With anything else, errors do not name a file.
     """
     token = _current.set(cfg if isinstance(cfg, ConfigSource) else source_of(cfg))
     try:
@@ -115,7 +117,7 @@ def positions(cfg: Any) -> Iterator[None]:
 
 
 def where(path: str) -> str:
-    """`` (file, line n)`` for a dotted path of the config in hand; empty when nothing is known."""
+    """`` (file, line n)`` for a dotted path in the current config, or an empty string if that is unknown."""
     source = _current.get()
     if source is None:
         return ""
@@ -126,12 +128,12 @@ def where(path: str) -> str:
 
 
 def short_name(file: str) -> str:
-    """A file's name from the working directory when it lies inside, else as it is."""
+    """A file's path relative to the working directory if it is inside it, else unchanged."""
     with contextlib.suppress(ValueError, OSError):
         return str(Path(file).resolve().relative_to(Path.cwd()))
     return file
 
 
 def config_error(path: str, message: str) -> ConfigError:
-    """The error that says ``message`` about a dotted path, with the file and line when they are known."""
+    """The error ``message`` about a dotted path, with its file and line if they are known."""
     return ConfigError(f"`{path}`{where(path)}: {message}")

@@ -1,4 +1,4 @@
-"""Configs: read a file, merge the command line's changes, check everything, write the result back."""
+"""Configs: read a file, merge ``--cfg-options``, check everything, and write the result to a file."""
 
 from mmtrain.config.check import check_config
 from mmtrain.config.dump import config_hash, config_text, dump_config

@@ -222,7 +222,7 @@ def _known(value: Any, registry: Registry) -> bool:
     """Whether the type of an inner dict is a class already or a registered name."""
     type_ = _items(value).get("type") if isinstance(value, Mapping) else None
     if isinstance(type_, str):
-        return registry.own(type_) is not None or type_ in registry.root.module_dict
+        return registry.registered(type_) is not None or type_ in registry.root.module_dict
     return callable(type_)
 
 
@@ -265,7 +265,7 @@ def _is_evaluator(members: Mapping[str, Any]) -> bool:
     return (
         "metrics" in members
         or short == "Evaluator"
-        or (METRICS.own(short) is None and EVALUATOR.own(short) is not None)
+        or (METRICS.registered(short) is None and EVALUATOR.registered(short) is not None)
     )
 
 

@@ -1,7 +1,7 @@
 """Writes a config as a Python file that loads to an equal config, and hashes it.
 
-A class or function under ``type`` is written as its dotted name, which `registry.resolve` understands; anywhere else
-it is imported, because an argument must come back as the object it was. A value that no Python source gives back (a
+A class or function under ``type`` is written as its dotted name, which `registry.resolve` understands. Anywhere else it
+is imported, because an argument must load as the same object. A value that cannot be written as Python source (a
 lambda, an instance) is a ConfigError.
 """
 
@@ -31,7 +31,7 @@ _HEADER = "# The resolved config of a run, written by mmtrain. Loading this file
 
 
 class _Bracketed(NamedTuple):
-    """Something in brackets: each item is a prefix (``key=``) and what follows it."""
+    """Something in brackets. Each item is a prefix (``key=``) and a value; ``inline`` is all of it on one line."""
 
     opening: str
     items: list[tuple[str, "_Bracketed | str"]]
@@ -40,15 +40,15 @@ class _Bracketed(NamedTuple):
 
 
 def dump_config(cfg: Any, path: str | Path) -> None:
-    """Write a Python file from which `load_config` reads an equal config.
+    """Write a Python file that `load_config` reads as an equal config.
 
-    Raises ConfigError for a value that cannot be written, with its dotted path, and when the file cannot be written.
+    Raises ConfigError for a value that cannot be written as source, and if the file cannot be written.
     """
     text = config_text(cfg)
     try:
         Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"the resolved config cannot be written to {path}: {error.strerror or error}") from error
+        raise ConfigError(f"cannot write the resolved config to {path}: {error.strerror or error}") from error
 
 
 def config_text(cfg: Any) -> str:
@@ -58,7 +58,7 @@ def config_text(cfg: Any) -> str:
     body = []
     for name, value in members.items():
         if not name.isidentifier() or keyword.iskeyword(name):
-            raise config_error(name, "a top-level name of a config must be a Python name; rename it")
+            raise config_error(name, "expected a Python name (letters, digits and _); rename it")
         if misspelled_key(name, value):
             body.append(f"{OWN_VARIABLE}{name}\n")
         body.append(_multi_line(writer.tree(value, name), f"{name} = ", "") + "\n")
@@ -67,7 +67,7 @@ def config_text(cfg: Any) -> str:
 
 
 def config_hash(cfg: Any) -> str:
-    """A hash of everything in a config (xxh3, 128 bits, hexadecimal); the order of keys does not count."""
+    """A hash of the whole config (xxh3, 128 bits, hexadecimal). The order of keys does not matter."""
     writer = PythonWriter(taken={}, ordered=True)
     members = sorted(top_level(cfg).items())
     text = "".join(_inline(writer.tree(value, name), f"{name}=") for name, value in members)
@@ -75,15 +75,15 @@ def config_hash(cfg: Any) -> str:
 
 
 def top_level(cfg: Any) -> dict[str, Any]:
-    """A config's top-level names and values, its placeholders as they are."""
+    """The top-level names and values of a config; MMEngine's lazy objects are not imported."""
     members = vars(cfg).get("_cfg_dict", cfg) if hasattr(cfg, "__dict__") else cfg
     return dict(dict.items(members))
 
 
 class PythonWriter:
-    """Turns values into source, and collects the imports that the source needs.
+    """Writes values as Python source, and collects the imports that the source needs.
 
-    ``taken`` are the names that an import must not have. With ``ordered``, the keys of dicts are sorted.
+    ``taken`` are the names that an import must not bind. With ``ordered``, the keys of dicts are sorted.
     """
 
     def __init__(self, *, taken: Iterable[str] = (), ordered: bool = False) -> None:
@@ -98,7 +98,7 @@ class PythonWriter:
         ]
 
     def imported(self, module: str, name: str) -> str:
-        """The name under which the file will know ``name`` of ``module``."""
+        """The name that the file will use for ``name`` in ``module``."""
         alias = name
         while alias in self.taken and self.imports.get((module, name)) != alias:
             alias += "_"
@@ -194,7 +194,7 @@ def _timedelta(writer: PythonWriter, value: timedelta) -> str:
     return f"{writer.imported('datetime', 'timedelta')}({', '.join(parts)})"
 
 
-# In this order: a member of an IntEnum is an int, and True is one too.
+# In this order, because a member of an IntEnum is an int.
 _WRITERS: dict[type, Callable[[PythonWriter, Any], str]] = {
     enum.Enum: _member,
     type(None): lambda _, value: repr(value),
@@ -210,10 +210,10 @@ _WRITERS: dict[type, Callable[[PythonWriter, Any], str]] = {
 
 
 def _import_path(value: Any) -> tuple[str, str] | None:
-    """The module and qualified name from which ``value`` can be imported again, or None."""
+    """The module and qualified name from which ``value`` can be imported, or None."""
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     owner = getattr(value, "__self__", None)
-    if isinstance(owner, type):  # a class method is reached through the class it was taken from
+    if isinstance(owner, type):  # a class method belongs to the class that it was taken from
         module, name = owner.__module__, f"{owner.__qualname__}.{value.__name__}"
     if not module or not name or module == "__main__":
         return None
@@ -224,7 +224,7 @@ def _import_path(value: Any) -> tuple[str, str] | None:
 
 
 def _registered_name(value: Any, path: str) -> str:
-    """The name under which a class that cannot be imported (it lives in a script) is registered."""
+    """The registered name of a class that cannot be imported because a script defines it."""
     for registry in REGISTRIES.values():
         for name, held in registry.module_dict.items():
             if held is value:
@@ -238,12 +238,12 @@ def _unwritable(value: Any) -> str:
     elif getattr(value, "__name__", None) == "<lambda>":
         what = "a lambda"
     elif callable(value) and getattr(value, "__qualname__", None):
-        what = f"{value.__qualname__}, which no module gives by that name,"
+        what = f"{value.__qualname__}, which cannot be imported by that name,"
     else:
         what = f"an instance of {type(value).__qualname__}"
     return (
-        f"{what} cannot be written into the record of the run; register a class or function in a module of your own "
-        "and give its name, as dict(type='Name', ...)"
+        f"{what} cannot be written to the saved config; register a class or function in a module and give its name, "
+        "as in dict(type='Name', ...)"
     )
 
 

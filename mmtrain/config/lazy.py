@@ -1,13 +1,13 @@
-"""Runs a config in MMEngine's pure Python style: bases by ``with read_base()``, and imported classes as types.
+"""Runs a config in MMEngine's pure Python style, with ``read_base()`` for bases and imported classes as types.
 
-The file runs as ordinary Python with an ``__import__`` function of its own (`_Importer`). The standard library is
-imported, a base is read as a config, and every other import gives a `Placeholder`, so that reading a config imports no
-model code. A config may also compute with a placeholder (``np.pi * 2``); what it stands for is imported at that moment.
-`resolve_placeholders` then replaces them all, once. After it there are only MMEngine's own lazy objects, as the values
-of ``type``, which `mmtrain.registry.resolve` imports when their turn comes.
+The file runs as ordinary Python, with another ``__import__`` function (`_Importer`). The standard library is imported,
+a base is read as a config, and every other import gives a `Placeholder`, so that reading a config imports no model
+code. If a config computes with a placeholder (``np.pi * 2``), the object that it stands for is imported right then.
+`resolve_placeholders` finally replaces all of them. What remains are lazy objects of MMEngine as values of ``type``,
+which `mmtrain.registry.resolve` imports when it builds the part.
 
-MMEngine 0.10.7's own reader is not used for these files: it takes the standard library for a third-party package in a
-virtual environment, and its lazy objects can be neither called nor computed with.
+MMEngine's reader (0.10.7) is not used for these files: in a virtual environment it mistakes the standard library for a
+third-party package, and its lazy objects cannot be called or used in expressions.
 """
 
 import builtins
@@ -30,7 +30,7 @@ from mmtrain.suggest import did_you_mean
 
 
 class Placeholder:
-    """Stands for something that a config imports, until it is known whether that is needed."""
+    """Stands for something that a config imports, until the object itself is needed."""
 
     __slots__ = ("_lazy",)
 
@@ -38,7 +38,7 @@ class Placeholder:
         self._lazy = lazy
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name.endswith("__"):  # torch.__version__, and what Python asks of any object
+        if name.startswith("__") and name.endswith("__"):  # torch.__version__, and what Python looks up in any object
             return getattr(_imported(self), name)
         return Placeholder(LazyAttr(name, self._lazy, self._lazy.location))
 
@@ -50,13 +50,13 @@ class Placeholder:
 
 
 def _imported(value: Any) -> Any:
-    """What a placeholder stands for; any other value as it is."""
+    """Import what a placeholder stands for; any other value is returned."""
     if not isinstance(value, Placeholder):
         return value
     try:
         return value._lazy.build()
     except Exception as error:
-        raise error.__context__ or error from None  # MMEngine wraps the error that explains it
+        raise error.__context__ or error from None  # MMEngine wraps the error that says why
 
 
 def _on_imported(function: Callable[..., Any], *, reflected: bool = False) -> Callable[..., Any]:
@@ -83,21 +83,21 @@ for _name in _BINARY:
 
 
 def run_config(file: Path, source: ConfigSource) -> ConfigDict:
-    """Run a config file and return its top-level names; ``source`` is what `read_source` found in it and its bases.
+    """Run a config file and return its top-level names. ``source`` is what `read_source` found in it and its bases.
 
-    Raises ConfigError for an import that a config cannot have, and whatever the file itself raises.
+    Raises ConfigError for an import that a config cannot have, and any exception of the file itself.
     """
     names = {**vars(builtins), "__import__": _Importer(file, source)}
     namespace: dict[str, Any] = {"__file__": str(file), "__builtins__": names}
     exec(compile(file.read_text(encoding="utf-8"), str(file), "exec", dont_inherit=True), namespace)
     if "_base_" in namespace:
         shown = short_name(str(file))
-        raise ConfigError(f"config {shown} is a base by `with read_base():`; use that in it too, in place of `_base_`")
+        raise ConfigError(f"config {shown} is a base in `with read_base():`; use this in it too, instead of `_base_`")
     return ConfigDict({name: _copied(value) for name, value in namespace.items() if not name.startswith("__")})
 
 
 def _copied(value: Any) -> Any:
-    """A copy of dicts and lists, with every dict as a ConfigDict: nothing is shared between two names of a config."""
+    """A copy of dicts (as ConfigDicts) and lists, so that two names of a config never share a value."""
     if isinstance(value, dict):
         return ConfigDict({key: _copied(member) for key, member in dict.items(value)})
     if isinstance(value, (list, tuple)):
@@ -128,9 +128,11 @@ class _Importer:
         if base is not None:
             return self._base(base, module, fromlist or (), here)
         if level:
-            raise ConfigError(f"config {here}: an import that starts with a dot belongs inside `with read_base():`")
+            raise ConfigError(f"config {here}: put an import that starts with a dot inside `with read_base():`")
         if fromlist and "*" in fromlist:
-            raise ConfigError(f"config {here}: `import *` works only for a base; name what you import from {name}")
+            raise ConfigError(
+                f"config {here}: `import *` works only for a base; import the names that you need from {name}"
+            )
         if is_imported_for_real(name):
             return __import__(name, globals, locals, fromlist or (), level)
         if fromlist:
@@ -154,9 +156,9 @@ class _Importer:
 
 
 def resolve_placeholders(value: Any, path: str) -> Any:
-    """``value`` with what its placeholders stand for. A ``type`` becomes MMEngine's lazy object and is not imported.
+    """``value`` with its placeholders imported, except as a ``type``, which becomes a lazy object of MMEngine.
 
-    MMEngine's empty ``_scope_`` is dropped. Raises ConfigError, with the dotted path, where an import fails.
+    An empty ``_scope_``, which MMEngine adds, is removed. Raises ConfigError if an import fails.
     """
     if isinstance(value, Placeholder):
         return import_lazy(value._lazy, path=path)

@@ -1,4 +1,4 @@
-"""Loads a Python config through MMEngine's Config, with the command line's changes merged in."""
+"""Loads a config as MMEngine's Config, with ``--cfg-options`` merged in."""
 
 import importlib
 import sys
@@ -23,13 +23,13 @@ _SUFFIXES = (".py", ".json", ".yaml", ".yml")
 
 
 def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Config:
-    """Read a config file and merge ``overrides`` (dotted path to value, as from ``--cfg-options``) into it.
+    """Read a config file and merge ``overrides`` (dotted path to value, as in ``--cfg-options``) into it.
 
-    Modules named by ``custom_imports`` are imported. Names that the file imports, and variables that no source gives
-    back, are dropped; placeholders of a lazy config stay only as the value of a ``type``.
+    The modules in ``custom_imports`` are imported. Names that the file imports, and variables that cannot be written
+    as Python source, are left out. MMEngine's lazy objects remain only as the value of a ``type``.
 
-    Raises ConfigError for a missing file, a syntax error, an exception inside the config, an override that does not
-    fit, a module that cannot be imported, and a value that could not be written into the run's record.
+    Raises ConfigError for a missing file, a syntax error, an exception in the config, an override that does not fit, a
+    module that cannot be imported, and a value of a key that cannot be written as Python source.
     """
     given = Path(path).expanduser()
     file = _existing(given)
@@ -46,9 +46,9 @@ def load_config(path: str | Path, overrides: dict[str, Any] | None = None) -> Co
 
 
 def parse_overrides(options: Iterable[str]) -> dict[str, Any]:
-    """``["a.b=1", "c=[x,y]"]`` as ``{"a.b": 1, "c": ["x", "y"]}``, the values read as MMEngine's DictAction reads them.
+    """``["a.b=1", "c=[x,y]"]`` as ``{"a.b": 1, "c": ["x", "y"]}``, with values as in MMEngine's DictAction.
 
-    Raises ConfigError for an option without ``=``, without a name, or with brackets that do not match.
+    Raises ConfigError for an option without ``=`` or without a name, and for brackets that do not match.
     """
     overrides: dict[str, Any] = {}
     for option in options:
@@ -62,15 +62,15 @@ def parse_overrides(options: Iterable[str]) -> dict[str, Any]:
 def _override_value(option: str, text: str) -> Any:
     plain = text.strip().strip("'\"")
     if not any(sign in plain for sign in ",[]()"):
-        return DictAction._parse_int_float_bool(plain)  # MMEngine would take the spaces out of a text
+        return DictAction._parse_int_float_bool(plain)  # MMEngine would remove the spaces from a string
     try:
         return DictAction._parse_iterable(text)
     except AssertionError as error:
-        raise ConfigError(f"{OPTIONS}: the brackets in {option!r} do not match") from error
-    except RecursionError:  # MMEngine's reader of a dict(a=1, b=2)
+        raise ConfigError(f"{OPTIONS}: unmatched brackets in {option!r}") from error
+    except RecursionError:  # in MMEngine, for dict(a=1, b=2)
         raise ConfigError(
-            f"{OPTIONS}: the value of {option!r} cannot be read; write lists as [a,b], tuples as (a,b), and a dict key "
-            "by key, as in strategy.type=FSDPStrategy"
+            f"{OPTIONS}: cannot read the value in {option!r}; write a list as [a,b], a tuple as (a,b), and a dict "
+            "key by key, as in strategy.type=FSDPStrategy"
         ) from None
 
 
@@ -80,14 +80,14 @@ def _override_value(option: str, text: str) -> Any:
 def _existing(path: Path) -> Path:
     shown = short_name(str(path))
     if path.is_dir():
-        raise ConfigError(f"config {shown} is a directory; give a file in it")
+        raise ConfigError(f"config {shown} is a directory; name a file in it")
     if not path.is_file():
         beside = [file.name for file in path.parent.glob("*.py")] if path.parent.is_dir() else []
         near = nearest(path.name, beside)
-        hint = f"; did you mean {short_name(str(path.parent / near[0]))}?" if near else f" (from {Path.cwd()})"
+        hint = f"; did you mean {short_name(str(path.parent / near[0]))}?" if near else f" (relative to {Path.cwd()})"
         raise ConfigError(f"config {shown} does not exist{hint}")
     if path.suffix not in _SUFFIXES:
-        raise ConfigError(f"config {shown} must end in one of {', '.join(_SUFFIXES)}")
+        raise ConfigError(f"config {shown}: expected a file that ends in {', '.join(_SUFFIXES)}")
     return path.absolute()
 
 
@@ -108,13 +108,13 @@ def _read(file: Path, source: ConfigSource) -> Config:
 
 
 def _text(error: BaseException) -> str:
-    """An error's message on one line, without the quotes that KeyError puts around it."""
+    """The message of an error on one line, without the quotes that KeyError adds."""
     text = error.args[0] if isinstance(error, KeyError) and error.args else error
     return " ".join(str(text).split())
 
 
 def _close_temporary_file(error: BaseException) -> None:
-    """MMEngine leaves its temporary copy of the config open when the config raises."""
+    """Close the temporary copy of a config, which MMEngine leaves open if the config raises."""
     trace = error.__traceback__
     while trace is not None:
         file = trace.tb_frame.f_locals.get("temp_config_file")
@@ -124,7 +124,7 @@ def _close_temporary_file(error: BaseException) -> None:
 
 
 def _line_in(error: BaseException, source: ConfigSource) -> str:
-    """The innermost line of a config file on the way to ``error``."""
+    """The innermost line of a config file in the traceback of ``error``."""
     found, trace = "", error.__traceback__
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
@@ -137,7 +137,7 @@ def _line_in(error: BaseException, source: ConfigSource) -> str:
 def _merge(cfg: Config, overrides: dict[str, Any], source: ConfigSource) -> None:
     for name, value in overrides.items():
         if name.partition(".")[0] in RESERVED_KEYS:
-            raise ConfigError(f"`{name}` ({OPTIONS}): MMEngine keeps this name for itself; choose another")
+            raise ConfigError(f"`{name}` ({OPTIONS}): this name is reserved by MMEngine; use another one")
         try:
             cfg.merge_from_dict({name: value})
         except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
@@ -146,7 +146,7 @@ def _merge(cfg: Config, overrides: dict[str, Any], source: ConfigSource) -> None
 
 
 def _is_import(name: str, value: Any, source: ConfigSource) -> bool:
-    """Whether a top-level name is there only because the file imports or defines it."""
+    """Whether a top-level name is only something that the file imports, or a function or class that it defines."""
     if isinstance(value, ModuleType):
         return True
     code = (type, FunctionType, BuiltinFunctionType)
@@ -156,7 +156,7 @@ def _is_import(name: str, value: Any, source: ConfigSource) -> bool:
 
 
 def _writable(members: dict[str, Any]) -> dict[str, Any]:
-    """The members that can be written down again; a key that cannot is an error, a variable is dropped."""
+    """The members that can be written as source. A key that cannot is an error; a variable is left out."""
     kept = {}
     for name, value in members.items():
         try:
@@ -175,8 +175,8 @@ def _writable(members: dict[str, Any]) -> dict[str, Any]:
 def import_custom_modules(cfg: Any) -> None:
     """Import the modules of ``custom_imports=dict(imports=[...], allow_failed_imports=False)``.
 
-    They are looked for where Python looks, then in the working directory and beside the config file. Raises ConfigError
-    for a module that is not found or that fails while it is imported.
+    They are searched on ``sys.path``, then in the working directory and in that of the config file. Raises ConfigError
+    for a module that is not found or that raises.
     """
     wanted = cfg.get("custom_imports")
     if not wanted:
@@ -193,7 +193,7 @@ def import_custom_modules(cfg: Any) -> None:
 
 def _import_module(name: str, path: str, folders: list[str], *, optional: Any) -> None:
     before = list(sys.path)
-    # They stay on the path once a module came from there: what it imports later, and workers, look there as well.
+    # They stay on the path if a module was found there, for later imports and for data workers.
     sys.path.extend(folder for folder in folders if folder not in sys.path)
     try:
         importlib.import_module(name)
@@ -201,15 +201,17 @@ def _import_module(name: str, path: str, folders: list[str], *, optional: Any) -
     except ModuleNotFoundError as error:
         cause: Exception = error
         found = not f"{name}.".startswith(f"{error.name}.")
-        text = f"importing {name} failed: {error}" if found else f"there is no module {name!r}"
+        text = f"cannot import {name}: {error}" if found else f"there is no module {name!r}"
     except Exception as error:
-        cause, text = error, f"importing {name} failed with {type(error).__name__}: {error}{_place(error)}"
+        found = True
+        cause, text = error, f"importing {name} raised {type(error).__name__}: {error}{_place(error)}"
     sys.path[:] = before
     if optional:
-        warnings.warn(f"custom_imports: {text}; going on, as allow_failed_imports=True", stacklevel=2)
+        warnings.warn(f"custom_imports: {text} (ignored, because allow_failed_imports=True)", stacklevel=2)
         return
-    looked = "" if "failed" in text else f"; looked on sys.path and in {' and '.join(dict.fromkeys(folders))}"
-    raise config_error(path, text + looked) from cause
+    if not found:
+        text += f" on sys.path or in {' or '.join(dict.fromkeys(folders))}"
+    raise config_error(path, text) from cause
 
 
 def _place(error: BaseException) -> str:

@@ -1,4 +1,9 @@
-"""Reads the positions of a config from the syntax trees of its files (see `config_source`)."""
+"""Reads, from the syntax trees of a config's files, where its values were written (see `mmtrain.source_lines`).
+
+Nothing is run. The reader follows ``read_base`` imports, ``_base_`` lists, names, ``dict(...)``, literals, ``update``
+and item assignment. Anything else that changes a value (a loop, a condition, a method) makes its line unknown: no line
+is better than a wrong one.
+"""
 
 import ast
 import importlib.util
@@ -14,9 +19,9 @@ _OWN_VARIABLE = re.compile(rf"^{OWN_VARIABLE}(\w+)", re.MULTILINE)
 
 
 def read_source(file: Path, *, above: tuple[Path, ...] = ()) -> ConfigSource:
-    """The positions of a config file and its bases.
+    """Read where the values of a config file and its bases were written.
 
-    Raises ConfigError for a file that cannot be read, for a syntax error, a base that does not exist, and a base that
+    Raises ConfigError for a file that cannot be read, a syntax error, a base that does not exist, and a base that
     includes itself.
     """
     source = ConfigSource(str(file), files=[str(file)])
@@ -55,7 +60,7 @@ def _is_pure_python(tree: ast.Module) -> bool:
 
 
 class _Reader:
-    """Walks one file's statements in order and keeps the nodes of its top-level names."""
+    """Reads the statements of one file in order and keeps the nodes of its top-level names."""
 
     def __init__(self, source: ConfigSource, file: Path, *, above: tuple[Path, ...]) -> None:
         self.source = source
@@ -89,7 +94,7 @@ class _Reader:
             return {}
         found: dict[str, SourceNode] = {}
         for name in [value] if isinstance(value, str) else value:
-            if "::" not in name:  # another package's config: MMEngine finds it, its lines stay unknown
+            if "::" not in name:  # a config in another package, which MMEngine finds: its lines are unknown
                 found.update(self._read_base(self.file.parent / name, statement).names)
         return found
 
@@ -126,7 +131,7 @@ class _Reader:
         shown = short_name(str(base))
         if base in self.above:
             raise ConfigError(
-                f"{self._line(statement)}: the base {shown} includes this file again; remove one of the two"
+                f"{self._line(statement)}: the base {shown} includes this file in turn; remove one of the two bases"
             )
         if not base.is_file():
             raise ConfigError(f"{self._line(statement)}: the base {shown} does not exist")
@@ -134,7 +139,7 @@ class _Reader:
         if read.bases and not self.source.pure_python:
             raise ConfigError(
                 f"{self._line(statement)}: the base {shown} has `with read_base():`; use it in this file too, "
-                "in place of `_base_`"
+                "instead of `_base_`"
             )
         self.source.bases |= read.bases
         self.source.read |= read.read
@@ -178,7 +183,7 @@ class _Reader:
                 parent.children[names[-1]] = self.node(value, target.lineno)
 
     def method(self, call: ast.Call) -> None:
-        """``name.update(...)`` merges; any other method called for its effect makes the members unknown."""
+        """``name.update(...)`` merges; any other method makes the lines of the members unknown."""
         if not isinstance(call.func, ast.Attribute):
             return
         names = _chain(call.func.value)
@@ -192,7 +197,7 @@ class _Reader:
         node.children = SourceNode("", None, node.children, is_dict=True).merged(newer).children
 
     def blur(self, statement: ast.AST) -> None:
-        """Forget the lines of every name that a statement may change in a way that is not followed."""
+        """Forget the lines of every name that a statement may change."""
         for node in ast.walk(statement):
             if isinstance(node, ast.Name):
                 if node.id in self.names or isinstance(node.ctx, ast.Store):
@@ -221,7 +226,7 @@ class _Reader:
         return SourceNode(str(self.file), line, dict(known.children), is_dict=known.is_dict)
 
     def _copied(self, call: ast.Call, line: int) -> SourceNode:
-        """``copy.deepcopy(name)`` and ``name.copy()`` have the members of the name."""
+        """``copy.deepcopy(name)`` and ``name.copy()`` have the members of ``name``."""
         if isinstance(call.func, ast.Attribute) and call.func.attr == "copy" and not call.args:
             return self.node(call.func.value, line)
         if call.args and ast.unparse(call.func) in ("copy.deepcopy", "copy.copy", "deepcopy"):
@@ -275,7 +280,7 @@ def _as_dict(node: SourceNode) -> SourceNode:
 
 
 def _chain(node: ast.expr) -> list[str] | None:
-    """``a['b'].c[0]`` as its names, or None when a part is not constant."""
+    """The names in ``a['b'].c[0]``, or None if an index is not a constant."""
     if isinstance(node, ast.Name):
         return [node.id]
     if isinstance(node, ast.Attribute):

@@ -1,4 +1,4 @@
-"""The registries that turn names of a config into classes and functions; children of MMEngine's."""
+"""The registries that turn the names in a config into classes and functions; they are children of MMEngine's."""
 
 from mmtrain.registry.registry import (
     DATA_SAMPLERS,

@@ -17,10 +17,10 @@ class Takes:
     """What a class or function takes by name.
 
     Attributes:
-        names: The names in its signature. Where that has a ``**kwargs``, those of the class above it in the MRO follow.
-        required: The names that it must be given.
-        anything: Whether a ``**kwargs`` takes other names too. What becomes of those, only the call can tell.
-        bounded: Whether ``names`` are all there can be if every ``**kwargs`` goes to the class above.
+        names: The names in its signature. After a ``**kwargs``, those of the next class in the MRO follow.
+        required: The names that must be given.
+        anything: Whether it has a ``**kwargs``. Only the call shows whether another name is accepted.
+        bounded: Whether ``names`` are complete, if every ``**kwargs`` is passed to the next class in the MRO.
     """
 
     names: tuple[str, ...]
@@ -43,8 +43,8 @@ def check_arguments(
         target: A class or function.
         args: The arguments by name.
         path: The dotted path of the dict that holds ``args``.
-        reserved: The arguments that the caller fills in. None: it is unknown which these are, so none is missing.
-        extra: The names that are for the caller and may be among ``args``.
+        reserved: The arguments that the caller fills in; None if these are unknown, so that none is missing.
+        extra: Other names that may be in ``args`` and are for the caller.
     """
     takes = arguments_of(target)
     for name in args:
@@ -95,5 +95,6 @@ def arguments_of(target: Callable[..., Any]) -> Takes:
 
 
 def display_name(target: Any) -> str:
-    """A class's or function's name as an error shows it."""
-    return getattr(target, "__qualname__", None) or getattr(target, "__name__", None) or repr(target)
+    """The name of a class or function in an error message."""
+    name = getattr(target, "__qualname__", None) or getattr(target, "__name__", None) or repr(target)
+    return str(name).rpartition("<locals>.")[2]

@@ -1,4 +1,4 @@
-"""The registries: children, with the scope ``mmtrain``, of MMEngine's roots; and how a config's dict becomes an object.
+"""The registries, which are children of MMEngine's with the scope ``mmtrain``, and how a dict becomes an object.
 
 A name is looked up in mmtrain's registry first and in MMEngine's only when it is not there, because importing
 MMEngine's hooks, models or optimizers costs up to a second of start-up.
@@ -18,23 +18,24 @@ from mmengine.utils import ManagerMixin
 
 from mmtrain.errors import ConfigError
 from mmtrain.registry.arguments import arguments_of, check_arguments, display_name, unknown_argument
-from mmtrain.registry.names import LAZY, import_dotted, import_lazy, lazy_name, not_found, torch_optimizers
+from mmtrain.registry.names import LAZY, import_dotted, import_lazy, lazy_name, torch_optimizers
+from mmtrain.registry.unknown import unknown_name
 from mmtrain.source_lines import config_error, short_name
 
 SCOPE = "mmtrain"
-# Packages whose classes were written for another runner: where mmtrain has one of the same name, it is the one meant.
+# Packages whose classes were written for another runner: a class of mmtrain with the same name is used instead.
 REPLACED_PACKAGES = ("mmengine", "xtuner")
-# What a constructor raises about its arguments. Anything else is a failure of its own and passes through.
+# What a constructor raises about its arguments. Any other exception is not about the config and passes through.
 _ARGUMENT_ERRORS = (TypeError, ValueError, KeyError, AssertionError)
-# What Python says about a name that a ``**kwargs`` took and a function further in did not.
+# What Python says about a name that a ``**kwargs`` took and a function called with it did not.
 _UNEXPECTED = re.compile(r"unexpected keyword argument '(\w+)'")
 
 
 class Registry(MMEngineRegistry):
     """A registry of mmtrain.
 
-    ``fallback`` is the package of MMEngine that fills this registry's root; it is imported when a name is found
-    nowhere else.
+    ``locations`` are the packages that register classes here. ``fallback`` is the package of MMEngine that fills the
+    root; it is imported when a name is found nowhere else.
     """
 
     def __init__(self, root: MMEngineRegistry, *, locations: tuple[str, ...] = (), fallback: str | None = None) -> None:
@@ -45,9 +46,9 @@ class Registry(MMEngineRegistry):
         self._imported: bool = False
 
     def import_from_location(self) -> None:
-        """Import this registry's packages, which register what they hold."""
+        """Import the packages that register classes here."""
         if not self._imported:
-            self._imported = True  # before the imports: a class registered by them must not start them again
+            self._imported = True  # before the imports, which register classes and so come here again
             try:
                 for location in self._locations:
                     import_module(location)
@@ -56,26 +57,26 @@ class Registry(MMEngineRegistry):
                 raise
 
     def _register_module(self, module: Any, module_name: Any = None, force: bool = False) -> None:
-        # mmtrain's own classes come first, so that a name taken twice is an error at the user's decorator, and
+        # mmtrain's classes are registered first: a name that is already taken is an error at the user's decorator, and
         # ``force=True`` there replaces mmtrain's class.
         if not str(getattr(module, "__module__", "")).startswith(f"{SCOPE}."):
             self.import_from_location()
         super()._register_module(module=module, module_name=module_name, force=force)
 
-    def own(self, name: str) -> Any:
-        """What is registered here under ``name``, or None; the parents are not asked."""
+    def registered(self, name: str) -> Any:
+        """The class or function registered here under ``name``, or None; the root is not searched."""
         if name not in self.module_dict:
             self.import_from_location()
         return self.module_dict.get(name)
 
     def import_fallback(self) -> None:
-        """Import the package of MMEngine that fills the root, if this registry has one."""
+        """Import the package of MMEngine that fills the root, if there is one."""
         if self.fallback is not None:
             import_module(self.fallback)
 
 
 def _build_from_registry(cfg: Any, registry: Registry, default_args: Mapping[str, Any] | None = None) -> Any:
-    """``MODELS.build(cfg)``, as models written for MMEngine call it."""
+    """``MODELS.build(cfg)``, which models written for MMEngine call."""
     path = next(constant for constant, value in REGISTRIES.items() if value is registry) + ".build()"
     if isinstance(cfg, list) and registry is MODELS:
         from mmengine.model import Sequential
@@ -119,20 +120,20 @@ REGISTRIES = {name: value for name, value in list(globals().items()) if isinstan
 
 
 def resolve(registry: Registry, type_: Any, *, path: str, scope: str | None = None) -> Any:
-    """The class or function that ``type_`` means.
+    """The class or function for a ``type``.
 
-    A string is a registered name (mmtrain's registry, then MMEngine's), a name with a scope (``mmengine.LoggerHook``),
-    or a dotted import path. A class or function is taken as it is, except a class of MMEngine or xtuner for which
-    mmtrain has one of the same name: that one is taken. ``path`` is the dotted path of the ``type``, for errors;
-    ``scope`` is a dict's ``_scope_``, in which a name is looked up first.
+    A string is a registered name (in mmtrain's registry, then in MMEngine's), a name with a scope
+    (``mmengine.LoggerHook``), or a dotted import path. A class or function is returned, unless it is from MMEngine or
+    xtuner and mmtrain has a class of the same name, which is then returned instead. ``path`` is the dotted path of the
+    ``type``, for errors; ``scope`` is the ``_scope_`` of the dict, in which a name is looked up first.
 
-    Raises ConfigError that lists near names, where they are defined, and which import is missing.
+    Raises ConfigError, which names similar names, where they are defined, and which import is missing.
     """
     name = lazy_name(type_) if isinstance(type_, LAZY) else type_
     if isinstance(name, str):
-        # Asked by name before anything is imported: the original need not even be installed.
+        # By name, before anything is imported: the package that is replaced may not be installed.
         package, _, rest = name.partition(".")
-        ours = registry.own(name.rpartition(".")[2]) if rest and package in REPLACED_PACKAGES else None
+        ours = registry.registered(name.rpartition(".")[2]) if rest and package in REPLACED_PACKAGES else None
         if ours is not None:
             return ours
     type_ = import_lazy(type_, path=path)
@@ -151,14 +152,14 @@ def _of_name(registry: Registry, name: str, *, path: str) -> Any:
     if found is None and "." in name and not in_scope:
         found = import_dotted(name, path=path)
     if found is None:
-        raise config_error(path, not_found(registry, name, REGISTRIES))
+        raise config_error(path, unknown_name(registry, name, REGISTRIES))
     return found
 
 
 def _ours_instead(registry: Registry, target: Any) -> Any:
     package = str(getattr(target, "__module__", "")).partition(".")[0]
     if package in REPLACED_PACKAGES:
-        return registry.own(getattr(target, "__name__", "")) or target
+        return registry.registered(getattr(target, "__name__", "")) or target
     return target
 
 
@@ -170,7 +171,7 @@ def _find(registry: Registry, name: str, path: str) -> Any:
 
 
 def _find_plain(registry: Registry, name: str, path: str) -> Any:
-    found = registry.own(name)
+    found = registry.registered(name)
     if found is None and registry is OPTIMIZERS:
         found = torch_optimizers().get(name)
     current = DefaultScope.get_current_instance()
@@ -188,7 +189,7 @@ def _find_in_root(registry: Registry, name: str) -> Any:
 
 def _find_in_scope(registry: Registry, scope: str, name: str, *, path: str) -> Any:
     if scope == SCOPE:
-        return registry.own(name)
+        return registry.registered(name)
     if scope == "mmengine":
         return _find_in_root(registry, name)
     root = registry.root
@@ -196,7 +197,7 @@ def _find_in_scope(registry: Registry, scope: str, name: str, *, path: str) -> A
         try:
             import_module(f"{scope}.registry")
         except ImportError as error:
-            # The scope may be no scope but the module of a dotted path. A module that is there and fails is a fault.
+            # What looks like a scope may be the module of a dotted path. A module that exists and fails is an error.
             if error.name not in (scope, f"{scope}.registry"):
                 raise config_error(path, f"{scope} cannot be imported: {error}") from error
     child = root.children.get(scope)
@@ -210,13 +211,13 @@ def _find_in_scope(registry: Registry, scope: str, name: str, *, path: str) -> A
 
 
 def build(registry: Registry, cfg: Any, *, path: str, **defaults: Any) -> Any:
-    """Build one object from ``cfg``, a dict with ``type`` and the arguments; an object that is no dict is returned.
+    """Build one object from ``cfg``, a dict with ``type`` and the arguments. Anything but a dict is returned.
 
-    ``path`` is the dotted path of ``cfg``. ``defaults`` are arguments that ``cfg`` need not give (``type`` may be one);
-    those that the target does not take are left out. ``cfg`` is not changed.
+    ``path`` is the dotted path of ``cfg``. ``defaults`` are arguments for which ``cfg`` may have a value (``type`` can
+    be one of them); those that the target does not take are left out. ``cfg`` is not changed.
 
-    Raises ConfigError when the type is not found, for an argument that the target does not take or that is missing, and
-    when the constructor refuses its arguments (TypeError, ValueError, KeyError, AssertionError).
+    Raises ConfigError for a type that is not found, for an unknown or missing argument, and when the constructor raises
+    TypeError, ValueError, KeyError or AssertionError.
     """
     if not isinstance(cfg, Mapping):
         return cfg
@@ -224,7 +225,7 @@ def build(registry: Registry, cfg: Any, *, path: str, **defaults: Any) -> Any:
     type_ = args.pop("type", defaults.pop("type", None))
     scope = args.pop("_scope_", None)
     if type_ is None:
-        raise config_error(path, "a dict that is to be built needs `type`")
+        raise config_error(path, "expected a dict with `type`; `type` is missing")
     target = resolve(registry, type_, path=f"{path}.type", scope=scope)
     takes = arguments_of(target)
     for name, value in defaults.items():
@@ -238,7 +239,7 @@ def build(registry: Registry, cfg: Any, *, path: str, **defaults: Any) -> Any:
 
 
 def _build_managed(target: Any, args: dict[str, Any], *, path: str) -> Any:
-    """MMEngine keeps these by name for the whole process; a second run of one process gets an object of its own."""
+    """MMEngine keeps these objects by name for the whole process; each run in it gets a new one."""
     args.setdefault("name", target.__name__)
     check_arguments(target, args, path=path)
     target._instance_dict.pop(args["name"], None)
@@ -258,12 +259,12 @@ def _call(function: Any, target: Any, args: dict[str, Any], *, path: str) -> Any
         at = f" ({raised})" if raised else ""
         text = str(error) or "no message"
         raise config_error(
-            path, f"{display_name(target)} refused its arguments: {type(error).__name__}: {text}{at}"
+            path, f"{display_name(target)} cannot be built: {type(error).__name__}: {text}{at}"
         ) from error
 
 
 def raised_at(error: BaseException) -> str:
-    """The file and line that raised ``error``, or nothing when that is mmtrain itself."""
+    """The file and line that raised ``error``, or an empty string if that is this file."""
     frame: TracebackType | None = error.__traceback__
     last = None
     while frame is not None:

@@ -103,7 +103,9 @@ def test_a_lazy_config_dumps_without_importing_its_types(tmp_path):
 def test_a_class_of_a_script_is_written_by_its_registered_name():
     cls = type("NetOfAScript", (), {"__module__": "__main__"})
     cfg = Config(dict(model=dict(type=cls)))
-    with pytest.raises(ConfigError, match=r"^`model.type`: NetOfAScript, which no module gives by that name.*register"):
+    with pytest.raises(
+        ConfigError, match=r"^`model.type`: NetOfAScript, which cannot be imported by that name.*register"
+    ):
         config_text(cfg)
     MODELS.register_module(module=cls)
     try:
@@ -123,8 +125,8 @@ def test_what_cannot_be_written_names_its_path(value, what, tmp_path):
     assert not (tmp_path / "c.py").exists()
 
 
-def test_an_unwritable_place_is_told(tmp_path):
-    with pytest.raises(ConfigError, match=r"cannot be written to .*No such file"):
+def test_an_unwritable_place_is_reported(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot write the resolved config to .*No such file"):
         dump_config(Config(dict(a=1)), tmp_path / "absent" / "c.py")
 
 

@@ -113,9 +113,9 @@ def test_a_base_may_be_a_module_of_a_package(write, tmp_path, monkeypatch):
         (HEAD.replace("from .base import *", "import base"), "config c.py, line 3: expected an import such as "),
         (HEAD.replace(".base", "."), "config c.py, line 3: expected an import such as "),
         (HEAD.replace(".base", "base"), "config c.py, line 3: base is not in an installed package; start the name"),
-        ("from .base import model\n", "config c.py, line 1: an import that starts with a dot belongs inside"),
+        ("from .base import model\n", "config c.py, line 1: put an import that starts with a dot inside"),
         ("from math import *\nfrom torch.nn import Linear\n", "config c.py, line 1: `import *` works only for a base"),
-        (HEAD.replace("base import", "listed import"), "config listed.py is a base by `with read_base():`"),
+        (HEAD.replace("base import", "listed import"), "config listed.py is a base in `with read_base():`"),
         ("_base_ = ['reads.py']\n", "config c.py, line 1: the base reads.py has `with read_base():`"),
     ],
 )

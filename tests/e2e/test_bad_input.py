@@ -79,7 +79,7 @@ BAD = {
     "loss without gradient": ({"model": {"type": "DetachedLoss"}}, [], 1, ["iteration 1", "does not require grad"]),
     "max_iters of 0": ({"train_cfg": {"max_iters": 0}}, [], 2, ["train_cfg.max_iters", "0"]),
     "negative max_iters": ({"train_cfg": {"max_iters": -5}}, [], 2, ["train_cfg.max_iters", "-5"]),
-    "metric that nobody gives": (
+    "metric that validation does not report": (
         {"default_hooks": {"checkpoint": {"type": "CheckpointHook", "save_best": "mAP"}}}, [], 2,
         ["save_best", "'mAP'", "accuracy, loss"],
     ),
@@ -90,7 +90,7 @@ BAD = {
 }  # fmt: skip
 
 
-def told(result):
+def reported(result):
     """The one sentence; everything else on standard error must be log lines."""
     assert "Traceback" not in result.stderr, result.stderr
     lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
@@ -99,10 +99,10 @@ def told(result):
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_told_in_one_sentence(name, tmp_path):
+def test_bad_input_is_reported_in_one_sentence(name, tmp_path):
     changes, options, status, fragments = BAD[name]
     result = train(tmp_path, text_of(tmp_path, **changes), *options)
-    sentence = told(result)
+    sentence = reported(result)
     for fragment in fragments:
         assert fragment in sentence
     assert result.returncode == status
@@ -114,22 +114,22 @@ def test_a_missing_config(tmp_path):
         capture_output=True, text=True, check=False, cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 2
-    assert "nowhere.py" in told(result)
+    assert "nowhere.py" in reported(result)
 
 
 def test_a_syntax_error(tmp_path):
     result = train(tmp_path, "a = 1\nmodel = dict(type='Net'\n")
     assert result.returncode == 2
-    assert "config.py" in told(result)
-    assert "line 2" in told(result)
+    assert "config.py" in reported(result)
+    assert "line 2" in reported(result)
 
 
 def test_an_unwritable_work_dir(tmp_path):
     (tmp_path / "file").write_text("")
     result = train(tmp_path, text_of(tmp_path), "--work-dir", str(tmp_path / "file" / "work"))
     assert result.returncode == 2
-    assert "work_dir" in told(result)
-    assert "--work-dir" in told(result)
+    assert "work_dir" in reported(result)
+    assert "--work-dir" in reported(result)
 
 
 def test_debug_shows_the_traceback(tmp_path):
