@@ -1,8 +1,5 @@
 """How a run counts, and a position counted at another batch size."""
 
-import pytest
-
-from mmtrain.errors import CheckpointError
 from mmtrain.progress import Progress
 from mmtrain.runner.geometry import BatchGeometry, geometry_lines, move_in_data, recount_line, rescale
 
@@ -66,8 +63,6 @@ def test_switching_data():
     skipped = move_in_data(at, {"skip_iters": 13}, BatchGeometry(10, 1, 10))
     assert (skipped.epoch, skipped.offset, skipped.epoch_iteration, skipped.iteration) == (3, 30, 3, 24)
     assert move_in_data(at, {"skip_iters": 0}, BatchGeometry(10, 1, 10)) == restarted
-    with pytest.raises(CheckpointError, match="resume_data is 'again'"):
-        move_in_data(at, "again", BatchGeometry(10))
 
 
 def test_iterations_are_translated_where_they_are_counted_differently():

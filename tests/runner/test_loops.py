@@ -319,7 +319,6 @@ def test_the_optimizer_steps_only_after_a_save_was_staged(tmp_path, own_train_st
     [
         ({}, "exactly one"),
         ({"max_epochs": 1, "max_iters": 1}, "exactly one"),
-        ({"max_iters": 1, "nonfinite": "no"}, "'no'"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(options, message):
