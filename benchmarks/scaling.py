@@ -29,28 +29,28 @@ ROOT = Path(__file__).resolve().parent.parent
 # ---- the manifest of many ranks
 def rank_part(rank, ranks, tensors, *, sharded):
     """What one rank says after writing: its files and its share of the index."""
-    from mmtrain.checkpoint.format.index import PieceEntry, TensorEntry
+    from mmtrain.checkpoint.format.index import ShardEntry, TensorEntry
     from mmtrain.checkpoint.format.manifest import FileRecord
-    from mmtrain.checkpoint.write.saver import Part
+    from mmtrain.checkpoint.write.saver import RankResult
 
     record = FileRecord(123_456_789, f"{rank:032x}")
     stem = f"rank_{rank:05d}"
     files = {f"rng/{stem}.json": record, f"rng/{stem}.safetensors": record}
-    index = {f"rng/{stem}": {"generators.torch": TensorEntry("U8", (5056,), (PieceEntry(
+    index = {f"rng/{stem}": {"generators.torch": TensorEntry("U8", (5056,), (ShardEntry(
         f"rng/{stem}.safetensors", 200, (0,), (5056,)),))}}  # fmt: skip
     if not sharded and rank:
-        return Part(files, index)
+        return RankResult(files, index)
     rows = 4096 // ranks if sharded else 4096
     for section, share in (("model", 1), ("optimizer", 2)):
         path = f"{section}/{stem}_part_00000.safetensors"
         files[path] = record
         index[section] = {
             f"blocks.{number // 8}.part.{number % 8}.weight": TensorEntry(
-                "F32", (4096, 1024), (PieceEntry(path, 4096 * number, (rank * rows, 0), (rows, 1024)),)
+                "F32", (4096, 1024), (ShardEntry(path, 4096 * number, (rank * rows, 0), (rows, 1024)),)
             )
             for number in range(share * tensors // 3)
         }
-    return Part(files, index)
+    return RankResult(files, index)
 
 
 def manifest_of(ranks, tensors, folder, *, sharded):

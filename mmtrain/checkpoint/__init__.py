@@ -1,21 +1,22 @@
-"""Checkpoints that exist only when they are proven: written aside, hashed, renamed into place, verified when read."""
+"""Checkpoints that are complete or do not exist: written aside, hashed, renamed into place, verified when read."""
 
 from mmtrain.checkpoint.foreign.load import Weights, load_weights
 from mmtrain.checkpoint.foreign.matching import copy_matched, describe, match
 from mmtrain.checkpoint.format.manifest import FileRecord, Manifest
 from mmtrain.checkpoint.format.verify import Problem, find_problems
 from mmtrain.checkpoint.lock import WorkDirLock
-from mmtrain.checkpoint.reader import Checkpoint, LoadReport
+from mmtrain.checkpoint.reader import Checkpoint, LoadReport, open_checkpoint
 from mmtrain.checkpoint.retention import Entry, Retention, RetirePolicy, to_delete
-from mmtrain.checkpoint.store import CheckpointStore, open_checkpoint
-from mmtrain.checkpoint.topology.disks import Disks, find_disks
-from mmtrain.checkpoint.write.saver import PendingSave
+from mmtrain.checkpoint.store import CheckpointStore
+from mmtrain.checkpoint.topology.base import Topology
+from mmtrain.checkpoint.topology.find import find_topology
+from mmtrain.checkpoint.topology.shared import SharedDisk
+from mmtrain.checkpoint.write.pending import PendingSave
 from mmtrain.files import Files, LocalFiles
 
 __all__ = [
     "Checkpoint",
     "CheckpointStore",
-    "Disks",
     "Entry",
     "FileRecord",
     "Files",
@@ -26,12 +27,14 @@ __all__ = [
     "Problem",
     "Retention",
     "RetirePolicy",
+    "SharedDisk",
+    "Topology",
     "Weights",
     "WorkDirLock",
     "copy_matched",
     "describe",
-    "find_disks",
     "find_problems",
+    "find_topology",
     "load_weights",
     "match",
     "open_checkpoint",

@@ -1,4 +1,4 @@
-"""Which checkpoints a directory holds: found by looking, never by a pointer."""
+"""Which checkpoints a directory contains: found by looking, never by a pointer."""
 
 import os
 import re
@@ -37,7 +37,7 @@ def inspect(path: Path, *, verify: Verify) -> tuple[Manifest | None, list[Proble
 
 
 def newest_good(root: Path, *, verify: Verify) -> tuple[Entry | None, list[Problem]]:
-    """Return the newest checkpoint that verifies, and what is wrong with those passed over on the way to it.
+    """Return the newest checkpoint that verifies, and what is wrong with newer ones.
 
     Damaged ones of unknown age (an unreadable manifest) are always reported.
     """
@@ -57,16 +57,22 @@ def newest_good(root: Path, *, verify: Verify) -> tuple[Entry | None, list[Probl
 
 
 def entry_of(path: Path, manifest: Manifest) -> Entry:
-    """The listing's line of a checkpoint. Its name is the directory's, which a user may have changed."""
-    window = manifest.meta.get("accumulative_counts", 1)  # the one that a pass ends in may reach into the next pass
+    """The entry of a checkpoint. Its name is the directory's, which a user may have changed."""
+    window = manifest.meta.get("accumulative_counts", 1)  # the last window of an epoch may reach into the next one
     return Entry(
-        path.name, manifest.iteration, manifest.epoch, manifest.temporary, manifest.created, manifest.bytes,
-        in_epoch=manifest.position.get("epoch_iteration", 0) >= window, generation=manifest.generation,
-    )  # fmt: skip
+        name=path.name,
+        iteration=manifest.iteration,
+        epoch=manifest.epoch,
+        temporary=manifest.temporary,
+        created=manifest.created,
+        bytes=manifest.bytes,
+        in_epoch=manifest.position.get("epoch_iteration", 0) >= window,
+        generation=manifest.generation,
+    )
 
 
 def age(entry: Entry) -> tuple[int, int, str, str]:
-    """What checkpoints are ordered by: the generation, the iteration, then the time of saving."""
+    """The sort key of checkpoints: the generation, the iteration, then the time of saving."""
     return entry.generation, entry.iteration, entry.created, entry.name
 
 
@@ -83,5 +89,5 @@ def _has_manifest(path: Path) -> bool:
 
 
 def _is_alias(path: Path) -> bool:
-    """Whether it is a link to its neighbour (``latest.pth``): no further checkpoint, or the one behind it would go."""
+    """Whether it is a link to a neighbor (``latest.pth``): counted twice, the checkpoint behind it could be deleted."""
     return path.is_symlink() and path.resolve().parent == path.parent.resolve()

@@ -2,9 +2,12 @@
 
 It is a POSIX record lock (fcntl(2), ``F_SETLK``) on ``<work_dir>/.lock``. Such a lock belongs to the process, not to
 the open file: a forked data worker does not inherit it, so a worker that outlives its killed parent keeps nothing
-locked, and the system drops it at the very end of the process, however that comes. The text in the file only says who
-holds it. Where the file system has no locks, the text is what counts: a holder that is alive on this machine is
-believed.
+locked, and the system releases it when the process ends, however that happens. The text in the file only says who
+holds it. Where the file system has no locks, the text decides: a holder that is alive on this machine has the lock.
+
+Why not the ``filelock`` package: its `FileLock` uses flock(2), which belongs to the open file, so forked data workers
+inherit it. After a run is killed, a worker that is still alive would keep the work directory locked. Its
+`SoftFileLock` needs a deletion that a killed process never does. Neither says who holds the lock.
 """
 
 import contextlib
@@ -15,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from mmtrain.checkpoint import owner
+from mmtrain.checkpoint import process_identity
 from mmtrain.errors import RunError
 
 try:
@@ -24,12 +27,12 @@ except ImportError:  # pragma: no cover - Windows
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
-_held: set[str] = set()  # a process never conflicts with its own record locks, so it has to remember them
+_held: set[str] = set()  # a process never conflicts with its own record locks, so it must remember them
 _RETRY = 0.05
 
 
 class WorkDirLock:
-    """Taken with `acquire` or a ``with`` block, by rank 0 alone; `release` or the end of the process gives it back."""
+    """Taken with `acquire` or a ``with`` block, by one rank per disk; the end of the process releases it too."""
 
     def __init__(self, work_dir: Path | str) -> None:
         self.path = Path(work_dir) / LOCK
@@ -40,15 +43,15 @@ class WorkDirLock:
         return self._handle is not None
 
     def acquire(self, *, wait_seconds: float = 2.0) -> "WorkDirLock":
-        """Take the lock; ``wait_seconds`` are for a holder that has just been killed and is still being torn down.
+        """Take the lock; ``wait_seconds`` are for a holder that was just killed and is still being torn down.
 
-        Raises RunError naming host and process of the run that holds it.
+        Raises RunError with host and process of the run that holds it.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         key = str(self.path.resolve())
-        # opening and closing the file a second time in one process would drop the lock: ask before touching it
+        # opening and closing the file a second time in one process would release the lock: check before touching it
         if key in _held:
-            raise RunError(f"{self.path.parent} is already being written by a run in this process (pid {os.getpid()})")
+            raise RunError(f"{self.path.parent} is already in use by a run in this process (pid {os.getpid()})")
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
         deadline = time.monotonic() + wait_seconds
         try:
@@ -65,7 +68,7 @@ class WorkDirLock:
         return self
 
     def release(self) -> None:
-        """Give the lock back. The file stays: removing it would let two runs lock two files of one name."""
+        """Release the lock. The file stays: removing it would let two runs lock two files of one name."""
         if self._handle is None:
             return
         with contextlib.suppress(OSError):
@@ -90,15 +93,15 @@ class WorkDirLock:
                 return False
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL):
                 raise
-            return not owner.is_other_alive(str(_read(handle).get("token", "")), unknown=True)
+            return not process_identity.is_other_alive(str(_read(handle).get("token", "")), unknown=True)
         return True
 
     def _refusal(self, holder: dict[str, Any]) -> str:
         who = f"process {holder['pid']} on {holder['host']}" if {"pid", "host"} <= holder.keys() else "another process"
         since = f", since {holder['since']}" if "since" in holder else ""
         return (
-            f"{self.path.parent} is being written by {who}{since}; "
-            "wait for that run, stop it, or give this one another work_dir"
+            f"{self.path.parent} is in use by {who}{since}; "
+            "wait for that run, stop it, or use another work_dir for this one"
         )
 
 
@@ -112,6 +115,8 @@ def _read(handle: int) -> dict[str, Any]:
 
 def _write(handle: int) -> None:
     since = time.strftime("%Y-%m-%d %H:%M:%S")
-    text = json.dumps({"host": owner.host(), "pid": os.getpid(), "since": since, "token": owner.new_token()})
+    text = json.dumps(
+        {"host": process_identity.host(), "pid": os.getpid(), "since": since, "token": process_identity.new_token()}
+    )
     os.ftruncate(handle, 0)
     os.pwrite(handle, text.encode(), 0)

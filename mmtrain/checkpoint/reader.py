@@ -1,4 +1,4 @@
-"""Reading a checkpoint: its manifest, its plain state, and its tensors straight into memory that is there already."""
+"""Reads a checkpoint: its manifest, its plain state, and its tensors, straight into existing memory."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from mmtrain import heartbeat
 from mmtrain.checkpoint.format import tree
-from mmtrain.checkpoint.format.index import INDEX, Index, PieceEntry, TensorEntry, decode_index
+from mmtrain.checkpoint.format.index import INDEX, Index, ShardEntry, TensorEntry, decode_index
 from mmtrain.checkpoint.format.manifest import Manifest
 from mmtrain.checkpoint.format.tensors import DTYPES, is_plain
-from mmtrain.checkpoint.format.verify import files_here, parts_here
-from mmtrain.checkpoint.shard_reader import PieceReader
+from mmtrain.checkpoint.format.verify import Verify, files_here, find_problems, parts_here, read_manifest
+from mmtrain.checkpoint.shard_reader import ShardReader
 from mmtrain.checkpoint.sharding import overlap
 from mmtrain.dtensor import local_box, narrow_to_box
 from mmtrain.errors import CheckpointError
@@ -27,9 +27,10 @@ _SHOWN = 5
 
 @dataclass(slots=True)
 class LoadReport:
-    """What `Checkpoint.load` did: names copied, wanted but absent, present but not wanted, and of another shape.
+    """What `Checkpoint.load` did, by name.
 
-    ``cast`` names those that were copied into another type than they were saved in.
+    ``matched`` were copied; ``missing`` are not in the checkpoint, ``unexpected`` only in the checkpoint; ``cast`` were
+    converted to another type.
     """
 
     matched: list[str] = field(default_factory=list)
@@ -40,14 +41,13 @@ class LoadReport:
 
 
 class Checkpoint:
-    """A checkpoint directory, open for reading. Nothing is read before it is asked for; nothing is ever executed."""
+    """A checkpoint directory, open for reading. Tensors are read when asked for; nothing is ever executed."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
         self._index: Index | None = None
-        # The files of this disk's part; None where the checkpoint is not divided among disks.
-        self._here = frozenset(files_here(path, manifest)) if manifest.parts else None
+        self._here = frozenset(files_here(path, manifest))  # not those that only other disks have
 
     def __repr__(self) -> str:
         return f"Checkpoint({str(self.path)!r}, iteration={self.manifest.iteration})"
@@ -58,7 +58,7 @@ class Checkpoint:
 
     @property
     def index(self) -> Index:
-        """Where each tensor lies: section, then name."""
+        """Where each tensor is: section, then name."""
         if self._index is None:
             self._index = decode_index(self._read(INDEX), str(self.path / INDEX))
         return self._index
@@ -70,14 +70,13 @@ class Checkpoint:
     def rng(self, rank: int = 0) -> Any:
         """What rank ``rank`` saved as its generators.
 
-        None where it saved none (a larger world than at the save) or where it lies on another disk.
+        None where it saved none (a larger world than at the save) or where it is on another disk.
         """
         stem = f"rng/rank_{rank:05d}"
-        files = self.manifest.files if self._here is None else self._here
-        return self._tree(stem) if f"{stem}.json" in files else None
+        return self._tree(stem) if f"{stem}.json" in self._here else None
 
     def sections(self) -> list[str]:
-        """The sections of tensors that were saved (`state` and `rng` have functions of their own)."""
+        """The sections of tensors that were saved, without those of `state` and `rng`."""
         return [section for section in self.index if section in self.manifest.sections]
 
     def tensor_names(self, section: str) -> list[str]:
@@ -85,31 +84,31 @@ class Checkpoint:
         return list(self.index.get(section, {}))
 
     def tensor_info(self, section: str, name: str) -> TensorEntry:
-        """Type and whole shape of a tensor (an alias has those of the tensor it stands for)."""
+        """Type and full shape of a tensor. Raises CheckpointError for one that was not saved."""
         try:
             return self.index[section][name]
         except KeyError:
-            raise CheckpointError(f"{self.path}: it holds no tensor {name!r} in section {section!r}") from None
+            raise CheckpointError(f"{self.path}: there is no tensor {name!r} in section {section!r}") from None
 
     def read(self, section: str, name: str) -> Tensor:
-        """Read one whole tensor into new memory."""
+        """Read one full tensor into new memory."""
         entry = self.tensor_info(section, name)
         target = torch.empty(entry.shape, dtype=saved_dtype(entry))
-        with PieceReader(self.path) as reader:
+        with ShardReader(self.path) as reader:
             self._fill(target, self._source(section, name), reader)
         return target
 
     def load(self, section: str, into: Mapping[str, Tensor], *, strict: bool = True, threads: int = 2) -> LoadReport:
-        """Copy tensors into those of ``into``, in place, each process reading only what its own memory needs.
+        """Copy tensors into those of ``into``, in place; each process reads only what its shards need.
 
-        Targets may be parameters, on any device, of another type (the values are then converted), or sharded otherwise
-        than at the save. Names are checked first: unless everything fits, ``strict`` raises CheckpointError and nothing
-        has been changed. A wrong shape is never loaded.
+        Targets may be parameters, on any device, of another type (the values are then converted), or sharded
+        differently than at the save. Names and shapes are checked first: with ``strict``, a misfit raises
+        CheckpointError and nothing is changed. A tensor of a wrong shape is never loaded.
         """
         report = self._compare(section, into)
         if strict:
             self._refuse(section, report)
-        with PieceReader(self.path) as reader, ThreadPoolExecutor(threads) as pool:
+        with ShardReader(self.path) as reader, ThreadPoolExecutor(threads) as pool:
             list(pool.map(lambda name: self._fill(into[name], self._source(section, name), reader), report.matched))
         return report
 
@@ -131,54 +130,56 @@ class Checkpoint:
         faults = {
             "missing in the checkpoint": report.missing,
             "not in this run": report.unexpected,
-            "of another shape": report.wrong_shape,
+            "with a different shape": report.wrong_shape,
         }
-        told = [f"{len(names)} {what}: {_some(names)}" for what, names in faults.items() if names]
-        if told:
+        listed = [f"{len(names)} {what}: {_some(names)}" for what, names in faults.items() if names]
+        if listed:
             raise CheckpointError(
                 f"{self.path}: section {section!r} does not fit this run; "
-                + "; ".join(told)
-                + "; train what was saved, or begin anew from its weights: resume=False, load_from=<checkpoint>"
+                + "; ".join(listed)
+                + "; train the model that was saved, or start from its weights: resume=False, load_from=<checkpoint>"
             )
 
     def _source(self, section: str, name: str) -> TensorEntry:
-        """The entry that has the pieces: the tensor's own, or that of the one it is an alias of."""
+        """The entry that has the shards: the tensor's, or that of the one it is an alias of."""
         entry = self.tensor_info(section, name)
         return entry if entry.alias is None else self.tensor_info(section, entry.alias)
 
-    def _fill(self, target: Tensor, source: TensorEntry, reader: PieceReader) -> None:
+    def _fill(self, target: Tensor, source: TensorEntry, reader: ShardReader) -> None:
         heartbeat.beat()
         local, box = local_box(target)
         dtype = saved_dtype(source)
         filled = 0
-        for saved in source.pieces:
+        for saved in source.shards:
             shared = overlap(box, saved)
             if shared is None:
                 continue
-            piece = saved if self._here is None else self._on_this_disk(saved)
+            shard = self._on_this_disk(saved)
             filled += prod(shared[1])
             destination = narrow_to_box(local, box[0], shared)
-            if shared == (piece.offsets, piece.shape) and dtype == local.dtype and is_plain(destination):
-                reader.read_into(piece, destination)
+            if shared == (shard.offsets, shard.shape) and dtype == local.dtype and is_plain(destination):
+                reader.read_into(shard, destination)
             else:
-                destination.copy_(narrow_to_box(reader.mapped(piece, dtype), piece.offsets, shared))
+                destination.copy_(narrow_to_box(reader.mapped(shard, dtype), shard.offsets, shared))
         if filled != prod(box[1]):
-            files = ", ".join(sorted({piece.file for piece in source.pieces})) or "no file"
-            raise CheckpointError(f"{self.path}: {files} hold {filled} of the {prod(box[1])} elements of a tensor")
+            files = ", ".join(sorted({shard.file for shard in source.shards})) or "no file"
+            raise CheckpointError(f"{self.path}: {files} has {filled} of the {prod(box[1])} elements of a tensor")
 
-    def _on_this_disk(self, piece: PieceEntry) -> PieceEntry:
-        """The same box in a file that lies here."""
-        for place in piece.places():
-            if self._here is None or place.file in self._here:
-                return place
+    def _on_this_disk(self, shard: ShardEntry) -> ShardEntry:
+        """The same box in a file that is in this directory."""
+        for location in shard.locations():
+            if location.file in self._here:
+                return location
+        if shard.file not in self.manifest.files:
+            raise CheckpointError(f"{self.path / INDEX}: it names {shard.file}, which is not in the manifest")
         here = {part.marker for part in parts_here(self.path, self.manifest)}
-        away = [part for part in self.manifest.parts if part.marker not in here]
-        parts = f"{len(away)} of its {len(self.manifest.parts)} parts"
+        missing = [part for part in self.manifest.parts if part.marker not in here]
+        parts = f"{len(missing)} of its {len(self.manifest.parts)} parts"
         raise CheckpointError(
-            f"{self.path}: {piece.file} is needed here and lies on the disk of another node: this directory lacks "
-            f"{parts} ({', '.join(_ranks(part.ranks) for part in away)}); go on with as many processes as saved it "
-            f"({self.manifest.world_size}) and the nodes in the same order, or copy the directories {self.name} of all "
-            "nodes into one (the names of their files differ) and put that on each node"
+            f"{self.path}: {shard.file} is needed here but is on the disk of another node: this directory lacks "
+            f"{parts} ({', '.join(_ranks(part.ranks) for part in missing)}). Continue with as many processes as saved "
+            f"it ({self.manifest.world_size}) and the nodes in the same order, or copy the directories {self.name} of "
+            "all nodes into one (their files have different names) and put that on each node"
         )
 
     def _tree(self, stem: str) -> Any:
@@ -195,11 +196,34 @@ class Checkpoint:
             raise CheckpointError(f"{self.path / path}: cannot be read ({error})") from error
 
 
+def open_checkpoint(name_or_path: str | Path, *, root: Path | None = None, verify: Verify = "full") -> Checkpoint:
+    """Open a checkpoint directory. A relative path is looked for in ``root`` first.
+
+    Raises CheckpointError, with every faulty file, where it is missing, damaged or not a checkpoint of mmtrain.
+    """
+    path = Path(name_or_path)
+    if root is not None and not path.is_absolute() and (root / path).exists():
+        path = root / path
+    if not path.exists():
+        also = "" if root is None else f" (also looked in {root})"
+        raise CheckpointError(f"{path}: no such checkpoint{also}")
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{path}: a file cannot be resumed from, because it has weights at most. To start from its weights, set "
+            "load_from to it and resume=False"
+        )
+    manifest = read_manifest(path)
+    problems = find_problems(path, manifest, verify=verify)
+    if problems:
+        raise CheckpointError(f"{path} is damaged: " + "; ".join(f"{p.file}: {p.fault}" for p in problems))
+    return Checkpoint(path, manifest)
+
+
 def saved_dtype(entry: TensorEntry) -> torch.dtype:
     """The torch type of a saved tensor. Raises CheckpointError for one that this torch does not have."""
     if entry.dtype not in DTYPES:
         raise CheckpointError(
-            f"the checkpoint holds a tensor of type {entry.dtype}, which this version of torch has not"
+            f"the checkpoint has a tensor of type {entry.dtype}, which this version of torch does not have"
         )
     return DTYPES[entry.dtype]
 

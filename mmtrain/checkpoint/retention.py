@@ -1,4 +1,4 @@
-"""Which checkpoints may go: a pure function of what there is and of the policy."""
+"""Which checkpoints are deleted: a pure function of those that exist and of the policy."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Literal
 class Entry:
     """A complete checkpoint as retention and listings see it.
 
-    ``temporary``: saved by the clock; ``in_epoch``: saved inside a pass over the data, not at its edge;
+    ``temporary``: saved by the clock; ``in_epoch``: saved inside an epoch, not at its end;
     ``generation``: see `mmtrain.checkpoint.format.manifest.Manifest.generation`.
     """
 
@@ -25,12 +25,12 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How many checkpoints stay.
+    """How many checkpoints are kept.
 
-    * ``max_keep_ckpts``: the newest so many permanent ones, 0 or less for all (MMEngine's name and meaning);
-    * ``keep_every``: those whose ``unit`` count is a multiple stay for ever and do not count above; 0 for none;
-    * ``keep_temporary``: the newest so many temporary ones, and only those that no permanent one has overtaken;
-    * ``since``: checkpoints of earlier generations are another run's and stay.
+    * ``max_keep_ckpts``: this many of the newest permanent ones, 0 or less for all (MMEngine's name and meaning);
+    * ``keep_every``: those whose ``unit`` count is a multiple of it, always, and not counted above; 0 for none;
+    * ``keep_temporary``: this many of the newest temporary ones, if no permanent one is newer;
+    * ``since``: checkpoints of earlier generations belong to another run and are kept.
     """
 
     max_keep_ckpts: int = -1
@@ -52,11 +52,11 @@ class RetirePolicy:
 
 
 def to_delete(entries: Sequence[Entry], policy: Retention, protected: Collection[str] = ()) -> list[str]:
-    """Return the names to delete, oldest first. ``entries`` are complete ones in ascending order.
+    """Return the names to delete, oldest first. ``entries`` are complete checkpoints in ascending order.
 
-    The newest one stays whatever the policy says, and with it at least one good checkpoint; so do those in
-    ``protected`` (the best one, the one a user named). A protected one counts among ``max_keep_ckpts`` if it is new
-    enough to.
+    The newest one is kept whatever the policy says, so there is always at least one good checkpoint; so are those in
+    ``protected`` (the best one, the one a user named). A protected one counts toward ``max_keep_ckpts`` if it is among
+    the newest.
     """
     entries = [entry for entry in entries if entry.generation >= policy.since]
     if not entries:

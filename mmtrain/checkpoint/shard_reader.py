@@ -1,4 +1,4 @@
-"""Bytes of tensors out of files: read straight into memory where the layout allows, mapped where it does not."""
+"""Bytes of tensors from files: read straight into memory where the layout allows, mapped where it does not."""
 
 import mmap
 import os
@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmtrain.checkpoint.format.index import PieceEntry
+from mmtrain.checkpoint.format.index import ShardEntry
 from mmtrain.checkpoint.format.tensors import byte_view
 from mmtrain.errors import CheckpointError
 
 
-class PieceReader:
+class ShardReader:
     """The open files of one load; used from several threads, closed at the end of the ``with`` block."""
 
     def __init__(self, directory: Path) -> None:
@@ -24,36 +24,38 @@ class PieceReader:
         self._maps: dict[str, mmap.mmap] = {}
         self._lock = threading.Lock()
 
-    def __enter__(self) -> "PieceReader":
+    def __enter__(self) -> "ShardReader":
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._maps.clear()  # a map ends when the last tensor that looks into it goes
+        self._maps.clear()  # a map ends when the last tensor that uses it goes
         for handle in self._handles.values():
             os.close(handle)
         self._handles.clear()
 
-    def read_into(self, piece: PieceEntry, target: Tensor) -> None:
-        """Fill ``target``, whose memory `is_plain`, with the whole piece; without the page faults that a map costs."""
-        view, position = byte_view(target), piece.start
-        handle = self._open(piece.file)
+    def read_into(self, shard: ShardEntry, target: Tensor) -> None:
+        """Fill ``target``, whose memory `is_plain`, with the shard; without the page faults that a map costs."""
+        view = byte_view(target)
+        position = shard.start
+        handle = self._open(shard.file)
         while view.nbytes:
             count = os.preadv(handle, [view], position)
             if count == 0:
-                raise CheckpointError(f"{self._directory / piece.file}: it ends before byte {position + view.nbytes}")
-            view, position = view[count:], position + count
+                raise CheckpointError(f"{self._directory / shard.file}: it ends before byte {position + view.nbytes}")
+            view = view[count:]
+            position += count
 
-    def mapped(self, piece: PieceEntry, dtype: torch.dtype) -> Tensor:
-        """The piece as a view of the mapped file; only what is looked at is read."""
-        count = prod(piece.shape)
+    def mapped(self, shard: ShardEntry, dtype: torch.dtype) -> Tensor:
+        """The shard as a view of the mapped file; only what is used is read."""
+        count = prod(shard.shape)
         if count == 0:
-            return torch.empty(piece.shape, dtype=dtype)
-        view = self._map(piece.file)
-        if piece.start + count * dtype.itemsize > len(view):
+            return torch.empty(shard.shape, dtype=dtype)
+        view = self._map(shard.file)
+        if shard.start + count * dtype.itemsize > len(view):
             raise CheckpointError(
-                f"{self._directory / piece.file}: it ends before byte {piece.start + count * dtype.itemsize}"
+                f"{self._directory / shard.file}: it ends before byte {shard.start + count * dtype.itemsize}"
             )
-        return torch.frombuffer(view, dtype=dtype, count=count, offset=piece.start).view(piece.shape)
+        return torch.frombuffer(view, dtype=dtype, count=count, offset=shard.start).view(shard.shape)
 
     def _open(self, file: str) -> int:
         with self._lock:
@@ -68,6 +70,6 @@ class PieceReader:
         handle = self._open(file)
         with self._lock:
             if file not in self._maps:
-                # private and writable, though nobody writes: torch warns of read-only memory
+                # private and writable, though never written: torch warns of read-only memory
                 self._maps[file] = mmap.mmap(handle, 0, access=mmap.ACCESS_COPY)
             return self._maps[file]

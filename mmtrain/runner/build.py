@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from mmtrain import dist, launch
-from mmtrain.checkpoint import CheckpointStore, Disks
+from mmtrain.checkpoint import CheckpointStore, SharedDisk, Topology
 from mmtrain.config import check_config, import_custom_modules
 from mmtrain.data import Stream, build_ledger, build_train_stream
 from mmtrain.errors import ConfigError
@@ -88,12 +88,12 @@ def _with_strategy(cfg: Any, make: Callable[..., R], task: str) -> R:
 
 
 def _build_run(cfg: Any, make: Callable[..., R], task: str, strategy: Strategy, locks: ExitStack) -> R:
-    disks = occupy(work_dir_of(cfg), locks) if task == "train" else Disks.shared(dist.world_size())
+    topology = occupy(work_dir_of(cfg), locks) if task == "train" else SharedDisk()
     directory = make_run_directory(cfg)
     launch.write_errors_to(directory.log_dir / "errors")
     hooks = build_hooks(cfg)
     policy = find_save_policy(hooks, by_epoch=(cfg.get("train_cfg") or {}).get("max_epochs") is not None)
-    store = _open_store(policy, directory, disks, locks, task)
+    store = _open_store(policy, directory, topology, locks, task)
     start = choose_start(cfg, store, task=task, logger=directory.logger)
     randomness = build_randomness(cfg, start.seed)
     apply_env(cfg.get("env_cfg") or {}, deterministic=randomness.deterministic)
@@ -122,17 +122,18 @@ def _build_run(cfg: Any, make: Callable[..., R], task: str, strategy: Strategy, 
 
 
 def _open_store(
-    policy: SavePolicy, directory: RunDirectory, disks: Disks, locks: ExitStack, task: str
+    policy: SavePolicy, directory: RunDirectory, topology: Topology, locks: ExitStack, task: str
 ) -> CheckpointStore:
     """The store of the work dir, or of ``<out_dir>/<name of the work dir>`` where CheckpointHook says so."""
     root = directory.work_dir if policy.out_dir is None else Path(policy.out_dir).absolute() / directory.work_dir.name
     trains = task == "train"
     if trains and dist.on_main(lambda: root.resolve() != directory.work_dir.resolve()):
-        disks = occupy(root, locks, named="out_dir")  # perhaps on another disk, or of another run
+        topology.close()
+        topology = occupy(root, locks, named="out_dir")  # perhaps on another disk, or of another run
     if trains:
         universal.remove_leftovers(root)
     # A training run holds the directory's lock, so whatever another process left half-written there is dead.
-    return CheckpointStore(root, exclusive=trains, disks=disks)
+    return CheckpointStore(root, exclusive=trains, topology=topology)
 
 
 def _training_parts(cfg: Any, strategy: Strategy, randomness: Randomness, stream: Stream) -> dict[str, Any]:

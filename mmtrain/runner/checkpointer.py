@@ -90,8 +90,6 @@ class Checkpointer:
         self.best.restore_saved(dist.on_main(self.store.names))
         if self.best.saved:
             self._write_best()
-        if not (dist.is_main() or self.store.divided):
-            return
         try:
             self.store.prune(self._retire_policy({resumed_from} if resumed_from else set()))
         except OSError as error:

@@ -48,8 +48,10 @@ def choose_start(cfg: Any, store: CheckpointStore, *, task: str, logger: logging
     """
     verify = (cfg.get("load_options") or {}).get("verify", "full")
     start = StartPoint(verify=verify)
-    if store.divided:
-        start.notices.append(f"Ranks do not share {store.root}: {store.disks}; each disk has a part of a checkpoint.")
+    if store.topology.is_divided:
+        start.notices.append(
+            f"Ranks do not share {store.root}: {store.topology}; each disk has a part of a checkpoint."
+        )
     resume = cfg.get("resume", False)
     load_from = cfg.get("load_from")
     if task != "train":

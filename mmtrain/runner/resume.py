@@ -54,7 +54,7 @@ def restore(run: Run, start: StartPoint, store: CheckpointStore, best: BestRecor
     Raises CheckpointError where the checkpoint does not belong to this run, and ConfigError where the engine's own
     format cannot be kept on disks that are not shared.
     """
-    native = run.strategy.native(frozen=True) if store.divided else None
+    native = run.strategy.native(frozen=True) if store.topology.is_divided else None
     if native is not None and native.description["stage"] < 3:
         raise ConfigError(
             f"the ranks do not share {store.root}, and with ZeRO stage {native.description['stage']} "
@@ -146,7 +146,7 @@ class _Restorer:
         """The tensors by name, also of a checkpoint that an engine wrote in its own format."""
         if native is None:
             return nullcontext(checkpoint)
-        if self._store.divided:
+        if self._store.topology.is_divided:
             raise CheckpointError(
                 f"{checkpoint.path} was saved by {native['world']} processes in ZeRO stage {native['stage']}, and "
                 "reading it elsewhere needs all of its files on one disk; they are on several. Copy them onto one"
@@ -229,7 +229,9 @@ def _cut_logs(run: Run, store: CheckpointStore, position: LogPosition, *, first_
 
     Log directories older than ``first_log_dir`` are another run's and stay whole.
     """
-    if store.leads:  # rank 0; without shared disks each disk's leader, for rank 0 may have been on another node
+    if (
+        store.topology.is_leader
+    ):  # rank 0; without shared disks each disk's leader, for rank 0 may have been on another node
         log_dirs = [path.parent for path in Path(run.work_dir).glob("*/vis_data")]
         log_dirs.sort(key=lambda path: _start_order(path.name))
         cut_logs([path for path in log_dirs if _start_order(path.name) >= _start_order(first_log_dir)], position)

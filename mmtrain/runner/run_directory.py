@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mmtrain import dist, launch
-from mmtrain.checkpoint import Disks, WorkDirLock, find_disks
+from mmtrain.checkpoint import Topology, WorkDirLock, find_topology
 from mmtrain.config import dump_config
 from mmtrain.errors import ConfigError
 from mmtrain.logging import make_logger
@@ -41,14 +41,14 @@ def work_dir_of(cfg: Any) -> Path:
     return _name_and_work_dir(cfg)[1]
 
 
-def occupy(directory: Path, locks: ExitStack, *, named: str = "work_dir") -> Disks:
+def occupy(directory: Path, locks: ExitStack, *, named: str = "work_dir") -> Topology:
     """Find out which ranks see the same ``directory`` and lock it until ``locks`` is closed; a collective.
 
-    Rank 0 takes the lock, or the leader of each disk. ``named`` is what the config calls the directory.
+    The leader of each disk takes the lock. ``named`` is what the config calls the directory.
     Raises ConfigError where the directory is not writable, and RunError that names the process holding the lock.
     """
     try:
-        disks = find_disks(directory)
+        topology = find_topology(directory)
     except OSError as error:
         raise _unwritable(directory, error, named) from error
 
@@ -58,11 +58,8 @@ def occupy(directory: Path, locks: ExitStack, *, named: str = "work_dir") -> Dis
         except OSError as error:
             raise _unwritable(directory, error, named) from error
 
-    if disks.one:
-        dist.on_main(acquire)
-    else:
-        disks.on_leaders(acquire)
-    return disks
+    topology.on_leaders(acquire)
+    return topology
 
 
 def _unwritable(directory: Path, error: OSError, named: str = "work_dir") -> ConfigError:

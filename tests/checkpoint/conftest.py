@@ -1,4 +1,4 @@
-"""Makes `checkpoint_helpers` importable, here and from tests/faults."""
+"""Makes `saved_state` importable, here and from tests/faults."""
 
 import sys
 from pathlib import Path

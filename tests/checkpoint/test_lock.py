@@ -45,7 +45,7 @@ def end(process):
 
 def test_a_second_run_is_refused_and_told_who_holds_it(tmp_path):
     holder = hold(tmp_path)
-    told = rf"is being written by process {holder.pid} on {re.escape(socket.gethostname())}, since .*another work_dir"
+    told = rf"is in use by process {holder.pid} on {re.escape(socket.gethostname())}, since .*another work_dir"
     with pytest.raises(RunError, match=told):
         WorkDirLock(tmp_path).acquire(wait_seconds=0.1)
     end(holder)

@@ -1,7 +1,7 @@
 import pytest
 import torch
-from checkpoint_helpers import save, tensors_of
 from safetensors.torch import load_file
+from saved_state import save, tensors_of
 from torch import nn
 
 from mmtrain.checkpoint import CheckpointStore
@@ -54,7 +54,7 @@ def test_strict_refuses_before_anything_is_changed(checkpoint):
     told = str(caught.value)
     assert "1 missing in the checkpoint: new" in told
     assert "1 not in this run: tied" in told
-    assert "1 of another shape: b (saved [8], here [9])" in told
+    assert "1 with a different shape: b (saved [8], here [9])" in told
     assert not good.any()
     report = checkpoint.load("model", into, strict=False)
     assert (report.matched, report.missing, report.unexpected) == (["w", "none", "count"], ["new"], ["tied"])

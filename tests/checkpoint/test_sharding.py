@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from mmtrain.checkpoint.format.index import PieceEntry
+from mmtrain.checkpoint.format.index import ShardEntry
 from mmtrain.checkpoint.sharding import collect, overlap, spread
 from mmtrain.dtensor import narrow_to_box
 
@@ -27,7 +27,7 @@ def test_overlapping_boxes_rebuild_any_cut_from_any_other():
     for offsets, shape in grid([0, 4, 4, 5, 7], [0, 1, 5]):
         target = torch.full(shape, -1)
         for piece_offsets, piece_shape in saved:
-            shared = overlap((offsets, shape), PieceEntry("f", 0, piece_offsets, piece_shape))
+            shared = overlap((offsets, shape), ShardEntry("f", 0, piece_offsets, piece_shape))
             if shared is not None:
                 source = narrow_to_box(whole, (0, 0), (piece_offsets, piece_shape))
                 narrow_to_box(target, offsets, shared).copy_(narrow_to_box(source, piece_offsets, shared))
@@ -35,18 +35,18 @@ def test_overlapping_boxes_rebuild_any_cut_from_any_other():
 
 
 def test_scalars_overlap_and_empty_boxes_do_not():
-    assert overlap(((), ()), PieceEntry("f", 0, (), ())) == ((), ())
-    assert overlap(((0,), (0,)), PieceEntry("f", 0, (0,), (3,))) is None
+    assert overlap(((), ()), ShardEntry("f", 0, (), ())) == ((), ())
+    assert overlap(((0,), (0,)), ShardEntry("f", 0, (0,), (3,))) is None
 
 
 def test_one_memory_under_two_names_is_written_once():
     w = torch.randn(3, 3)
-    held = collect("model", {"b": w, "a": w, "t": w.t(), "c": w.clone(), "row": w[0]}, writers={}, rank=0)
-    assert held.aliases == {"b": "a"}
-    assert [p.name for p, writes in zip(held.pieces, held.writes, strict=True) if writes] == ["a", "c", "row", "t"]
+    local = collect("model", {"b": w, "a": w, "t": w.t(), "c": w.clone(), "row": w[0]}, writers={}, rank=0)
+    assert local.aliases == {"b": "a"}
+    assert [shard.name for shard in local.written()] == ["a", "c", "row", "t"]
 
 
 @pytest.mark.parametrize(("rank", "expected"), [(0, ["x"]), (1, ["y"])])
 def test_whole_tensors_have_one_writer(rank, expected):
-    held = collect("m", {"x": torch.ones(1), "y": torch.ones(1)}, writers={"y": 1}, rank=rank)
-    assert [p.name for p, writes in zip(held.pieces, held.writes, strict=True) if writes] == expected
+    local = collect("m", {"x": torch.ones(1), "y": torch.ones(1)}, writers={"y": 1}, rank=rank)
+    assert [shard.name for shard in local.written()] == expected

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 import torch
-from checkpoint_helpers import assert_holds, hidden, save, tensors_of
+from saved_state import assert_holds, hidden, save, tensors_of
 
 from mmtrain.checkpoint import CheckpointStore, LocalFiles, Retention, RetirePolicy, open_checkpoint
 from mmtrain.checkpoint.write import storage
@@ -259,7 +259,7 @@ def test_a_moved_directory_still_opens(make, tmp_path):
 
 def test_what_cannot_be_opened(make, tmp_path):
     store = make()
-    with pytest.raises(CheckpointError, match=r"iter_1\.pth: there is no such checkpoint"):
+    with pytest.raises(CheckpointError, match=r"iter_1\.pth: no such checkpoint"):
         store.open("iter_1.pth")
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"x")

@@ -223,7 +223,7 @@ def test_prune_refuses_what_a_run_is_writing(work, run):
     with WorkDirLock(work).acquire():
         status, _, err = run("prune", work, "--keep", "1")
     assert status == 1
-    assert "is already being written" in err
+    assert "is already in use" in err
     assert len(CheckpointStore(work).names()) == 4
 
 

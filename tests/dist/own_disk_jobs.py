@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from mmtrain import dist
 from mmtrain.checkpoint import CheckpointStore, LocalFiles
-from mmtrain.checkpoint.topology.disks import find_disks
+from mmtrain.checkpoint.topology.find import find_disks
 from mmtrain.errors import MMTrainError
 
 
@@ -73,7 +73,7 @@ def refused(folder, nodes, write=None):
 def sweep(folder, nodes, faulty_rank, error=28):
     """Let each call of one rank's save fail once; what came of each save, and what is good on all disks afterwards."""
     sys.path.append(str(Path(__file__).resolve().parents[1] / "faults"))
-    from fault_files import FaultyFiles
+    from faulty_files import FaultyFiles
 
     from mmtrain.checkpoint import Retention, RetirePolicy
 

@@ -158,7 +158,7 @@ def test_a_checkpoint_of_another_model(tmp_path):
     statuses, errors, _ = run(write_config(tmp_path, "one", train_cfg={"max_iters": 2}))
     assert statuses == [0, 0], errors
     other = write_config(tmp_path, "one", model={"type": "TinyLanguageModel", "width": 9}, resume=True)
-    check_told(run(other), "of another shape: embed.weight (saved [17, 7], here [17, 9])", status=1)
+    check_told(run(other), "with a different shape: embed.weight (saved [17, 7], here [17, 9])", status=1)
 
 
 @pytest.mark.slow

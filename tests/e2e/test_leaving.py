@@ -167,7 +167,7 @@ def test_an_out_dir_is_locked_as_the_work_dir_is(tmp_path):
     rest = errors_of(first)
     assert first.returncode == 0, rest
     assert status == 1
-    assert f"{tmp_path / 'saved' / 'same'} is being written by process {first.pid} on " in errors.splitlines()[-1]
+    assert f"{tmp_path / 'saved' / 'same'} is in use by process {first.pid} on " in errors.splitlines()[-1]
 
 
 def test_an_out_dir_may_be_where_the_work_dir_lies_and_must_be_writable(tmp_path):

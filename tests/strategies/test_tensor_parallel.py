@@ -194,7 +194,7 @@ def test_the_boxes_that_are_written_are_the_tensors(mesh):
     threads = [ThreadPoolExecutor(1) for _ in range(world)]  # torch keeps what it knows of meshes apart by thread
     for rank, thread in enumerate(threads):
         whole, held = thread.submit(boxes_of, rank, world, mesh).result()
-        for piece, writes in zip(held.pieces, held.writes, strict=True):
+        for piece, writes in zip(held.shards, held.is_writer, strict=True):
             place = tuple(slice(o, o + n) for o, n in zip(piece.offsets, piece.tensor.shape, strict=True))
             assert torch.equal(piece.tensor, whole[piece.name][place]), f"{piece.name} on rank {rank}"
             if writes and piece.name not in held.aliases:

@@ -21,7 +21,7 @@ from mmtrain.checkpoint.foreign import safe_pickle
 from mmtrain.checkpoint.foreign.fetch import fetched
 from mmtrain.checkpoint.foreign.matching import revise
 from mmtrain.checkpoint.format.manifest import MANIFEST
-from mmtrain.checkpoint.store import open_checkpoint
+from mmtrain.checkpoint.reader import open_checkpoint
 from mmtrain.errors import CheckpointError
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "model_state")

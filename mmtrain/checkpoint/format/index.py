@@ -1,6 +1,6 @@
-"""``tensors.json``: where each tensor of a checkpoint lies, piece by piece.
+"""``tensors.json``: where the bytes of each tensor of a checkpoint are, shard by shard.
 
-A tensor that one process held whole has one piece; a sharded one has a piece per rank. Pieces never overlap and
+A tensor that one process held in full has one shard; a sharded one has a shard per rank. Shards never overlap and
 together cover the tensor. Sections keep what belongs together: ``model``, ``optimizer``, ``ema``, ...
 """
 
@@ -17,10 +17,10 @@ INDEX = "tensors.json"
 
 
 @dataclass(frozen=True, slots=True)
-class PieceEntry:
-    """A box of a tensor: ``shape`` elements from ``offsets`` on, row-major in ``file`` from byte ``start`` on.
+class ShardEntry:
+    """A box of a tensor: ``shape`` elements at ``offsets``, row-major in ``file`` from byte ``start`` on.
 
-    ``copies`` are further places, file and start, of the same bytes: other disks have their own.
+    ``copies`` are further locations, file and start, of the same bytes: on other disks.
     """
 
     file: str
@@ -29,23 +29,23 @@ class PieceEntry:
     shape: tuple[int, ...]
     copies: tuple[tuple[str, int], ...] = ()
 
-    def places(self) -> Iterator["PieceEntry"]:
+    def locations(self) -> Iterator["ShardEntry"]:
         """The box in each file that holds it."""
         yield self
         for file, start in self.copies:
-            yield PieceEntry(file, start, self.offsets, self.shape)
+            yield ShardEntry(file, start, self.offsets, self.shape)
 
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One tensor: its safetensors type name (``F32``, ``BF16``, ...), its whole shape, its pieces.
+    """One tensor: its safetensors type name (``F32``, ``BF16``, ...), its full shape, its shards.
 
-    With ``alias`` set it is the same memory as that other tensor of the section and has no pieces of its own.
+    With ``alias`` set it is the same memory as that other tensor of the section and has no shards.
     """
 
     dtype: str
     shape: tuple[int, ...]
-    pieces: tuple[PieceEntry, ...] = ()
+    shards: tuple[ShardEntry, ...] = ()
     alias: str | None = None
 
 
@@ -72,53 +72,53 @@ def decode_index(data: bytes, where: str = INDEX) -> Index:
         raise CheckpointError(f"{where}: malformed ({error})") from error
     for entries in index.values():
         for entry in entries.values():
-            for piece in entry.pieces:
-                for place in piece.places():
-                    check_inside(place.file, where)
+            for shard in entry.shards:
+                for location in shard.locations():
+                    check_inside(location.file, where)
     return index
 
 
-def merge(parts: Sequence[Index], *, copies: bool = False) -> Index:
-    """Join what each rank wrote into one index, names in order.
+def merge(indexes: Sequence[Index], *, copies: bool = False) -> Index:
+    """Join the indexes of what each rank wrote into one, names in order.
 
-    With ``copies`` several ranks may have written the same box, each to a disk of its own. Raises CheckpointError where
-    the ranks disagree about a tensor or the pieces do not cover it: such a checkpoint must not come to be.
+    With ``copies`` several ranks may have written the same box, to different disks. Raises CheckpointError where the
+    ranks disagree about a tensor or the shards do not cover it: such a checkpoint must not be committed.
     """
-    held: dict[str, dict[str, list[TensorEntry]]] = {}
-    for part in parts:  # every rank has sections of its own: only one pass over the parts is linear in the ranks
-        for section, entries in part.items():
-            named = held.setdefault(section, {})
+    found: dict[str, dict[str, list[TensorEntry]]] = {}
+    for index in indexes:  # ranks may have different sections: one loop over the ranks keeps this linear in them
+        for section, entries in index.items():
+            by_name = found.setdefault(section, {})
             for name, entry in entries.items():
-                named.setdefault(name, []).append(entry)
+                by_name.setdefault(name, []).append(entry)
     return {
-        section: {name: _join(f"{section}/{name}", entries, copies=copies) for name, entries in sorted(named.items())}
-        for section, named in sorted(held.items())
+        section: {name: _join(f"{section}/{name}", entries, copies=copies) for name, entries in sorted(by_name.items())}
+        for section, by_name in sorted(found.items())
     }
 
 
 def _join(path: str, versions: Sequence[TensorEntry], *, copies: bool) -> TensorEntry:
     first = versions[0]
     if any((v.dtype, v.shape) != (first.dtype, first.shape) for v in versions):
-        raise CheckpointError(f"{path}: the ranks hold it with different types or shapes: {_described(versions)}")
-    pieces = tuple(piece for version in versions for piece in version.pieces)
+        raise CheckpointError(f"{path}: ranks hold it with different types or shapes: {_described(versions)}")
+    shards = tuple(shard for version in versions for shard in version.shards)
     if copies:
-        pieces = _with_copies(pieces)
+        shards = _with_copies(shards)
     alias = next((version.alias for version in versions if version.alias is not None), None)
-    if alias is not None and not pieces:
+    if alias is not None and not shards:
         return TensorEntry(first.dtype, first.shape, alias=alias)
-    held = sum(prod(piece.shape) for piece in pieces)
+    held = sum(prod(shard.shape) for shard in shards)
     if held != prod(first.shape):
         raise CheckpointError(f"{path}: the ranks hold {held} of its {prod(first.shape)} elements")
-    return TensorEntry(first.dtype, first.shape, pieces)
+    return TensorEntry(first.dtype, first.shape, shards)
 
 
-def _with_copies(pieces: Iterable[PieceEntry]) -> tuple[PieceEntry, ...]:
-    """One piece for each box, the first that was written, with the places of the others."""
-    boxes: dict[Any, PieceEntry] = {}
-    for piece in pieces:
-        first = boxes.setdefault((piece.offsets, piece.shape), piece)
-        if all((piece.file, piece.start) != (place.file, place.start) for place in first.places()):
-            boxes[piece.offsets, piece.shape] = replace(first, copies=(*first.copies, (piece.file, piece.start)))
+def _with_copies(shards: Iterable[ShardEntry]) -> tuple[ShardEntry, ...]:
+    """One shard for each box, the first that was written, with the locations of the others."""
+    boxes: dict[Any, ShardEntry] = {}
+    for shard in shards:
+        first = boxes.setdefault((shard.offsets, shard.shape), shard)
+        if all((shard.file, shard.start) != (known.file, known.start) for known in first.locations()):
+            boxes[shard.offsets, shard.shape] = replace(first, copies=(*first.copies, (shard.file, shard.start)))
     return tuple(boxes.values())
 
 
@@ -131,23 +131,23 @@ def _entry_to_json(entry: TensorEntry) -> dict[str, Any]:
     if entry.alias is not None:
         document["alias"] = entry.alias
     else:
-        document["pieces"] = [_piece_to_json(piece) for piece in entry.pieces]
+        document["pieces"] = [_shard_to_json(shard) for shard in entry.shards]
     return document
 
 
-def _piece_to_json(piece: PieceEntry) -> dict[str, Any]:
-    document = {"file": piece.file, "start": piece.start, "offsets": piece.offsets, "shape": piece.shape}
-    if piece.copies:
-        document["copies"] = [{"file": file, "start": start} for file, start in piece.copies]
+def _shard_to_json(shard: ShardEntry) -> dict[str, Any]:
+    document = {"file": shard.file, "start": shard.start, "offsets": shard.offsets, "shape": shard.shape}
+    if shard.copies:
+        document["copies"] = [{"file": file, "start": start} for file, start in shard.copies]
     return document
 
 
 def _entry_from_json(document: Mapping[str, Any]) -> TensorEntry:
-    pieces = tuple(
-        PieceEntry(
-            str(p["file"]), int(p["start"]), tuple(p["offsets"]), tuple(p["shape"]),
-            tuple((str(copy["file"]), int(copy["start"])) for copy in p.get("copies", ())),
-        )
-        for p in document.get("pieces", ())
-    )  # fmt: skip
-    return TensorEntry(str(document["dtype"]), tuple(document["shape"]), pieces, document.get("alias"))
+    shards = tuple(_shard_from_json(shard) for shard in document.get("pieces", ()))
+    return TensorEntry(str(document["dtype"]), tuple(document["shape"]), shards, document.get("alias"))
+
+
+def _shard_from_json(document: Mapping[str, Any]) -> ShardEntry:
+    copies = tuple((str(copy["file"]), int(copy["start"])) for copy in document.get("copies", ()))
+    offsets = tuple(document["offsets"])
+    return ShardEntry(str(document["file"]), int(document["start"]), offsets, tuple(document["shape"]), copies)

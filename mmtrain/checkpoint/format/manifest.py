@@ -1,8 +1,8 @@
-"""The manifest: what a checkpoint is, which files it consists of, and the proof that they are whole.
+"""The manifest: what a checkpoint is, which files it consists of, and the proof that they are complete.
 
-``manifest.json`` is written last, so a directory without one is no checkpoint. It lists every other file with its size
-and its xxh3-128 hash (https://xxhash.com), and carries a hash of itself. The format is specified in
-``docs/checkpoint_format.md``; this file holds its version 1. Nothing here touches a disk.
+``manifest.json`` is written last, so a directory without one is not a checkpoint. It lists every other file with
+its size and its xxh3-128 hash (https://xxhash.com), and has a hash of itself. The format is specified in
+``docs/checkpoint_format.md``; this is its version 1. Nothing here touches a disk.
 """
 
 import json
@@ -32,7 +32,7 @@ class FileRecord:
 class DiskPart:
     """What one disk holds of a checkpoint whose ranks do not share one: the ranks that wrote there, and its files.
 
-    ``marker`` is one of the files: it stands in a directory that holds this part. A file may be in several parts.
+    ``marker`` is one of the files: a directory that contains it holds this part. A file may be in several parts.
     """
 
     marker: str
@@ -42,12 +42,12 @@ class DiskPart:
 
 @dataclass(slots=True, kw_only=True)
 class Manifest:
-    """What `CheckpointStore.save` was told, and the files that hold the state.
+    """What `CheckpointStore.save` was given, and the files that hold the state.
 
     ``position`` is `mmtrain.progress.Progress` as a dict; ``config`` the text of the run's config; ``temporary`` marks
-    a checkpoint that retention may drop as soon as a newer one stands; ``meta`` takes any further JSON values.
+    a checkpoint that retention may delete as soon as there is a newer one; ``meta`` takes any further JSON values.
     ``files`` is keyed by the path inside the checkpoint, with forward slashes. ``parts`` is empty unless the ranks
-    wrote to disks of their own: each disk then holds this same manifest and the files of its own part.
+    wrote to different disks: each disk then holds this same manifest and the files of its part.
     """
 
     name: str
@@ -73,21 +73,22 @@ class Manifest:
 
     @property
     def has_frozen(self) -> bool:
-        """Whether parameters that do not train are in it: left out by ``save_frozen=False``, or by the engine."""
+        """Whether frozen parameters are in it; ``save_frozen=False`` or the engine may leave them out."""
         return bool(self.meta.get("has_frozen", True) and (self.meta.get("native") or {}).get("frozen", True))
 
     @property
     def generation(self) -> int:
-        """Which beginning in its work dir it goes back to, from 0.
+        """The generation of the run that saved it, from 0.
 
-        A start that does not go on behind the newest checkpoint there (a fresh one, one from an older checkpoint, one
-        whose larger batch counts fewer iterations) begins another generation. A later one is newer at any iteration.
+        A start that does not continue from the newest checkpoint in its work dir (a fresh one, one from an older
+        checkpoint, one whose larger batch counts fewer iterations) begins the next generation. Checkpoints of a later
+        generation count as newer at any iteration.
         """
         return int(self.meta.get("generation", 0))
 
     @property
     def epoch(self) -> int:
-        """Passes over the data that were complete when it was saved."""
+        """Epochs that were complete when it was saved."""
         return int(self.position.get("epoch", 0))
 
     @property
@@ -97,7 +98,7 @@ class Manifest:
 
 
 def encode(manifest: Manifest) -> bytes:
-    """Return the file's bytes. Raises CheckpointError where a field is no JSON value."""
+    """Return the file's bytes. Raises CheckpointError where a field is not a JSON value."""
     document = {"format": manifest.format, **asdict(manifest), "checksum": _BLANK}
     if not manifest.parts:
         del document["parts"]
@@ -116,7 +117,7 @@ def decode(data: bytes, where: str = MANIFEST) -> Manifest:
     except ValueError as error:
         raise CheckpointError(f"{where}: not valid JSON ({error})") from error
     if not isinstance(document, dict) or not isinstance(document.get("checksum"), str):
-        raise CheckpointError(f"{where}: no manifest of an mmtrain checkpoint (it has no checksum)")
+        raise CheckpointError(f"{where}: not a manifest of an mmtrain checkpoint (it has no checksum)")
     if document.get("format") != FORMAT:
         found = document.get("format")
         raise CheckpointError(f"{where}: format {found!r}, but this version of mmtrain reads format {FORMAT}")
@@ -134,9 +135,9 @@ def _build(document: Mapping[str, Any], where: str) -> Manifest:
         values["files"] = {path: FileRecord(**record) for path, record in document["files"].items()}
         parts = [DiskPart(p["marker"], tuple(p["ranks"]), tuple(p["files"])) for p in document.get("parts", [])]
         manifest = Manifest(**{**values, "parts": parts})
-        strangers = {path for part in parts for path in (part.marker, *part.files)} - manifest.files.keys()
-        if strangers:
-            raise KeyError(min(strangers))
+        unlisted = {path for part in parts for path in (part.marker, *part.files)} - manifest.files.keys()
+        if unlisted:
+            raise KeyError(min(unlisted))
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{where}: a field of format {FORMAT} is missing or malformed ({error})") from error
     for path in manifest.files:
@@ -148,4 +149,4 @@ def check_inside(path: str, where: str) -> None:
     """Refuse a file name that leads out of the checkpoint's directory."""
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or not pure.parts:
-        raise CheckpointError(f"{where}: it lists {path!r}, which does not lie inside the checkpoint")
+        raise CheckpointError(f"{where}: it lists {path!r}, which is not inside the checkpoint")

@@ -1,8 +1,8 @@
 """Tensors as safetensors files (https://huggingface.co/docs/safetensors), written from memory views without a copy.
 
 A file is an 8-byte little-endian length, a JSON header of that many bytes, and the raw bytes of the tensors. Here the
-order of tensors is the library's own (wider types first, then by name), so that every tensor is aligned to its type.
-The bytes are hashed (xxh3-128) on their way to the disk.
+order of tensors is that of the safetensors library (wider types first, then by name), so that every tensor is aligned
+to its type. The bytes are hashed (xxh3-128) on their way to the disk.
 """
 
 import json
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mmtrain import heartbeat
 from mmtrain.checkpoint.format.manifest import FileRecord
-from mmtrain.checkpoint.sharding import Piece
+from mmtrain.checkpoint.sharding import TensorShard
 from mmtrain.errors import CheckpointError
 from mmtrain.files import Files
 
@@ -38,7 +38,7 @@ _NAMES = {dtype: code for code, dtype in DTYPES.items()}
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """One safetensors file to be: ``path`` inside the checkpoint, ``header`` with its length, the pieces in file order.
+    """The layout of one safetensors file: ``path`` in the checkpoint, ``header`` with its length, shards in file order.
 
     ``starts`` are byte positions counted from the end of the header; ``size`` is the number of bytes after it.
     """
@@ -46,58 +46,60 @@ class Layout:
     section: str
     path: str
     header: bytes
-    pieces: tuple[Piece, ...]
+    shards: tuple[TensorShard, ...]
     starts: tuple[int, ...]
     size: int
 
 
 def dtype_name(dtype: torch.dtype, where: str) -> str:
-    """The safetensors name of a type. Raises CheckpointError naming ``where`` for a type that the format has not."""
+    """The safetensors name of a type. Raises CheckpointError naming ``where`` for a type that the format lacks."""
     if dtype not in _NAMES:
         raise CheckpointError(f"{where}: type {dtype} cannot be written to a safetensors file")
     return _NAMES[dtype]
 
 
-def lay_out(section: str, stem: str, pieces: Iterable[Piece], *, limit: int = FILE_LIMIT) -> list[Layout]:
-    """Divide pieces into files of at most ``limit`` bytes (a larger tensor has one of its own).
+def lay_out(section: str, stem: str, shards: Iterable[TensorShard], *, limit: int = FILE_LIMIT) -> list[Layout]:
+    """Divide shards into files of at most ``limit`` bytes (a larger tensor gets a file to itself).
 
     The files are ``<stem>_part_00000.safetensors`` and so on.
     """
-    groups: list[list[Piece]] = []
+    groups: list[list[TensorShard]] = []
     filled = 0
-    for piece in pieces:
-        if not groups or filled + piece.tensor.nbytes > limit:
+    for shard in shards:
+        if not groups or filled + shard.tensor.nbytes > limit:
             groups.append([])
             filled = 0
-        groups[-1].append(piece)
-        filled += piece.tensor.nbytes
+        groups[-1].append(shard)
+        filled += shard.tensor.nbytes
     return [lay_out_one(section, f"{stem}_part_{i:05d}.safetensors", group) for i, group in enumerate(groups)]
 
 
-def lay_out_one(section: str, path: str, pieces: Iterable[Piece]) -> Layout:
+def lay_out_one(section: str, path: str, shards: Iterable[TensorShard]) -> Layout:
     """Lay out one file."""
-    pieces = list(pieces)
-    if any(piece.name == "__metadata__" for piece in pieces):
-        raise CheckpointError(f"{section}: a tensor cannot be called __metadata__; safetensors keeps that name")
-    ordered = sorted(pieces, key=lambda piece: (-piece.tensor.element_size(), piece.name))
+    shards = list(shards)
+    if any(shard.name == "__metadata__" for shard in shards):
+        raise CheckpointError(f"{section}: a tensor cannot be called __metadata__; safetensors reserves that name")
+    ordered = sorted(shards, key=lambda shard: (-shard.tensor.element_size(), shard.name))
     header: dict[str, Any] = {}
-    shards, starts, position = {}, [], 0
-    for piece in ordered:
-        end = position + piece.tensor.nbytes
-        code = dtype_name(piece.tensor.dtype, f"{section}/{piece.name}")
-        header[piece.name] = {"dtype": code, "shape": list(piece.tensor.shape), "data_offsets": [position, end]}
-        if tuple(piece.tensor.shape) != piece.shape:
-            shards[piece.name] = {"shape": piece.shape, "offsets": piece.offsets}
+    parts: dict[str, Any] = {}
+    starts = []
+    position = 0
+    for shard in ordered:
+        end = position + shard.tensor.nbytes
+        code = dtype_name(shard.tensor.dtype, f"{section}/{shard.name}")
+        header[shard.name] = {"dtype": code, "shape": list(shard.tensor.shape), "data_offsets": [position, end]}
+        if tuple(shard.tensor.shape) != shard.shape:
+            parts[shard.name] = {"shape": shard.shape, "offsets": shard.offsets}
         starts.append(position)
         position = end
-    metadata = {"format": "pt"} | ({"mmtrain.shards": json.dumps(shards)} if shards else {})
+    metadata = {"format": "pt"} | ({"mmtrain.shards": json.dumps(parts)} if parts else {})
     text = json.dumps({"__metadata__": metadata} | header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return Layout(section, path, len(text).to_bytes(8, "little") + text, tuple(ordered), tuple(starts), position)
 
 
 def byte_view(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor in row-major order: its own memory where it lies contiguous on the CPU, else a copy."""
+    """The bytes of a tensor in row-major order: its memory where that is contiguous on the CPU, else a copy."""
     plain = tensor.detach().resolve_conj().resolve_neg().to("cpu").contiguous()
     return memoryview(flat_bytes(plain)) if plain.numel() else memoryview(b"")
 
@@ -109,7 +111,7 @@ def flat_bytes(tensor: Tensor) -> Any:
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether the tensor's bytes lie in row-major order in this process's own memory."""
+    """Whether the tensor's bytes are in row-major order in CPU memory."""
     return tensor.device.type == "cpu" and tensor.is_contiguous() and not (tensor.is_conj() or tensor.is_neg())
 
 
@@ -118,7 +120,7 @@ def write_layout(layout: Layout, directory: Path, files: Files, data: memoryview
 
     ``data`` holds the tensors' bytes as laid out; without it they are taken from the live tensors.
     """
-    views = [data] if data is not None else (byte_view(piece.tensor) for piece in layout.pieces)
+    views = [data] if data is not None else (byte_view(shard.tensor) for shard in layout.shards)
     return write_hashed(directory / layout.path, _chunks(chain([memoryview(layout.header)], views)), files)
 
 
@@ -140,7 +142,7 @@ def write_hashed(path: Path, chunks: Iterable[memoryview], files: Files) -> File
 
 
 def _chunks(views: Iterable[memoryview]) -> Iterator[memoryview]:
-    """Small views gathered, large ones cut, so that a call writes neither a few bytes nor more than a cache holds."""
+    """Small views joined, large ones cut, so that a call writes neither a few bytes nor more than a cache holds."""
     gathered = bytearray()
     for view in views:
         if view.nbytes <= _SMALL:

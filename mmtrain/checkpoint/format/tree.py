@@ -29,9 +29,9 @@ _INT64 = range(-(1 << 63), 1 << 63)
 
 
 def split(value: Any, *, path: str = "state") -> tuple[Any, dict[str, Tensor]]:
-    """Return ``value`` as a JSON value, and the tensors in it (copied to the CPU) by a key that says where they stood.
+    """Return ``value`` as a JSON value, and the tensors in it (copied to the CPU) by a key that says where they were.
 
-    Raises CheckpointError naming the path and the type of what is neither plain nor a tensor.
+    Raises CheckpointError with the path and the type of what is neither plain nor a tensor.
     """
     tensors: dict[str, Tensor] = {}
     return _Splitter(tensors).encode(value, path, ()), tensors
@@ -49,12 +49,12 @@ def join(document: Any, tensors: Mapping[str, Tensor]) -> Any:
     decoder = _DECODERS.get(tag)
     if decoder is None:
         raise CheckpointError(
-            f"the state holds a value of an unknown kind {tag!r}; a newer mmtrain may have written it"
+            f"the state contains a value of an unknown kind {tag!r}; a newer mmtrain may have written it"
         )
     try:
         return decoder(document, tensors)
     except (KeyError, ValueError, TypeError, struct.error) as error:
-        raise CheckpointError(f"the state holds a malformed {tag} value: {error!r}") from error
+        raise CheckpointError(f"the state contains a malformed {tag} value: {error!r}") from error
 
 
 def to_json(document: Any) -> bytes:
@@ -93,7 +93,7 @@ class _Splitter:
             items = [self.encode(item, f"{path}{{..}}", parents) for item in value]
             return {f"${kind.__name__}": sorted(items, key=json.dumps)}
         raise CheckpointError(
-            f"{path}: a {kind.__module__}.{kind.__qualname__} cannot be saved; a state may hold None, bool, int, "
+            f"{path}: a {kind.__module__}.{kind.__qualname__} cannot be saved; a state may contain None, bool, int, "
             "float, str, bytes, list, tuple, set, dict, tensors and numpy values"
         )
 
@@ -111,7 +111,7 @@ class _Splitter:
         if is_dtensor(value) or value.layout is not torch.strided or value.is_meta or value.is_quantized:
             raise CheckpointError(
                 f"{path}: a {type(value).__name__} with layout {value.layout} on {value.device} cannot be part of a "
-                "state; hand sharded tensors to the store as a section of tensors"
+                "state; pass sharded tensors to the store as a section of tensors"
             )
         return {"$tensor": self._put(path, value.detach().to("cpu", copy=True))}
 

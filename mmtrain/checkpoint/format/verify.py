@@ -37,7 +37,7 @@ def read_manifest(directory: Path) -> Manifest:
 def find_problems(directory: Path, manifest: Manifest, *, verify: Verify = "full") -> list[Problem]:
     """Compare every file with the manifest: there, of the right size and, with ``verify='full'``, of the right hash.
 
-    Files that the manifest does not list, and parts of other disks, are left alone. ``verify='none'`` compares nothing.
+    Files that the manifest does not list, and parts on other disks, are ignored. ``verify='none'`` compares nothing.
     """
     problems: list[Problem] = []
     for path in files_here(directory, manifest) if verify != "none" else ():
@@ -48,12 +48,12 @@ def find_problems(directory: Path, manifest: Manifest, *, verify: Verify = "full
 
 
 def parts_here(directory: Path, manifest: Manifest) -> list[DiskPart]:
-    """The parts that lie in this directory: one of a disk, or several that were copied together."""
+    """The parts in this directory: that of one disk, or several that were copied together."""
     return [part for part in manifest.parts if (directory / part.marker).exists()]
 
 
 def files_here(directory: Path, manifest: Manifest) -> list[str]:
-    """The files that must lie in this directory: all, or those of `parts_here`. With no part here all are wanted."""
+    """The files that must be in this directory: all, or those of `parts_here`; all again where that has none."""
     parts = parts_here(directory, manifest)
     if not parts:
         return list(manifest.files)

@@ -1,1 +1,1 @@
-"""Which ranks see which disk, and what follows for the files of a checkpoint."""
+"""Which ranks share a disk: `SharedDisk` and `DividedDisks` are the two kinds of `Topology`."""

@@ -1,4 +1,4 @@
-"""Running a few jobs in threads, all to their end."""
+"""Runs a few jobs in threads and waits for all of them."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 def submit(pool: ThreadPoolExecutor, job: Callable[[], T]) -> "Future[T]":
-    """Give a job to the pool, or do it here when the interpreter is on its way out and its pools take no more work."""
+    """Give a job to the pool, or run it here when the interpreter is exiting and its pools take no more work."""
     try:
         return pool.submit(job)
     except RuntimeError:
@@ -18,7 +18,7 @@ def submit(pool: ThreadPoolExecutor, job: Callable[[], T]) -> "Future[T]":
 
 
 def run_all(pool: ThreadPoolExecutor, jobs: Sequence[Callable[[], T]]) -> list[T]:
-    """Run all jobs and return their results in order. The first failure is raised once none is running any more."""
+    """Run all jobs and return their results in order. The first failure is raised once all have ended."""
     futures = [submit(pool, job) for job in jobs]
     failures = [future.exception() for future in futures]
     for failure in failures:

@@ -1,11 +1,11 @@
-"""The copy that an asynchronous save takes: a host buffer that is reused, filled while training hardly waits.
+"""The copy that an asynchronous save takes: into a host buffer that is reused, while training hardly waits.
 
-The buffer mirrors the files byte by byte, so that what follows is one long write. On the CPU it lies on huge pages
-(where the system gives them, the first use then costs a fifth); for CUDA tensors it is pinned.
+The buffer mirrors the files byte by byte, so that what follows is one long write. On the CPU it is on huge pages (where
+the system has them, the first use then costs a fifth); for CUDA tensors it is pinned.
 
-Sections named as *overlapped* change only in the optimizer's step (its own moments): their copy goes on beside the next
-forward and backward, and `Staged.wait` is called before the step. All others are copied before `Stager.stage` returns,
-because a forward changes them too: the running statistics of a normalisation are part of the model.
+*Overlapped* sections change only in the optimizer's step (its moments): their copy continues during the next forward
+and backward, and `Staged.wait` is called before the step. All others are copied before `Stager.stage` returns, because
+a forward changes them too: the running statistics of a normalization are part of the model.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ from mmtrain.checkpoint.format.tensors import Layout, is_plain
 from mmtrain.checkpoint.write.parallel import submit
 
 _ALIGNMENT = 64
-Job = Callable[[], None]
+Copy = Callable[[], None]
 
 
 class Staged:
-    """A copy that is being taken; `data` are the files' bytes in the order of the layouts, valid after `wait`."""
+    """A copy under way; `data` has the files' bytes in the order of the layouts, valid after `wait`."""
 
     def __init__(self, data: list[memoryview]) -> None:
         self.data = data
@@ -35,7 +35,7 @@ class Staged:
         self._events: list[Any] = []
 
     def wait(self) -> None:
-        """Return when nothing is read from the live tensors any more. Any thread may call it, any number of times."""
+        """Return once the live tensors are no longer read. Any thread may call it, any number of times."""
         for future in self._futures:
             future.result()
         for event in self._events:
@@ -43,7 +43,7 @@ class Staged:
 
 
 class Stager:
-    """Owns the buffer, as large as the largest state so far, and two threads that copy."""
+    """Owns the buffer, which is as large as the largest state so far, and the threads that copy."""
 
     def __init__(self, threads: int = 2) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mmtrain-stage")
@@ -57,16 +57,18 @@ class Stager:
         return 0 if self._buffer is None else self._buffer.nbytes
 
     def stage(self, layouts: Sequence[Layout], *, overlapped: Collection[str] = ()) -> Staged:
-        """Begin to copy all pieces. The copy before this one must have been written."""
-        starts, total = [], 0
+        """Begin to copy all shards. The previous copy must have been written."""
+        starts = []
+        total = 0
         for layout in layouts:
             starts.append(total)
             total += -(-layout.size // _ALIGNMENT) * _ALIGNMENT
-        cuda = any(piece.tensor.is_cuda for layout in layouts for piece in layout.pieces)
+        cuda = any(shard.tensor.is_cuda for layout in layouts for shard in layout.shards)
         buffer = self._room(total, pinned=cuda)
         raw = memoryview(buffer.numpy())  # type: ignore[arg-type]
         staged = Staged([raw[start : start + layout.size] for start, layout in zip(starts, layouts, strict=True)])
-        now, later = _Copies(buffer), _Copies(buffer)
+        now = _Copies(buffer)
+        later = _Copies(buffer)
         placed = list(zip(starts, layouts, strict=True))
         now.add_all([(start, layout) for start, layout in placed if layout.section not in overlapped])
         urgent = [self._submit(group) for group in _balanced(now.host, self._threads)]
@@ -78,27 +80,27 @@ class Stager:
         return staged
 
     def close(self) -> None:
-        """End the threads and give the buffer back."""
+        """End the threads and release the buffer."""
         self._pool.shutdown()
         self._buffer = None
 
     def _room(self, size: int, *, pinned: bool) -> Tensor:
         if self._buffer is None or self._buffer.nbytes < size or (pinned and not self._buffer.is_pinned()):
-            self._buffer = None  # the old one goes before the new one comes: never two
+            self._buffer = None  # released before the new one is made: there are never two
             self._buffer = torch.empty(size, dtype=torch.uint8, pin_memory=True) if pinned else _huge_pages(size)
         return self._buffer
 
-    def _submit(self, jobs: list[Job]) -> "Future[None]":
+    def _submit(self, copies: list[Copy]) -> "Future[None]":
         def run() -> None:
-            for job in jobs:
-                job()
+            for copy in copies:
+                copy()
 
         return submit(self._pool, run)
 
     def _copy_cuda(self, now: "_Copies", later: "_Copies", staged: Staged) -> None:
         if not (now.cuda or later.cuda):
             return
-        # On the current stream a copy stands before every later kernel, so nothing can change its source too early.
+        # On the current stream a copy comes before every later kernel, so nothing can change its source too early.
         for target, source in now.cuda:
             target.copy_(source, non_blocking=True)
         current = torch.cuda.current_stream()
@@ -114,28 +116,29 @@ class Stager:
 
 
 class _Copies:
-    """Copies into the buffer still to be made, those of the host apart from the device's."""
+    """Copies into the buffer that are still to be made, on the host and on the device."""
 
     def __init__(self, buffer: Tensor) -> None:
-        self.host: list[tuple[int, Job]] = []
+        self.host: list[tuple[int, Copy]] = []
         self.cuda: list[tuple[Tensor, Tensor]] = []
-        self._buffer, self._address = buffer, buffer.data_ptr()
+        self._buffer = buffer
+        self._address = buffer.data_ptr()
 
     def add_all(self, layouts: Sequence[tuple[int, Layout]]) -> None:
-        """Add every piece of these layouts, each of which begins at a place of the buffer."""
+        """Add every shard of these layouts; each comes with its first byte in the buffer."""
         for start, layout in layouts:
-            for piece, offset in zip(layout.pieces, layout.starts, strict=True):
-                self._add(piece.tensor, start + offset)
+            for shard, offset in zip(layout.shards, layout.starts, strict=True):
+                self._add(shard.tensor, start + offset)
 
-    def _add(self, source: Tensor, place: int) -> None:
+    def _add(self, source: Tensor, start: int) -> None:
         size = source.nbytes
         if size == 0:
             return
         if is_plain(source):
             # one memcpy without the interpreter's lock; torch's copy wakes a team of threads for each tensor
-            self.host.append((size, partial(_copy_bytes, self._address + place, source, size)))
+            self.host.append((size, partial(_copy_bytes, self._address + start, source, size)))
             return
-        target = self._buffer[place : place + size].view(source.dtype).view(source.shape)
+        target = self._buffer[start : start + size].view(source.dtype).view(source.shape)
         if source.is_cuda:
             self.cuda.append((target, source))
         else:
@@ -150,12 +153,13 @@ def _copy(target: Tensor, source: Tensor) -> None:
     target.copy_(source)
 
 
-def _balanced(jobs: list[tuple[int, Job]], groups: int) -> list[list[Job]]:
-    """Consecutive jobs in groups of about equal bytes."""
-    total, done = sum(size for size, _ in jobs), 0
-    result: list[list[Job]] = [[] for _ in range(groups)]
-    for size, job in jobs:
-        result[min(groups - 1, done * groups // max(total, 1))].append(job)
+def _balanced(copies: list[tuple[int, Copy]], groups: int) -> list[list[Copy]]:
+    """Consecutive copies in groups of about equal bytes."""
+    total = sum(size for size, _ in copies)
+    done = 0
+    result: list[list[Copy]] = [[] for _ in range(groups)]
+    for size, copy in copies:
+        result[min(groups - 1, done * groups // max(total, 1))].append(copy)
         done += size
     return [group for group in result if group]
 

@@ -1,12 +1,12 @@
-"""The transaction that makes a checkpoint exist all at once or not at all, and what clears up after a killed run.
+"""The transaction that makes a checkpoint exist completely or not at all, and the clearing up after a killed run.
 
-Every call that changes the disk goes through a small `Files` object, so that the tests can let any one of them fail, or
-end the process in it. The order is: files into a hidden sibling directory, each fsynced -> manifest last -> fsync of
+Every call that changes the disk goes through a `Files` object, so that tests can make any one of them fail, or end the
+process in it. The order is: files into a hidden sibling directory, each fsynced -> manifest last -> fsync of
 the directories -> rename into place -> fsync of the parent -> the pointer ``last_checkpoint`` -> only then retention.
 
 Hidden names, all beside the checkpoints: ``.<name>.tmp-<owner>`` (being written), ``.<name>.old-<owner>`` (the one of
-the same name that is being replaced), ``.<name>.del-<owner>`` (being deleted). ``<owner>`` names the process
-(`mmtrain.checkpoint.owner`), so that nobody clears away what a living one is writing.
+the same name that is being replaced), ``.<name>.del-<owner>`` (being deleted). ``<owner>`` identifies the process
+(`mmtrain.checkpoint.process_identity`), so that what a living process is writing is never cleared away.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from mmtrain.checkpoint import owner
+from mmtrain.checkpoint import process_identity
 from mmtrain.checkpoint.format.manifest import MANIFEST
 from mmtrain.files import Files, replacing, write_new
 
@@ -30,7 +30,7 @@ class Transaction:
     def __init__(self, root: Path, name: str, files: Files, token: str | None = None) -> None:
         self.root = root
         self.name = name
-        self.token = token or owner.new_token()
+        self.token = token or process_identity.new_token()
         self.directory = root / f".{name}.tmp-{self.token}"
         self._files = files
 
@@ -51,10 +51,12 @@ class Transaction:
     def publish(self) -> list[str]:
         """Rename the sealed directory into place, durably; return notices on what could not be cleared away.
 
-        A checkpoint of the same name stays until the new one stands. What is no checkpoint of ours but bears the name
-        is kept under another one.
+        A checkpoint of the same name stays until the new one is in place. Anything else of that name is kept under
+        another one.
         """
-        final, aside, notices = self.root / self.name, None, []
+        final = self.root / self.name
+        aside = None
+        notices = []
         if os.path.lexists(final):
             aside, notice = self._aside(final)
             notices += [notice] if notice else []
@@ -87,22 +89,22 @@ class Transaction:
 
 
 def write_pointer(root: Path, name: str, files: Files) -> None:
-    """Let ``last_checkpoint`` hold ``name``: a relative name, so that a moved work directory still resumes."""
-    aside = root / f".{POINTER}.tmp-{owner.new_token()}"
+    """Write ``name`` into ``last_checkpoint``: a relative name, so that a moved work directory still resumes."""
+    aside = root / f".{POINTER}.tmp-{process_identity.new_token()}"
     with replacing(root / POINTER, aside=aside, durable=False, files=files):
         write_new(aside, name.encode(), files)
     files.fsync_path(root)
 
 
 def device_of(path: Path) -> int:
-    """The file system that ``path`` is on, or would be made on, as the kernel numbers them."""
+    """The kernel's number of the file system that ``path`` is on, or would be made on."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return path.stat().st_dev
 
 
 def read_pointer(root: Path) -> str | None:
-    """The name in ``last_checkpoint``, a hint only; None where there is none."""
+    """The name in ``last_checkpoint``, which is only a hint; None where there is none."""
     try:
         return (root / POINTER).read_text().strip() or None
     except (OSError, UnicodeDecodeError):
@@ -111,13 +113,13 @@ def read_pointer(root: Path) -> str | None:
 
 def delete_checkpoint(root: Path, name: str, files: Files) -> None:
     """Delete ``root/name``: renamed away first, so that a half-deleted one is never taken for a checkpoint."""
-    doomed = root / f".{name}.del-{owner.new_token()}"
+    doomed = root / f".{name}.del-{process_identity.new_token()}"
     files.rename(root / name, doomed)
     remove_tree(doomed, files)
 
 
 def remove_tree(path: Path, files: Files) -> None:
-    """Delete a file, or a directory with all in it. Links are removed, not followed."""
+    """Delete a file, or a directory with its contents. Links are removed, not followed."""
     if path.is_symlink() or not path.is_dir():
         files.unlink(path)
         return
@@ -129,13 +131,13 @@ def remove_tree(path: Path, files: Files) -> None:
 def recover(root: Path, files: Files, *, exclusive: bool = False) -> list[str]:
     """Clear away what killed runs left, and put back a checkpoint that was being replaced; return one notice for each.
 
-    Leftovers of a process that is alive, or of a machine that cannot be asked, stay; ``exclusive=True`` says that the
-    caller holds the lock of the work directory, so that only this process can be writing. No save may be in flight.
+    Leftovers of a process that is alive, or that is on another machine, stay; ``exclusive=True`` says that the caller
+    holds the lock of the work directory, so that only this process can be writing. No save may be in flight.
     """
     notices: list[str] = []
     for path in sorted(root.iterdir()) if root.is_dir() else []:
         match = _HIDDEN.match(path.name)
-        if match is None or owner.is_other_alive(match["token"], unknown=not exclusive):
+        if match is None or process_identity.is_other_alive(match["token"], unknown=not exclusive):
             continue
         final = root / match["name"]
         if match["kind"] == "old" and not os.path.lexists(final):

@@ -6,8 +6,7 @@ import xxhash
 from safetensors.torch import load_file, save_file
 
 from mmtrain.checkpoint.format.tensors import DTYPES, byte_view, lay_out, lay_out_one, write_layout
-from mmtrain.checkpoint.sharding import Piece, collect
-from mmtrain.checkpoint.write.saver import whole
+from mmtrain.checkpoint.sharding import TensorShard, collect
 from mmtrain.errors import CheckpointError
 from mmtrain.files import LocalFiles
 
@@ -43,7 +42,7 @@ def every_kind() -> dict[str, torch.Tensor]:
 
 def test_safetensors_reads_what_we_write(tmp_path):
     tensors = every_kind()
-    layout = lay_out_one("model", "a.safetensors", [whole(name, t) for name, t in tensors.items()])
+    layout = lay_out_one("model", "a.safetensors", [TensorShard.full(name, t) for name, t in tensors.items()])
     record = write_layout(layout, tmp_path, LocalFiles())
     data = (tmp_path / "a.safetensors").read_bytes()
     assert (record.size, record.xxh3_128) == (len(data), xxhash.xxh3_128_hexdigest(data))
@@ -57,14 +56,17 @@ def test_safetensors_reads_what_we_write(tmp_path):
 
 def test_the_file_is_the_librarys_own_byte_for_byte(tmp_path):
     tensors = {"b": torch.arange(3.0), "a": torch.ones(5, dtype=torch.bool), "c": torch.arange(2)}
-    write_layout(lay_out_one("m", "ours", [whole(n, t) for n, t in tensors.items()]), tmp_path, LocalFiles())
+    write_layout(lay_out_one("m", "ours", [TensorShard.full(n, t) for n, t in tensors.items()]), tmp_path, LocalFiles())
     save_file(tensors, tmp_path / "theirs", metadata={"format": "pt"})
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()
 
 
 def test_golden_hash(tmp_path):
-    pieces = [whole("w", torch.arange(6.0).reshape(2, 3)), Piece("s", torch.ones(2, dtype=torch.int8), (4,), (2,))]
-    record = write_layout(lay_out_one("m", "f", pieces), tmp_path, LocalFiles())
+    shards = [
+        TensorShard.full("w", torch.arange(6.0).reshape(2, 3)),
+        TensorShard("s", torch.ones(2, dtype=torch.int8), (4,), (2,)),
+    ]
+    record = write_layout(lay_out_one("m", "f", shards), tmp_path, LocalFiles())
     assert (record.size, record.xxh3_128) == GOLDEN
 
 
@@ -72,17 +74,17 @@ GOLDEN = (242, "b4df22f11064ef32906832be0de19d3f")
 
 
 def test_shards_say_where_they_belong(tmp_path):
-    piece = Piece("w", torch.ones(2, 3), (8, 3), (4, 0))
-    layout = lay_out_one("m", "f", [piece])
+    shard = TensorShard("w", torch.ones(2, 3), (8, 3), (4, 0))
+    layout = lay_out_one("m", "f", [shard])
     header = json.loads(layout.header[8:])
     assert json.loads(header["__metadata__"]["mmtrain.shards"]) == {"w": {"shape": [8, 3], "offsets": [4, 0]}}
     assert len(layout.header) % 8 == 0
 
 
 def test_files_are_cut_at_the_limit():
-    pieces = [whole(f"t{i}", torch.zeros(100, dtype=torch.uint8)) for i in range(5)]
-    layouts = lay_out("m", "m/r", [*pieces, whole("u", torch.zeros(1000, dtype=torch.uint8))], limit=250)
-    assert [len(layout.pieces) for layout in layouts] == [2, 2, 1, 1]
+    shards = [TensorShard.full(f"t{i}", torch.zeros(100, dtype=torch.uint8)) for i in range(5)]
+    layouts = lay_out("m", "m/r", [*shards, TensorShard.full("u", torch.zeros(1000, dtype=torch.uint8))], limit=250)
+    assert [len(layout.shards) for layout in layouts] == [2, 2, 1, 1]
     assert [layout.path for layout in layouts][:2] == ["m/r_part_00000.safetensors", "m/r_part_00001.safetensors"]
 
 
@@ -90,7 +92,7 @@ def test_large_and_small_tensors_mix(tmp_path):
     torch.manual_seed(0)
     sizes = [3, 70_000, 1, 1_500_000, 5, 300_000, 2]
     tensors = {f"{i}": torch.randn(size) for i, size in enumerate(sizes)}
-    write_layout(lay_out_one("m", "f", [whole(n, t) for n, t in tensors.items()]), tmp_path, LocalFiles())
+    write_layout(lay_out_one("m", "f", [TensorShard.full(n, t) for n, t in tensors.items()]), tmp_path, LocalFiles())
     loaded = load_file(tmp_path / "f")
     assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
 
@@ -110,6 +112,6 @@ def test_what_has_no_place_in_a_file_is_named():
         (3, "int"),
     ]:
         with pytest.raises(CheckpointError, match=f"model/x.*{reason}"):
-            lay_out("model", "m", collect("model", {"x": tensor}, writers={}, rank=0).pieces)
+            lay_out("model", "m", collect("model", {"x": tensor}, writers={}, rank=0).shards)
     with pytest.raises(CheckpointError, match="__metadata__"):
-        lay_out_one("model", "m", [whole("__metadata__", torch.ones(1))])
+        lay_out_one("model", "m", [TensorShard.full("__metadata__", torch.ones(1))])

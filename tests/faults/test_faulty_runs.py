@@ -21,7 +21,7 @@ class Runs:
         paths = [str(HERE), str(HERE.parent)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "FAULT_ASYNC": str(int(asynchronous))}
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "fault_runs.py")],
+            [sys.executable, str(HERE / "faulty_runs_program.py")],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
 

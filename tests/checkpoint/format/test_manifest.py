@@ -50,7 +50,7 @@ def test_paths_must_stay_inside():
     for path in ("../x", "/etc/passwd", "a/../../b", ""):
         manifest = example()
         manifest.files = {path: FileRecord(1, "0" * 32)}
-        with pytest.raises(CheckpointError, match="does not lie inside"):
+        with pytest.raises(CheckpointError, match="is not inside the checkpoint"):
             decode(encode(manifest))
 
 

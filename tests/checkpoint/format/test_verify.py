@@ -1,7 +1,7 @@
 import shutil
 
 import pytest
-from checkpoint_helpers import save
+from saved_state import save
 
 from mmtrain.checkpoint import CheckpointStore
 from mmtrain.errors import CheckpointError

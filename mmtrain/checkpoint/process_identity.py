@@ -1,7 +1,7 @@
-"""Who a process is, told so that another one can say whether it still lives.
+"""An identity of a process by which another process can tell whether it is still alive.
 
-A process number alone is reused; with the time it was started (field 22 of ``/proc/<pid>/stat``, in clock ticks since
-boot, see proc(5)) and the boot's id it is unique on one machine.
+A process number alone is reused. Together with the process's start time (field 22 of ``/proc/<pid>/stat``, in clock
+ticks since boot, see proc(5)) and the boot's id it is unique on one machine.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ def host() -> str:
 
 
 def start_time(pid: int) -> int | None:
-    """When process ``pid`` was started, in clock ticks since boot; 0 if the system does not say, None if it is gone."""
+    """The start time of a process in clock ticks since boot; 0 where the system has no /proc, None if it has ended."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None if Path("/proc/self/stat").exists() or not _signalable(pid) else 0
-    after_name = text.rpartition(")")[2].split()  # the name, in brackets, may hold spaces and brackets itself
+    after_name = text.rpartition(")")[2].split()  # the name, in brackets, may contain spaces and brackets itself
     return None if after_name[0] in ("Z", "X") else int(after_name[19])
 
 
@@ -37,16 +37,19 @@ def new_token() -> str:
 
 
 def is_other_alive(token: str, *, unknown: bool) -> bool:
-    """Whether ``token`` is of a living process other than this one; ``unknown`` is the answer for other machines."""
+    """Whether ``token`` belongs to a living process other than this one.
+
+    ``unknown`` is the answer for a process of another machine.
+    """
     fields = re.fullmatch(r"([0-9a-f]+)-([0-9a-f]+)-(\d+)-(\d+)-[0-9a-f]+", token)
     if fields is None:
         return False
-    host_hash, boot_hash, pid, started = fields[1], fields[2], int(fields[3]), int(fields[4])
-    if host_hash != _short(host()):
+    pid = int(fields[3])
+    if fields[1] != _short(host()):
         return unknown
-    if boot_hash != _short(_boot_id()):
+    if fields[2] != _short(_boot_id()):
         return False
-    return pid != os.getpid() and start_time(pid) == started
+    return pid != os.getpid() and start_time(pid) == int(fields[4])
 
 
 @lru_cache(maxsize=1)

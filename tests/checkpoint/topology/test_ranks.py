@@ -4,10 +4,10 @@ import sys
 from pathlib import Path
 
 import torch
-from checkpoint_helpers import hidden
 from ranks import free_port
 from ranks_program import whole_values
 from safetensors.torch import load_file
+from saved_state import hidden
 
 from mmtrain.checkpoint import open_checkpoint
 
@@ -16,7 +16,7 @@ PROGRAM = Path(__file__).parent / "ranks_program.py"
 
 def run_ranks(size: int, *arguments: str) -> None:
     common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    path = os.pathsep.join([str(PROGRAM.parents[2]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(PROGRAM.parents[3]), os.environ.get("PYTHONPATH", "")])
     processes = [
         subprocess.Popen(
             [sys.executable, "-W", "error::UserWarning:mmtrain", str(PROGRAM), *arguments],
@@ -50,7 +50,7 @@ def test_saved_by_two_loaded_by_one_and_three(tmp_path):
         assert torch.equal(moments["0.weight/exp_avg"], expected["0.weight"] * 2)
         steps = [key for key in checkpoint.tensor_names("optimizer") if key.endswith("/step")]
         assert [float(checkpoint.read("optimizer", key)) for key in steps]
-        writers = {p.file for key in steps for p in checkpoint.tensor_info("optimizer", key).pieces}
+        writers = {p.file for key in steps for p in checkpoint.tensor_info("optimizer", key).shards}
         assert len(writers) == 2, "whole tensors of the optimizer are spread over the ranks"
 
     shard = load_file(tmp_path / "iter_1.pth" / "model" / "rank_00001_part_00000.safetensors")

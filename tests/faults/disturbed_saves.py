@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from checkpoint_helpers import save
+from saved_state import save
 
 from mmtrain.checkpoint import CheckpointStore, Retention, RetirePolicy
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mmtrain.checkpoint.format.tensors import byte_view, lay_out_one
+from mmtrain.checkpoint.sharding import TensorShard
 from mmtrain.checkpoint.write import staging
-from mmtrain.checkpoint.write.saver import whole
 from mmtrain.checkpoint.write.staging import Stager
 
 
@@ -18,7 +18,7 @@ def stager():
 
 def layouts(**sections):
     return [
-        lay_out_one(section, section, [whole(name, tensor) for name, tensor in tensors.items()])
+        lay_out_one(section, section, [TensorShard.full(name, tensor) for name, tensor in tensors.items()])
         for section, tensors in sections.items()
     ]
 
@@ -36,21 +36,23 @@ def test_the_copy_mirrors_the_files(stager):
     staged = stager.stage([first, second], overlapped=("optimizer",))
     staged.wait()
     for layout, data in zip((first, second), staged.data, strict=True):
-        expected = b"".join(bytes(byte_view(piece.tensor)) for piece in layout.pieces)
+        expected = b"".join(bytes(byte_view(shard.tensor)) for shard in layout.shards)
         assert bytes(data) == expected
 
 
 def test_the_buffer_is_reused_and_grows(stager):
-    small = layouts(model={"a": torch.ones(1000)})
-    stager.stage(small).wait()
-    buffer = stager._buffer
-    stager.stage(small).wait()
-    assert stager._buffer is buffer
-    stager.stage(layouts(model={"a": torch.ones(5000)})).wait()
+    def addresses(size):
+        staged = stager.stage(layouts(model={"a": torch.ones(size)}))
+        staged.wait()
+        assert bytes(staged.data[0]) == b"".join([torch.ones(size).numpy().tobytes()])
+        return [torch.frombuffer(data, dtype=torch.uint8).data_ptr() for data in staged.data]
+
+    first = addresses(1000)
+    assert addresses(1000) == first, "the same memory again"
+    assert stager.bytes >= 4000
+    grown = addresses(5000)
     assert stager.bytes >= 20_000
-    grown = stager._buffer
-    stager.stage(small).wait()
-    assert stager._buffer is grown
+    assert addresses(1000) == grown, "a smaller state is copied into the larger buffer"
 
 
 def test_only_overlapped_sections_may_still_be_read_after_stage(stager, monkeypatch):

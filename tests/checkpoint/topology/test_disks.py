@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from mmtrain.checkpoint import Disks, FileRecord, Manifest, find_disks
-from mmtrain.checkpoint.format.index import PieceEntry, TensorEntry, decode_index, encode_index, merge
+from mmtrain.checkpoint import FileRecord, Manifest, SharedDisk, find_topology
 from mmtrain.checkpoint.format.manifest import DiskPart, decode, encode
 from mmtrain.checkpoint.format.verify import files_here, find_problems
-from mmtrain.checkpoint.topology.disks import _components
-from mmtrain.checkpoint.topology.parts import divide, markers
+from mmtrain.checkpoint.topology.disk_parts import divide, markers
+from mmtrain.checkpoint.topology.disks import Disks
+from mmtrain.checkpoint.topology.find import leaders_by_rank
 from mmtrain.errors import CheckpointError, RunError
 
 DISKS = Disks((0, 0, 2, 2), ("a", "a", "b", "b"))
@@ -22,19 +22,21 @@ def record(letter):
 
 
 def test_one_process_has_one_disk_and_makes_no_directory(tmp_path):
-    assert find_disks(tmp_path / "work") == Disks.shared(1)
+    topology = find_topology(tmp_path / "work")
+    assert isinstance(topology, SharedDisk)
+    assert (topology.is_leader, topology.disk_ranks) == (True, [0])
     assert not (tmp_path / "work").exists()
 
 
 def test_disks_in_words():
-    assert DISKS.all() == [[0, 1], [2, 3]]
+    assert DISKS.groups() == [[0, 1], [2, 3]]
     assert str(DISKS) == "rank 0, 1 on a; rank 2, 3 on b"
-    assert DISKS.told(3) == "the disk of rank 2 (b)"
-    assert not DISKS.one
-    assert Disks.shared(4).one
-    named = DISKS.named(2, RunError("is full"))
+    assert DISKS.describe(3) == "the disk of rank 2 (b)"
+    assert not DISKS.is_shared
+    assert Disks.shared(4).is_shared
+    named = DISKS.with_rank(2, RunError("is full"))
     assert (type(named), str(named)) == (RunError, "rank 2 (b): is full")
-    assert isinstance(DISKS.named(2, OSError(5, "no")), CheckpointError)
+    assert isinstance(DISKS.with_rank(2, OSError(5, "no")), CheckpointError)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,7 @@ def test_disks_in_words():
     ],
 )
 def test_ranks_are_grouped_by_the_files_they_see(seen, leaders):
-    assert _components(seen) == leaders
+    assert leaders_by_rank(seen) == leaders
 
 
 def test_files_are_divided_by_the_rank_that_wrote_them():
@@ -63,27 +65,6 @@ def test_files_are_divided_by_the_rank_that_wrote_them():
 def test_different_files_of_one_name_are_refused():
     with pytest.raises(CheckpointError, match=r"state\.json: ranks 0 and 2 wrote different files of this name"):
         divide([{"state.json": SAME}, {}, {"state.json": record("1")}, {}], DISKS, {})
-
-
-def test_copies_of_a_box_are_one_piece_with_several_places():
-    def index(file, offset=0, rows=4):
-        piece = PieceEntry(file, 8, (offset, 0), (rows, 2))
-        return {"model": {"w": TensorEntry("F32", (4, 2), (piece,))}}
-
-    parts = [index("rank_0"), index("rank_2")]
-    with pytest.raises(CheckpointError, match="hold 16 of its 8 elements"):
-        merge(parts)
-    merged = merge(parts, copies=True)
-    (piece,) = merged["model"]["w"].pieces
-    assert [place.file for place in piece.places()] == ["rank_0", "rank_2"]
-    assert decode_index(encode_index(merged)) == merged
-    halves = merge([index("rank_0", 0, 2), index("rank_1", 2, 2), index("rank_2", 0, 2)], copies=True)
-    assert [len(piece.copies) for piece in halves["model"]["w"].pieces] == [1, 0]
-    with pytest.raises(CheckpointError, match="hold 4 of its 8 elements"):
-        merge([index("rank_0", 0, 2), index("rank_2", 0, 2)], copies=True)
-    escaping = encode_index(merged).replace(b'"rank_2"', b'"../rank"')
-    with pytest.raises(CheckpointError, match="does not lie inside"):
-        decode_index(escaping)
 
 
 @pytest.fixture

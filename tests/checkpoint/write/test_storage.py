@@ -3,9 +3,9 @@ import subprocess
 import sys
 
 import pytest
-from checkpoint_helpers import assert_holds, hidden, save
+from saved_state import assert_holds, hidden, save
 
-from mmtrain.checkpoint import CheckpointStore, owner
+from mmtrain.checkpoint import CheckpointStore, process_identity
 from mmtrain.checkpoint.write import storage
 from mmtrain.checkpoint.write.storage import Transaction, recover
 from mmtrain.files import LocalFiles, write_new
@@ -44,7 +44,7 @@ def test_the_pointer_is_relative_and_only_a_hint(tmp_path):
 
 
 def token_of(pid: int, started: int) -> str:
-    host, boot, *_ = owner.new_token().split("-")
+    host, boot, *_ = process_identity.new_token().split("-")
     return f"{host}-{boot}-{pid}-{started}-00000000"
 
 
@@ -57,7 +57,7 @@ def leftovers(root, token):
 
 def test_leftovers_of_the_dead_are_cleared_and_of_the_living_kept(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    token = token_of(child.pid, owner.start_time(child.pid))
+    token = token_of(child.pid, process_identity.start_time(child.pid))
     names = leftovers(tmp_path, token)
     assert recover(tmp_path, LocalFiles()) == []
     assert hidden(tmp_path) == names
@@ -91,7 +91,7 @@ def test_other_hidden_things_are_left_alone(tmp_path):
 def test_a_checkpoint_that_was_being_replaced_is_put_back(tmp_path):
     store = CheckpointStore(tmp_path)
     save(store, 5)
-    (tmp_path / "iter_5.pth").rename(tmp_path / f".iter_5.pth.old-{owner.new_token()}")
+    (tmp_path / "iter_5.pth").rename(tmp_path / f".iter_5.pth.old-{process_identity.new_token()}")
     assert store.names() == []
     checkpoint, problems = store.newest_good()
     assert problems == []

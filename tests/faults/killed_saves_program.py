@@ -3,8 +3,8 @@
 import os
 import sys
 
-from fault_files import FaultyFiles
-from fault_scenes import play
+from disturbed_saves import play
+from faulty_files import FaultyFiles
 
 
 def main() -> None:

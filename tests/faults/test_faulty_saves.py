@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from checkpoint_helpers import assert_holds, hidden, save
-from fault_files import Crash, FaultyFiles
-from fault_scenes import RETIRE, SCENES, play
+from disturbed_saves import RETIRE, SCENES, play
+from faulty_files import Crash, FaultyFiles
+from saved_state import assert_holds, hidden, save
 
 from mmtrain.checkpoint import CheckpointStore
 from mmtrain.errors import CheckpointError
@@ -137,7 +137,7 @@ def test_sigkill_in_any_call(template, tmp_path):
     here = Path(__file__).resolve().parent
     paths = os.pathsep.join([str(here), str(here.parent / "checkpoint"), str(here.parents[1])])
     result = subprocess.run(
-        [sys.executable, str(here / "fault_killed.py")],
+        [sys.executable, str(here / "killed_saves_program.py")],
         input=orders,
         env={**os.environ, "PYTHONPATH": paths},
         capture_output=True,

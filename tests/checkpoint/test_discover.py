@@ -4,7 +4,7 @@ import errno
 import os
 
 import pytest
-from checkpoint_helpers import save
+from saved_state import save
 
 from mmtrain.checkpoint import CheckpointStore, Retention, RetirePolicy
 from mmtrain.checkpoint.discover import newest_good, scan
