@@ -153,7 +153,7 @@ def test_code_in_a_file_is_refused_and_does_not_run(pair, work, tmp_path, stage)
         pair.run("strategy_parts", "train", world=2, strategy=zero(2), **options)
     with pytest.raises(CheckpointError, match="refused, it may carry code, and nothing in it was run"):
         strategy_parts.train(**options, world=1)
-    with pytest.raises(CheckpointError, match="refused, it carries code"):
+    with pytest.raises(CheckpointError, match="refused, it contains code"):
         load_weights(work / "iter_28.pth")
     assert not marker.exists()
 

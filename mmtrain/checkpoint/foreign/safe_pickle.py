@@ -1,9 +1,10 @@
-"""``torch.load`` for files of others: with ``weights_only=True``, and classes we do not know as inert stand-ins.
+"""``torch.load`` for files of other programs: ``weights_only=True``, and unknown classes replaced by inert stand-ins.
 
-torch's restricted unpickler refuses every name outside its own short list. Checkpoints of other programs hold harmless
-data objects beside their weights (MMEngine's hold ``HistoryBuffer`` and numpy arrays). Such a name is mapped to a class
+torch's restricted unpickler refuses every name outside a short list. Checkpoints of other programs contain harmless
+data objects beside their weights (MMEngine's have ``HistoryBuffer`` and numpy arrays). Such a name is mapped to a class
 that takes anything and does nothing: it is never imported, so nothing of it can run. A name that only makes sense in
-code (anything of Python's own library but a few data types, or of torch beyond its list) makes the whole file refused.
+code (anything in Python's standard library but a few data types, or in torch beyond its list) makes the whole file
+refused.
 """
 
 import re
@@ -17,7 +18,7 @@ import torch
 from mmtrain.errors import CheckpointError
 
 _UNKNOWN = re.compile(r"(?:Unsupported global: GLOBAL|Trying to load unsupported GLOBAL) (\S+) w")
-_DATA = {  # of Python's own library: what holds data, and what pickle writes for functions that belong to such data
+_DATA = {  # of the standard library: data types, and functions that pickle writes for such data
     "getattr", "collections.defaultdict", "collections.deque", "datetime.datetime", "datetime.date",
     "datetime.timedelta", "argparse.Namespace", "types.SimpleNamespace", "pathlib.PosixPath", "pathlib.WindowsPath",
     "pathlib.Path", "pathlib.PurePosixPath", "pathlib._local.PosixPath", "uuid.UUID", "enum.Enum", "object", "slice",
@@ -28,7 +29,7 @@ _CODE_TOPS = {*sys.stdlib_module_names, "__builtin__", "torch", "torchvision", "
 
 
 class Inert:
-    """Stands in for an object of a class that is not to be loaded."""
+    """Stands in for an object of a class that must not be loaded."""
 
     def __new__(cls, *_: Any, **__: Any) -> "Inert":
         return object.__new__(cls)
@@ -49,49 +50,74 @@ def _plain_list(*_: Any) -> list[Any]:
     return []
 
 
-_CONTAINERS = {"collections.defaultdict": _plain_dict, "collections.deque": _plain_list}  # pickle fills them afterwards
+_CONTAINERS: dict[str, Any] = {
+    "collections.defaultdict": _plain_dict,
+    "collections.deque": _plain_list,
+}  # pickle fills them afterwards
 
 
 def load(path: Path) -> tuple[Any, list[str]]:
     """Read a file that ``torch.save`` wrote, on the CPU; return its contents and the names that became `Inert`.
 
-    Raises CheckpointError for what carries code, naming it, and for what cannot be read.
+    Raises CheckpointError for a file that contains code, with the name that it would call, and for one that cannot be
+    read.
     """
-    mapped = zipfile.is_zipfile(path)
-    if mapped:
-        _refuse_torchscript(path)
+    load_file = _load_zip if zipfile.is_zipfile(path) else _load_legacy
+    try:
+        return load_file(path)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        why = _first_line(error) if path.stat().st_size else "it is empty"
+        raise CheckpointError(
+            f"{path}: it cannot be read as weights ({why}); expected a file of torch.save, or .safetensors"
+        ) from error
+
+
+def _load_zip(path: Path) -> tuple[Any, list[str]]:
+    _refuse_torchscript(path)
+    stand_ins: dict[str, Any] = {}
+    for name in sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path))):
+        _stand_in(name, stand_ins, path)
+    return _load_with(stand_ins, path, mmap=True)
+
+
+def _load_legacy(path: Path) -> tuple[Any, list[str]]:
+    """Files from before torch 1.6 and plain pickles: torch lists their names only one by one, in its errors."""
     stand_ins: dict[str, Any] = {}
     while True:
         try:
-            with torch.serialization.safe_globals([(kind, name) for name, kind in stand_ins.items()]):
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped), sorted(stand_ins)
+            return _load_with(stand_ins, path, mmap=False)
         except Exception as error:
-            name = _unknown_name(error)
-            if name is None:
-                why = _first_line(error) if path.stat().st_size else "it is empty"
-                raise CheckpointError(
-                    f"{path}: it cannot be read as weights ({why}); expected a file of torch.save, or .safetensors"
-                ) from error
-            if _is_code(name) or name in stand_ins or f"builtins.{name}" in stand_ins:
-                raise CheckpointError(
-                    f"{path}: refused, it carries code: loading it would call {name}; nothing in it was run. "
-                    "Save a state dict of tensors, best as safetensors, from a program that you trust"
-                ) from None
-            full = name if "." in name else f"builtins.{name}"
-            stand_ins[full] = _CONTAINERS.get(full) or type(full.rpartition(".")[2], (Inert,), {})
+            found = _UNKNOWN.search(str(error))
+            if found is None:
+                raise
+            _stand_in(found[1], stand_ins, path)
+
+
+def _load_with(stand_ins: dict[str, Any], path: Path, *, mmap: bool) -> tuple[Any, list[str]]:
+    with torch.serialization.safe_globals([(kind, name) for name, kind in stand_ins.items()]):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap), sorted(stand_ins)
+
+
+def _stand_in(name: str, stand_ins: dict[str, Any], path: Path) -> None:
+    """Add a stand-in for ``name``. Raises CheckpointError where it is code."""
+    name = name.removeprefix("builtins.")
+    full = name if "." in name else f"builtins.{name}"
+    if _is_code(name) or full in stand_ins:
+        raise CheckpointError(
+            f"{path}: refused, it contains code: loading it would call {name}; nothing in it was run. "
+            "Save a state dict of tensors, best as safetensors, in a program that you trust"
+        )
+    stand_ins[full] = _CONTAINERS.get(full) or type(full.rpartition(".")[2], (Inert,), {})
 
 
 def _refuse_torchscript(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         if any("/code/" in f"/{name}" or name.endswith("constants.pkl") for name in archive.namelist()):
             raise CheckpointError(
-                f"{path}: refused, it is a TorchScript archive and carries code; nothing in it was run"
+                f"{path}: refused, it is a TorchScript archive, which contains code; nothing in it was run"
             )
-
-
-def _unknown_name(error: Exception) -> str | None:
-    found = _UNKNOWN.search(str(error))
-    return found[1] if found else None
 
 
 def _is_code(name: str) -> bool:

@@ -210,14 +210,14 @@ def test_a_malicious_pickle_in_every_place_runs_nothing(tmp_path, save, place):
         folder.mkdir()
         file = folder / targets[number % 3]
         save(PLACES[place](Evil(function, *arguments)), file)
-        with pytest.raises(CheckpointError, match=rf"{file.name}: refused, it carries code.*{function.__name__}"):
+        with pytest.raises(CheckpointError, match=rf"{file.name}: refused, it contains code.*{function.__name__}"):
             load_weights(folder if number % 3 else file)
         assert not marker.exists()
 
 
 def test_a_whole_pickled_model_is_refused(tmp_path):
     torch.save(nn.Linear(2, 2), tmp_path / "model.pth")
-    with pytest.raises(CheckpointError, match=r"carries code.*torch\.nn\.modules\.linear\.Linear"):
+    with pytest.raises(CheckpointError, match=r"contains code.*torch\.nn\.modules\.linear\.Linear"):
         load_weights(tmp_path / "model.pth")
 
 
