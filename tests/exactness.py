@@ -7,7 +7,7 @@ import torch
 from parts import Counter, logged, make_runner
 
 from mmtrain.checkpoint import CheckpointStore
-from mmtrain.checkpoint.foreign import deepspeed_files as zero_shards
+from mmtrain.checkpoint.foreign import deepspeed_files
 
 VALUES = ("loss", "lr", "grad_norm", "accuracy", "smooth")
 
@@ -65,7 +65,7 @@ def left_behind(work_dir):
         for section in ("model", "optimizer")
         for name in checkpoint.tensor_names(section)
     }
-    engine = dict(zero_shards.contents(checkpoint.path))  # DeepSpeed's own files hold these tensors instead
+    engine = dict(deepspeed_files.contents(checkpoint.path))  # DeepSpeed's own files hold these tensors instead
     assert tensors or engine
     state = checkpoint.state()
     state.pop("log")  # times of iterations are among them

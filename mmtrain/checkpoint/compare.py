@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmtrain.checkpoint import Checkpoint
-from mmtrain.checkpoint.foreign import deepspeed_files as zero_shards
+from mmtrain.checkpoint.foreign import deepspeed_files
 
 # Scalars that measure the machine, not the run. A checkpoint holds those of the current log interval.
 MEASURED = ("time", "*_time", "eta", "memory", "save_*")
@@ -128,7 +128,7 @@ def _engine_files(a: Checkpoint, b: Checkpoint, names: Names) -> ComparedGroup:
 
 
 def _engine_leaves(checkpoint: Checkpoint) -> dict[tuple[str, ...], Any]:
-    files = zero_shards.contents(checkpoint.path)
+    files = deepspeed_files.contents(checkpoint.path)
     return {path: leaf for name, held in files for path, leaf in leaves(held, (name,)) if "ds_config" not in path}
 
 

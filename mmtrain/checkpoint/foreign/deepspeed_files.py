@@ -1,12 +1,13 @@
-"""The files that DeepSpeed leaves in a directory, read without DeepSpeed: whole weights, and everything to compare.
+"""DeepSpeed's checkpoint files: their names, their layout, and reading them without DeepSpeed.
 
-The masters of trained parameters lie cut in the ranks' ``*_optim_states.pt``, in the order of ``param_shapes``; frozen
-parameters and buffers lie in ``*_model_states.pt`` (see DeepSpeed's ``zero_to_fp32.py``). Nothing in the files is run.
+The float32 masters of trained parameters are divided over the ranks' ``*_optim_states.pt``, in the order of
+``param_shapes``; frozen parameters and buffers are in ``*_model_states.pt`` (see DeepSpeed's ``zero_to_fp32.py``).
+Nothing in the files is run.
 """
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,39 +17,100 @@ from torch import Tensor
 from mmtrain.checkpoint.foreign import safe_pickle
 from mmtrain.errors import CheckpointError
 
+MODEL_FILE = "mp_rank_00_model_states.pt"
+_SUFFIX = "_states.pt"
 _RANK = re.compile(r"zero_pp_rank_(\d+)_mp_rank_00_(?:optim|model)_states\.pt$")
 
 
-def shards(folder: Path) -> list[Path]:
-    """The files with the parts of the optimizer, in the order of ranks; [] where ZeRO left none."""
-    return _ordered(folder.glob("*zero_pp_rank_*_mp_rank_00_optim_states.pt"))
+def is_state_file(path: str) -> bool:
+    """Whether this is the name of one of DeepSpeed's files."""
+    return path.endswith(_SUFFIX)
 
 
-def _ordered(paths: Iterator[Path]) -> list[Path]:
+def optimizer_files(folder: Path) -> list[Path]:
+    """The files with the shards of the optimizer, in the order of ranks; [] where ZeRO left none."""
+    return _by_rank(folder.glob("*zero_pp_rank_*_mp_rank_00_optim_states.pt"))
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files with the model, in the order of ranks: one, or with ZeRO stage 3 one for each rank."""
+    return _by_rank(folder.glob("zero_pp_rank_*_mp_rank_00_model_states.pt")) or [folder / MODEL_FILE]
+
+
+def tag_folder(folder: Path) -> Path | None:
+    """The folder that ``latest`` in ``folder`` names, if it is one in it."""
+    latest = folder / "latest"
+    tag = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else ""
+    return folder / tag if tag not in ("", "..") and Path(tag).name == tag else None
+
+
+def refuse_partitioned_model(folder: Path) -> None:
+    """Raise CheckpointError where a model without ZeRO's optimizer files is divided over several files."""
+    files = {
+        path.name for pattern in ("mp_rank_*", "zero_pp_rank_*") for path in folder.glob(f"{pattern}_model_states.pt")
+    }
+    others = sorted(files - {MODEL_FILE})
+    if others:
+        raise CheckpointError(
+            f"{folder}: its weights are divided over files ({others[0]}, ...); join them first with DeepSpeed's "
+            "zero_to_fp32.py and load the result"
+        )
+
+
+def parameter_shapes(model: Mapping[str, Any]) -> dict[str, torch.Size]:
+    """The full shapes of the trained parameters by name, from the contents of a model file."""
+    return {name: shape for group in model["param_shapes"] for name, shape in group.items()}
+
+
+def resolve_names(
+    models: Sequence[Mapping[str, Any]], masters: Container[str], *, partitioned: bool
+) -> dict[str, str | Tensor]:
+    """For each name in the model: the parameter in ``masters`` that has its value, or the tensor as it was saved.
+
+    ``models`` are the contents of the model files. Tied names resolve to one parameter. With ``partitioned``, frozen
+    parameters are divided over the files.
+    """
+    first = models[0]
+    tied = first.get("shared_params") or {}
+    frozen = first.get("frozen_param_shapes") or {}
+    found: dict[str, str | Tensor] = {}
+    for name, value in first["module"].items():
+        origin = tied.get(name, name)
+        if origin in masters:
+            found[name] = origin
+        elif partitioned and origin in frozen:
+            shards = torch.cat([model["frozen_param_fragments"][origin].reshape(-1) for model in models])
+            found[name] = shards[: math.prod(frozen[origin])].reshape(frozen[origin])
+        elif isinstance(value, Tensor):
+            found[name] = value
+    return found
+
+
+def _by_rank(paths: Iterator[Path]) -> list[Path]:
     found = {int(match[1]): path for path in paths if (match := _RANK.search(path.name))}
     return [found[rank] for rank in sorted(found)]
 
 
-def read_whole(folder: Path) -> dict[str, Tensor]:
+def read_weights(folder: Path) -> dict[str, Tensor]:
     """All weights of the model by name: float32 masters, and what has none as it was saved.
 
-    Raises CheckpointError where a rank's file is missing or they do not belong together.
+    Raises CheckpointError where the file of a rank is missing or the files do not belong together.
     """
-    optims = [safe_pickle.load(path)[0]["optimizer_state_dict"] for path in shards(folder)]
-    partitioned = _ordered(folder.glob("zero_pp_rank_*_mp_rank_00_model_states.pt"))
-    models = [safe_pickle.load(path)[0] for path in partitioned or [folder / "mp_rank_00_model_states.pt"]]
+    optims = [safe_pickle.load(path)[0]["optimizer_state_dict"] for path in optimizer_files(folder)]
+    models = [safe_pickle.load(path)[0] for path in model_files(folder)]
     world = models[0].get("dp_world_size", len(optims))
     if len(optims) != world or len(models) not in (1, world):
-        raise CheckpointError(f"{folder}: it was written by {world} ranks, and files of {len(optims)} are there")
+        raise CheckpointError(f"{folder}: it was written by {world} ranks, but has files of {len(optims)}")
     try:
         masters = _stage_3(optims, models[0]) if "fp32_flat_groups" in optims[0] else _stages_1_2(optims, models[0])
-        return _named(models, masters)
+        names = resolve_names(models, masters, partitioned=len(models) > 1)
+        return {name: masters[found] if isinstance(found, str) else found for name, found in names.items()}
     except (KeyError, IndexError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: its files do not fit one another ({error!r})") from error
+        raise CheckpointError(f"{folder}: its files do not fit together ({error!r})") from error
 
 
 def _stages_1_2(optims: Sequence[Mapping[str, Any]], model: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Each group of parameters is one flat tensor, cut into as many parts as there are ranks; it may have gaps."""
+    """Each group of parameters is one flat tensor, divided evenly over the ranks; it may have gaps."""
     found = {}
     gaps = optims[0].get("param_alignment_paddings") or [[0] * len(shapes) for shapes in model["param_shapes"]]
     for index, shapes in enumerate(model["param_shapes"]):
@@ -62,36 +124,21 @@ def _stages_1_2(optims: Sequence[Mapping[str, Any]], model: Mapping[str, Any]) -
 
 
 def _stage_3(optims: Sequence[Mapping[str, Any]], model: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Each parameter is cut into as many equal parts as there are ranks, the last one padded."""
+    """Each parameter is divided evenly over the ranks, the last shard padded."""
     flats = [torch.cat([*optim["fp32_flat_groups"]]) for optim in optims]
-    found, start = {}, 0
+    found = {}
+    start = 0
     for shapes in model["param_shapes"]:
         for name, shape in shapes.items():
             size = math.prod(shape)
-            part = math.ceil(size / len(flats))
-            found[name] = torch.cat([flat.narrow(0, start, part) for flat in flats])[:size].reshape(shape)
-            start += part
-    return found
-
-
-def _named(models: Sequence[Mapping[str, Any]], masters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    first = models[0]
-    tied, frozen = first.get("shared_params") or {}, first.get("frozen_param_shapes") or {}
-    found = {}
-    for name, value in first["module"].items():
-        origin = tied.get(name, name)
-        if origin in masters:
-            found[name] = masters[origin]
-        elif len(models) > 1 and origin in frozen:
-            parts = torch.cat([model["frozen_param_fragments"][origin].reshape(-1) for model in models])
-            found[name] = parts[: math.prod(frozen[origin])].reshape(frozen[origin])
-        elif isinstance(value, Tensor):
-            found[name] = value
+            length = math.ceil(size / len(flats))
+            found[name] = torch.cat([flat.narrow(0, start, length) for flat in flats])[:size].reshape(shape)
+            start += length
     return found
 
 
 def contents(folder: Path) -> Iterator[tuple[str, Any]]:
-    """Each of DeepSpeed's files with what it holds; objects of its classes as the names of these."""
+    """The name and the contents of each of DeepSpeed's files; objects of its classes are replaced by class names."""
     for path in sorted([*folder.glob("*_optim_states.pt"), *folder.glob("*_model_states.pt")]):
         yield path.name, _plain(safe_pickle.load(path)[0])
 

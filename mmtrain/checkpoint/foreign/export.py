@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmtrain.checkpoint.foreign import deepspeed_files as zero_shards
+from mmtrain.checkpoint.foreign import deepspeed_files
 from mmtrain.checkpoint.format.manifest import Manifest
 from mmtrain.checkpoint.reader import Checkpoint
 from mmtrain.checkpoint.write.plain_files import replacing, write_weights
@@ -32,8 +32,8 @@ def read_weights(checkpoint: Checkpoint, *, average: str | None = None) -> dict[
     the average of, in the type of the weights, as a validation uses them.
     """
     weights = {name: checkpoint.read("model", name) for name in checkpoint.tensor_names("model")}
-    if not weights and zero_shards.shards(checkpoint.path):
-        weights = zero_shards.read_whole(checkpoint.path)
+    if not weights and deepspeed_files.optimizer_files(checkpoint.path):
+        weights = deepspeed_files.read_weights(checkpoint.path)
     if average is not None:
         _put_in_place(averages_in(checkpoint)[average], weights, checkpoint.path)
     return weights

@@ -1,8 +1,7 @@
-"""Weights from wherever they come: our checkpoints, MMEngine's, plain state dicts, safetensors, Hugging Face,
-DeepSpeed.
+"""Loads weights from mmtrain checkpoints, MMEngine's, plain state dicts, safetensors, Hugging Face and DeepSpeed.
 
-Only tensors are taken, and nothing in a file is ever run: pickles go through `safe_pickle`. Optimizer and position of
-another program are not read; those are resumed from our own directories only.
+Only tensors are taken, and nothing in a file is ever run: pickles go through `safe_pickle`. The optimizer and position
+of another program are not read; only an mmtrain checkpoint can be resumed.
 """
 
 import json
@@ -16,8 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mmtrain.checkpoint.foreign import deepspeed_files as zero_shards
-from mmtrain.checkpoint.foreign import safe_pickle
+from mmtrain.checkpoint.foreign import deepspeed_files, safe_pickle
 from mmtrain.checkpoint.foreign.fetch import fetched
 from mmtrain.checkpoint.foreign.matching import revise
 from mmtrain.checkpoint.format.manifest import MANIFEST
@@ -30,12 +28,11 @@ _HF_FILES = (
     "diffusion_pytorch_model.safetensors.index.json", "diffusion_pytorch_model.safetensors",
     "adapter_model.safetensors", "adapter_model.bin",
 )  # fmt: skip
-_DEEPSPEED = "mp_rank_00_model_states.pt"
 
 
 @dataclass(slots=True)
 class Weights:
-    """Tensors on the CPU by name, what kind of source they came from, and what in it was passed over."""
+    """Tensors on the CPU by name, the kind of source they came from, and what in it was ignored."""
 
     tensors: dict[str, Tensor]
     kind: str
@@ -53,9 +50,9 @@ def load_weights(
     """Read weights from a path, ``https://``, ``file://`` or any address that fsspec knows.
 
     ``revise_keys`` are MMEngine's (pattern, replacement) pairs; the default strips the prefix of data-parallel
-    wrappers. ``section`` chooses within a checkpoint of ours (``ema``). ``verify`` compares the hashes of ours first.
+    wrappers. ``section`` chooses a section of an mmtrain checkpoint. ``verify`` compares its hashes first.
 
-    Raises CheckpointError for what is missing, damaged, of no known kind, or carries code.
+    Raises CheckpointError for a source that is missing, damaged, of an unknown kind, or contains code.
     """
     with fetched(str(source)) as path:
         weights = _read(path, section=section, verify=verify)
@@ -67,7 +64,7 @@ def load_weights(
 
 def _read(path: Path, *, section: str, verify: bool) -> Weights:
     if not path.exists():
-        raise CheckpointError(f"{path}: there is no such file or directory")
+        raise CheckpointError(f"{path}: no such file or directory")
     if not path.is_dir():
         return _read_file(path)
     if (path / MANIFEST).exists():
@@ -75,18 +72,19 @@ def _read(path: Path, *, section: str, verify: bool) -> Weights:
         names = checkpoint.tensor_names(section)
         if names:
             return Weights({n: checkpoint.read(section, n) for n in names}, "mmtrain checkpoint", str(path))
-    for folder in (path, *_deepspeed_tag(path)):
-        if zero_shards.shards(folder):
-            return Weights(zero_shards.read_whole(folder), "DeepSpeed directory, ZeRO", str(folder))
-        if (folder / _DEEPSPEED).exists():
-            return _read_deepspeed(folder)
+    for folder in (path, deepspeed_files.tag_folder(path)):
+        if folder is not None and deepspeed_files.optimizer_files(folder):
+            return Weights(deepspeed_files.read_weights(folder), "DeepSpeed directory, ZeRO", str(folder))
+        if folder is not None and (folder / deepspeed_files.MODEL_FILE).exists():
+            deepspeed_files.refuse_partitioned_model(folder)
+            return _read_file(folder / deepspeed_files.MODEL_FILE, kind="DeepSpeed directory")
     for name in _HF_FILES:
         if (path / name).exists():
             return _read_file(path / name, kind="Hugging Face directory")
     found = ", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"
     raise CheckpointError(
-        f"{path}: no weights of a known kind are in this directory ({found}); expected a checkpoint of mmtrain or "
-        f"DeepSpeed, model.safetensors, pytorch_model.bin or an index of either"
+        f"{path}: no weights of a known kind in this directory ({found}); expected a checkpoint of mmtrain or "
+        "DeepSpeed, model.safetensors, pytorch_model.bin or an index of either"
     )
 
 
@@ -100,11 +98,13 @@ def _read_file(path: Path, *, kind: str | None = None) -> Weights:
     tensors = {name: value for name, value in state.items() if isinstance(name, str) and isinstance(value, Tensor)}
     ignored += [f"{name} ({type(value).__name__})" for name, value in state.items() if name not in tensors]
     if not tensors:
-        raise CheckpointError(f"{path}: it holds no tensors by name (found {_described(contents)})")
+        raise CheckpointError(f"{path}: it contains no tensors by name (found {_described(contents)})")
     for name, value in tensors.items():
         if value.layout != torch.strided or value.is_quantized:
             kind = "quantized" if value.is_quantized else "sparse"
-            raise CheckpointError(f"{path}: {name!r} is a {kind} tensor, expected plain ones; save it as a dense one")
+            raise CheckpointError(
+                f"{path}: {name!r} is a {kind} tensor, expected a dense one; convert it before saving"
+            )
     return Weights(tensors, kind or found, str(path), ignored)
 
 
@@ -113,11 +113,11 @@ def _read_sharded(path: Path, kind: str) -> Weights:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         files = sorted({str(file) for file in weight_map.values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: no index of sharded weights ({error!r})") from error
+        raise CheckpointError(f"{path}: not an index of sharded weights ({error!r})") from error
     merged = Weights({}, kind, str(path))
     for file in files:
         if Path(file).name != file:
-            raise CheckpointError(f"{path}: it lists {file!r}, which does not lie beside it")
+            raise CheckpointError(f"{path}: it lists {file!r}, which is not a file beside it")
         if not (path.parent / file).exists():
             raise CheckpointError(f"{path.parent / file}: missing, though {path.name} lists it")
         part = _read_file(path.parent / file)
@@ -125,7 +125,7 @@ def _read_sharded(path: Path, kind: str) -> Weights:
         merged.ignored += part.ignored
     absent = [name for name in weight_map if name not in merged.tensors]
     if absent:
-        raise CheckpointError(f"{path}: {len(absent)} tensors that it lists are in no file, {absent[0]!r} first")
+        raise CheckpointError(f"{path}: {len(absent)} tensors that it lists are not in any file, {absent[0]!r} first")
     return merged
 
 
@@ -136,26 +136,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: it cannot be read as safetensors ({error})") from error
 
 
-def _deepspeed_tag(path: Path) -> list[Path]:
-    """The folder that DeepSpeed's ``latest`` names, if it is one beside it."""
-    latest = path / "latest"
-    tag = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else ""
-    return [path / tag] if tag not in ("", "..") and Path(tag).name == tag else []
-
-
-def _read_deepspeed(folder: Path) -> Weights:
-    others = sorted(p.name for p in folder.glob("mp_rank_*_model_states.pt") if p.name != _DEEPSPEED)
-    partitioned = sorted(p.name for p in folder.glob("zero_pp_rank_*_model_states.pt"))
-    if others or partitioned:
-        raise CheckpointError(
-            f"{folder}: its weights are divided over files ({(others or partitioned)[0]}, ...); join them first "
-            "with DeepSpeed's zero_to_fp32.py and load the result"
-        )
-    return _read_file(folder / _DEEPSPEED, kind="DeepSpeed directory")
-
-
 def _unwrap(contents: Any, path: Path) -> tuple[Mapping[str, Any], str]:
-    """The mapping of names to tensors inside what ``torch.load`` gave, and what kind of file that makes it."""
+    """The mapping of names to tensors in what ``torch.load`` returned, and what kind of file that is."""
     if not isinstance(contents, Mapping):
         raise CheckpointError(f"{path}: expected a dict of tensors, found {_described(contents)}")
     for key in _WRAPPERS:

@@ -6,6 +6,7 @@ from collections import Counter
 from math import prod
 
 from mmtrain.checkpoint import Checkpoint, Manifest
+from mmtrain.checkpoint.foreign import deepspeed_files
 from mmtrain.checkpoint.format.index import TensorEntry
 from mmtrain.checkpoint.reader import saved_dtype
 from mmtrain.cli.checkpoint.find import find_checkpoint
@@ -64,7 +65,7 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
     ]
     native = meta.get("native")
     if native is not None:
-        sizes = [record.size for path, record in manifest.files.items() if path.endswith("_states.pt")]
+        sizes = [record.size for path, record in manifest.files.items() if deepspeed_files.is_state_file(path)]
         facts.append((
             "engine",
             f"DeepSpeed {native['version']}, ZeRO stage {native['stage']}, {native['dtype']}: weights and optimizer "

@@ -16,6 +16,7 @@ import xxhash
 from torch import Tensor
 
 from mmtrain import dist, heartbeat
+from mmtrain.checkpoint.foreign import deepspeed_files
 from mmtrain.checkpoint.foreign.matching import copy_matched
 from mmtrain.errors import CheckpointError
 from mmtrain.strategies.base import SavedTensor
@@ -97,7 +98,7 @@ def _refuse_what_would_be_lost(checkpoint: Path, native: Mapping[str, Any]) -> N
             "format gives parameters the values of others; resume with the same processes and ZeRO stage, or begin "
             "from the weights (resume=False, load_from=...)"
         )
-    path = sorted(checkpoint.glob("*_optim_states.pt"))[0]
+    path = deepspeed_files.optimizer_files(checkpoint)[0]
     state = torch.load(path, map_location="cpu", mmap=True)["optimizer_state_dict"]
     state = state["base_optimizer_state"] if int(native["stage"]) < 3 else state["optimizer_state_dict"]
     found = {slot for slots in state["state"].values() for slot in slots}
@@ -116,11 +117,9 @@ class Universal:
         self.path = checkpoint
         self._zero = folder / "converted" / "zero"
         self._stage = int(native["stage"])
-        files = sorted(checkpoint.glob("*model_states.pt"), key=_rank_of)
+        files = deepspeed_files.model_files(checkpoint)
         self._models = [torch.load(path, map_location="cpu", mmap=True) for path in files]
-        self._shapes: dict[str, torch.Size] = {
-            name: shape for group in self._models[0]["param_shapes"] for name, shape in group.items()
-        }
+        self._shapes = deepspeed_files.parameter_shapes(self._models[0])
         self._readers: dict[str, dict[str, _Entry]] = {
             "model": self._model(), "optimizer": self._optimizer(),
         }  # fmt: skip
@@ -153,22 +152,11 @@ class Universal:
 
     def _model(self) -> dict[str, _Entry]:
         """Masters of what trains; frozen parameters and buffers as they were saved; tied names as their tensor."""
-        first = self._models[0]
-        found: dict[str, _Entry] = {}
-        shared, frozen = first.get("shared_params") or {}, first.get("frozen_param_shapes") or {}
-        for name, value in first["module"].items():
-            origin = shared.get(name, name)
-            if origin in self._shapes:
-                found[name] = self._from_folder(origin, "fp32", self._shapes[origin])
-            elif self._stage == 3 and origin in frozen:
-                found[name] = _held(self._frozen(origin, frozen[origin]))
-            elif isinstance(value, Tensor):
-                found[name] = _held(value)
-        return found
-
-    def _frozen(self, name: str, shape: torch.Size) -> Tensor:
-        parts = [model["frozen_param_fragments"][name].reshape(-1) for model in self._models]
-        return torch.cat(parts)[: shape.numel()].reshape(shape)
+        names = deepspeed_files.resolve_names(self._models, self._shapes, partitioned=self._stage == 3)
+        return {
+            name: self._from_folder(found, "fp32", self._shapes[found]) if isinstance(found, str) else _held(found)
+            for name, found in names.items()
+        }
 
     def _optimizer(self) -> dict[str, _Entry]:
         found: dict[str, _Entry] = {}
@@ -205,8 +193,3 @@ class Universal:
 
 def _held(value: Tensor) -> _Entry:
     return SavedTensor(tuple(value.shape), value.dtype), lambda: value
-
-
-def _rank_of(path: Path) -> tuple[int, ...]:
-    """Files in the order of ranks: rank 10 comes after rank 9."""
-    return tuple(int(part) for part in path.name.replace(".", "_").split("_") if part.isdigit())
