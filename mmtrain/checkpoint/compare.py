@@ -15,7 +15,7 @@ from mmtrain.checkpoint.foreign import deepspeed_files
 # Scalars that measure the machine, not the run. A checkpoint holds those of the current log interval.
 MEASURED = ("time", "*_time", "eta", "memory", "save_*")
 _SECTIONS = ("model", "optimizer")  # compared first: a difference in the weights is what users look for
-ABSENT = object()  # stands for an entry that only the other one has
+ABSENT = object()  # in place of an entry that only the other one has
 Names = tuple[str, str]
 
 

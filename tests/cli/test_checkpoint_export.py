@@ -42,7 +42,7 @@ def test_export_with_a_config(trained, tmp_path, run):
     assert status == 1
     assert "first.weight is [8, 6] in the checkpoint and [9, 6] in the model" in err
     status, _, err = run("export", trained, tmp_path / "hf", "--format", "huggingface", "--config", path)
-    assert (status, "Net is no Hugging Face model" in err) == (2, True)
+    assert (status, "Net is not a Hugging Face model" in err) == (2, True)
     status, _, err = run("export", trained, tmp_path / "hf", "--format", "huggingface")
     assert (status, "--format huggingface needs --config" in err) == (2, True)
     assert not (tmp_path / "hf").exists()

@@ -1,4 +1,4 @@
-"""Reads ``work_dir mode k`` lines; for each a child of its own trains there and meets its fault in call k of its saves.
+"""Reads ``work_dir mode k`` lines; for each, a child process trains there and a fault occurs in call k of its saves.
 
 A call is any by which a save changes the disk: Python's own functions are wrapped, below everything that mmtrain wraps
 itself. Logs do not count. ``mode``: ``none`` counts, ``kill`` is SIGKILL in that call, anything else an error's name.
@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
-import torch._dynamo  # the first optimizer would import it, in every child anew
+import torch._dynamo  # the first optimizer would import it, again in every child
 from parts import Counter, make_runner
 
 CALLS = ("open", "write", "fsync", "mkdir", "rename", "replace", "unlink", "rmdir")
@@ -40,7 +40,7 @@ class Faults:
             return False
         path = str(Path(f"/proc/self/fd/{target}").readlink() if isinstance(target, int) else Path(target).absolute())
         inside = path[len(self.root) :] if path.startswith(self.root) else ""
-        return bool(inside) and inside[:2] != "20" and "lock" not in inside  # logs lie in directories named by the date
+        return bool(inside) and inside[:2] != "20" and "lock" not in inside  # logs are in directories named by date
 
     def _fail(self, name, target, args, real) -> None:
         if name == "write":
@@ -76,7 +76,7 @@ def main() -> None:
             faults = Faults(Path(work_dir), mode, int(k))
             try:
                 train(Path(work_dir))
-            except Exception as error:  # the parent is told, and goes on with the next line
+            except Exception as error:  # the parent gets the status and continues with the next line
                 print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
                 status = 1
             if mode == "none":

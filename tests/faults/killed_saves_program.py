@@ -1,4 +1,4 @@
-"""Reads ``scene k root`` lines; for each a child of its own does the scene's save and is killed in call k."""
+"""Reads ``scene k root`` lines; for each, a child process does the scene's save and is killed in call k."""
 
 import os
 import sys

@@ -47,7 +47,7 @@ def undisturbed(request, tmp_path_factory):
 
 
 def everything(work_dir: Path) -> dict:
-    """What the run leaves behind: what is compared everywhere, and what stands in the directory."""
+    """What the run leaves behind: what is compared everywhere, and what is in the directory."""
     names = sorted(path.name for path in work_dir.iterdir() if not path.name.startswith("20"))
     weights = {path.name: path.read_bytes() if path.is_file() else None for path in (work_dir / "weights").iterdir()}
     best = (work_dir / "best.json").read_text()

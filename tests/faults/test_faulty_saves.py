@@ -33,7 +33,7 @@ def copies(template: Path, tmp_path: Path, scene: str):
     play(scene, tmp_path / f"count-{scene}", counting)
     assert set(counting.calls) >= {"mkdir", "open", "write", "fsync", "close", "fsync_path", "rename"}
     for k in range(1, len(counting.calls) + 1):
-        shutil.copytree(template, tmp_path / "work", copy_function=os.link)  # no save changes a file that stands
+        shutil.copytree(template, tmp_path / "work", copy_function=os.link)  # no save changes an existing file
         yield k, tmp_path / "work"
         shutil.rmtree(tmp_path / "work")
 
@@ -96,7 +96,7 @@ def test_any_call_fails(template, tmp_path, scene, mode, error, blocking):
 
 
 def test_a_fault_in_what_a_finished_save_does_not_depend_on_is_a_remark(template, tmp_path):
-    """The pointer and retention: the checkpoint stands, so the save succeeded."""
+    """The pointer and retention: the checkpoint is complete, so the save succeeded."""
     notices = 0
     for k, root in copies(template, tmp_path, "new"):
         store = CheckpointStore(root, fs=FaultyFiles("once", k, errno.EIO), threads=1)

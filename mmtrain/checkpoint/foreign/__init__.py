@@ -1,1 +1,1 @@
-"""Weights of other programs, read without running anything in them, and written for them."""
+"""Reading weights of other programs, without running anything in them, and writing weights for them."""

@@ -1,7 +1,7 @@
-"""Weights out of a checkpoint, in the forms that other programs read.
+"""Exports the weights of a checkpoint in formats that other programs read.
 
 One safetensors file, MMEngine's ``.pth`` (``{"state_dict": ..., "meta": ...}``), or a Hugging Face directory. A model
-is only ever one that the caller built from a config of the user's: nothing that stands in a checkpoint is executed.
+is always built by the caller from the user's config: nothing in a checkpoint is executed.
 """
 
 import hashlib
@@ -19,7 +19,6 @@ from mmtrain.checkpoint.reader import Checkpoint
 from mmtrain.checkpoint.write.plain_files import replacing, write_weights
 from mmtrain.errors import CheckpointError, ConfigError
 
-FORMATS = ("safetensors", "mmengine", "huggingface")
 #: What a published model may hold; ``ema_state_dict`` where the run keeps running averages.
 PUBLISHED = ("meta", "state_dict", "ema_state_dict")
 _HOOKS = "hooks."
@@ -28,8 +27,8 @@ _HOOKS = "hooks."
 def read_weights(checkpoint: Checkpoint, *, average: str | None = None) -> dict[str, Tensor]:
     """The tensors of the section ``model`` on the CPU, by name.
 
-    With ``average`` (a hook's name, see `averages_in`) its running averages stand in the place of the weights they are
-    the average of, in the type of the weights, as a validation uses them.
+    With ``average`` (a hook's name, see `averages_in`) its running averages replace the weights, in the type of the
+    weights, as a validation uses them.
     """
     weights = {name: checkpoint.read("model", name) for name in checkpoint.tensor_names("model")}
     if not weights and deepspeed_files.optimizer_files(checkpoint.path):
@@ -42,7 +41,7 @@ def read_weights(checkpoint: Checkpoint, *, average: str | None = None) -> dict[
 def _put_in_place(averages: Mapping[str, Tensor], weights: dict[str, Tensor], path: Path) -> None:
     for name, value in averages.items():
         if name not in weights or weights[name].shape != value.shape:
-            raise CheckpointError(f"{path}: the average of {name!r} has no weight of its shape")
+            raise CheckpointError(f"{path}: there is no weight {name!r} of the same shape as its average")
         weights[name] = value.to(weights[name].dtype)
 
 
@@ -57,7 +56,7 @@ def averages_in(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], *, partial: bool = False) -> dict[str, Tensor]:
-    """Copy ``weights`` into ``model`` and return the model's whole state by name.
+    """Copy ``weights`` into ``model`` and return the model's state by name.
 
     ``partial`` lets parameters keep what the model was built with (``save_frozen=False`` leaves them out of a
     checkpoint). Raises CheckpointError that names what does not fit.
@@ -65,8 +64,8 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], *, partial: bool = Fal
     own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     named = model.named_parameters(remove_duplicate=False) if partial else ()
     frozen = {name for name, value in named if not value.requires_grad}
-    problems = [f"the model has no {name}" for name in weights if name not in own]
-    problems += [f"the checkpoint has no {name}" for name in own if name not in weights and name not in frozen]
+    problems = [f"the model does not have {name}" for name in weights if name not in own]
+    problems += [f"the checkpoint does not have {name}" for name in own if name not in weights and name not in frozen]
     problems += [
         f"{name} is {list(weights[name].shape)} in the checkpoint and {list(value.shape)} in the model"
         for name, value in own.items()
@@ -82,7 +81,7 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], *, partial: bool = Fal
 
 
 def cast(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The floating-point tensors in another type; whole numbers and truth values stay as they are."""
+    """The floating-point tensors in another type; integer and bool tensors stay as they are."""
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in weights.items()}
 
 
@@ -147,7 +146,7 @@ def pretrained_part(model: nn.Module) -> tuple[str, Any]:
         if callable(getattr(module, "save_pretrained", None)) and hasattr(module, "config"):
             return name, module
     raise ConfigError(
-        f"{type(model).__name__} is no Hugging Face model and holds none: no part of it has save_pretrained and "
+        f"{type(model).__name__} is not a Hugging Face model and contains none: no module has save_pretrained and "
         "config; export it as safetensors or mmengine"
     )
 

@@ -1,6 +1,4 @@
-"""Addresses made local: a path or ``file://`` is used where it lies, anything else is copied into a temporary
-directory.
-"""
+"""Makes addresses local: a path or ``file://`` is used in place, anything else is copied to a temporary directory."""
 
 import re
 import shutil
@@ -19,10 +17,10 @@ _TIMEOUT = 60.0
 
 @contextmanager
 def fetched(source: str) -> Iterator[Path]:
-    """A local path to ``source`` for the length of the block.
+    """Yield a local path to ``source``, valid inside the block.
 
     ``http(s)://`` goes through the standard library, other schemes (``s3://``, ``gs://``, ``memory://``, ...) through
-    fsspec, where it is installed. Raises CheckpointError where it cannot be had.
+    fsspec, where it is installed. Raises CheckpointError where it cannot be fetched.
     """
     found = _SCHEME.match(source)
     scheme = found[1].lower() if found else ""
@@ -45,7 +43,7 @@ def _download(source: str, folder: Path) -> Path:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{source}: cannot be downloaded ({error})") from error
     if announced is not None and int(announced) != target.stat().st_size:
-        raise CheckpointError(f"{source}: the download broke off, {target.stat().st_size} of {announced} bytes came")
+        raise CheckpointError(f"{source}: the download ended early, after {target.stat().st_size} of {announced} bytes")
     return target
 
 

@@ -1,4 +1,4 @@
-"""Weights from elsewhere against the model that is to have them: what fits, what does not, and the copying."""
+"""Matches weights from elsewhere with a model by name and shape, and copies what fits."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ _SHOWN = 8
 def revise(names: Iterable[str], revise_keys: Sequence[tuple[str, str]]) -> dict[str, str]:
     """Give each name its revised one: every (pattern, replacement) applied in order with ``re.sub``, as in MMEngine.
 
-    Raises CheckpointError where a pattern is no regular expression, or two names become one.
+    Raises CheckpointError where a pattern is not a regular expression, or two names become one.
     """
     revised: dict[str, str] = {}
     origin: dict[str, str] = {}
@@ -26,7 +26,7 @@ def revise(names: Iterable[str], revise_keys: Sequence[tuple[str, str]]) -> dict
                 new = re.sub(pattern, replacement, new)
             except re.error as error:
                 raise CheckpointError(
-                    f"revise_keys: {pattern!r} -> {replacement!r} is no valid pattern: {error}"
+                    f"revise_keys: {pattern!r} -> {replacement!r} is not a valid pattern: {error}"
                 ) from error
         if new in origin:
             raise CheckpointError(f"revise_keys: both {origin[new]!r} and {name!r} become {new!r}")

@@ -1,6 +1,6 @@
 """What goes to which disk when the ranks of a save do not share one.
 
-Every disk gets a part of the checkpoint under the same name: the files that its own ranks wrote. Full tensors, replicas
+Every disk gets a part of the checkpoint under the same name: the files that its ranks wrote. Full tensors, replicas
 of shards and rank 0's plain state are written once per disk, so that a part is all that its ranks need. Manifest and
 index are the same bytes on every disk, and files of different ranks have different names: the directories of all disks
 copied into one are the complete checkpoint. A small file, the marker, says which part a directory holds.

@@ -1,4 +1,4 @@
-"""Several disks: each keeps, under the same name, the part of a checkpoint that its own ranks need."""
+"""Several disks: each keeps, under the same name, the part of a checkpoint that its ranks need."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class DividedDisks(Topology):
-    """Each disk holds the files of its own ranks; `disk_parts` says what goes to which disk."""
+    """Each disk holds the files of its ranks; `disk_parts` says what goes to which disk."""
 
     is_divided = True
 

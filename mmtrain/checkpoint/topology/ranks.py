@@ -1,7 +1,7 @@
 """Collectives of checkpoints, which never interleave with those of training.
 
 A save ends in a background thread, and its gathers must not interleave with the all-reduces of the next step. So
-checkpoints have a process group of their own (gloo, on the CPU). One thread at a time uses it: the background thread
+checkpoints have a separate process group (gloo, on the CPU). One thread at a time uses it: the background thread
 while a save is in flight, the main thread otherwise. A rank that fails still joins the collective and sends its error,
 so all ranks learn of it at once; a rank that has ended breaks the connection, which is an error on the others.
 """

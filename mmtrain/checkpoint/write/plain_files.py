@@ -1,4 +1,4 @@
-"""Small files beside checkpoints, each whole or absent: JSON records, and weights alone for other programs."""
+"""Small files beside checkpoints, each written atomically: JSON records, and weights alone for other programs."""
 
 import json
 import shutil
@@ -17,13 +17,13 @@ from mmtrain.errors import CheckpointError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A place to write a file or a directory; it takes the place of ``path`` by a rename once the block is through.
+    """Yield a path to write a file or a directory to; a rename puts it in the place of ``path`` after the block.
 
     A reader finds all of it or nothing, and a file is on the disk before it is found. Raises CheckpointError where it
-    cannot be written; what was there before stays. A directory does not take the place of one that has files.
+    cannot be written; what was there before stays. A directory does not replace one that has files.
     """
-    # A directory, because safetensors writes beside its target too, under a name that nobody knows after a kill. One
-    # run writes here at a time, and clears away what a killed one left.
+    # A directory, because safetensors writes beside its target too, under a name that is
+    # unknown after a kill. One run writes here at a time, and clears away what a killed one left.
     folder = path.with_name(f".{path.name}.tmp")
     aside = folder / path.name
     try:
@@ -31,7 +31,7 @@ def replacing(path: Path) -> Iterator[Path]:
         folder.mkdir(parents=True)
         with files.replacing(path, aside=aside):
             yield aside
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save tells a full disk as a RuntimeError
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save reports a full disk as a RuntimeError
         raise CheckpointError(f"{path} could not be written: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

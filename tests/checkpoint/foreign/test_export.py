@@ -98,7 +98,7 @@ def test_fill_names_what_does_not_fit(checkpoint):
     weights = export.read_weights(checkpoint)
     with pytest.raises(CheckpointError, match=r"first.weight is \[3, 4\] in the checkpoint and \[5, 4\] in the model"):
         export.fill(Small(5), weights)
-    with pytest.raises(CheckpointError, match=r"the model has no first\.bias"):
+    with pytest.raises(CheckpointError, match=r"the model does not have first\.bias"):
         export.fill(nn.Linear(4, 3), weights)
 
 
@@ -106,7 +106,7 @@ def test_frozen_parameters_may_come_from_the_model(checkpoint):
     weights = export.read_weights(checkpoint)
     del weights["first.weight"]
     model = Small()
-    with pytest.raises(CheckpointError, match=r"the checkpoint has no first\.weight"):
+    with pytest.raises(CheckpointError, match=r"the checkpoint does not have first\.weight"):
         export.fill(model, weights, partial=True)
     model.first.weight.requires_grad_(False)
     kept = model.first.weight.clone()
@@ -124,7 +124,7 @@ def test_huggingface_part_of_a_model(tmp_path):
 
 
 def test_no_huggingface_model(tmp_path):
-    with pytest.raises(ConfigError, match="Small is no Hugging Face model"):
+    with pytest.raises(ConfigError, match="Small is not a Hugging Face model"):
         export.write_huggingface(tmp_path / "out", Small())
 
 

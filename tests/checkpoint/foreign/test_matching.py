@@ -44,5 +44,5 @@ def test_revise_keys():
     assert revise(["module.a", "b"], [(r"^module\.", ""), ("^", "net.")]) == {"module.a": "net.a", "b": "net.b"}
     with pytest.raises(CheckpointError, match=r"both 'module\.a' and 'a' become 'a'"):
         revise(["module.a", "a"], [(r"^module\.", "")])
-    with pytest.raises(CheckpointError, match="no valid pattern"):
+    with pytest.raises(CheckpointError, match="not a valid pattern"):
         revise(["a"], [("(", "")])
