@@ -9,8 +9,7 @@ from mmtrain.runner.run import Run
 
 def opening_lines(run: Run) -> list[str]:
     """Where the run writes, what it trains, and how long it is."""
-    # A parameter that ZeRO-3 partitions is empty between its uses; ds_numel is its full size.
-    sizes = [getattr(parameter, "ds_numel", parameter.numel()) for parameter in run.model.parameters()]
+    sizes = [run.strategy.full_size(parameter) for parameter in run.model.parameters()]
     trains = [parameter.requires_grad for parameter in run.model.parameters()]
     trained = sum(size for size, own in zip(sizes, trains, strict=True) if own)
     share = "all trainable" if trained == sum(sizes) else f"{trained:,} trainable"

@@ -39,8 +39,7 @@ from mmtrain.runner.sections import (
 from mmtrain.runner.start_facts import start_facts
 from mmtrain.runner.train_schedule import TrainSchedule
 from mmtrain.source_lines import positions
-from mmtrain.strategies import Strategy
-from mmtrain.strategies.zero import universal
+from mmtrain.strategies import Strategy, native
 
 R = TypeVar("R", bound=Run)
 
@@ -131,7 +130,7 @@ def _open_store(
         topology.close()
         topology = occupy(root, locks, named="out_dir")  # perhaps on another disk, or of another run
     if trains:
-        universal.remove_leftovers(root)
+        native.remove_leftovers(root)
     # A training run holds the directory's lock, so whatever another process left half-written there is dead.
     return CheckpointStore(root, exclusive=trains, topology=topology)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from mmtrain import dist, randomness
 from mmtrain.checkpoint import Checkpoint, CheckpointStore, Manifest, copy_matched, describe, load_weights
-from mmtrain.checkpoint.reader import saved_dtype
 from mmtrain.errors import CheckpointError, ConfigError
 from mmtrain.logging import LogPosition, cut_logs, note_start
 from mmtrain.progress import Progress
@@ -21,8 +20,7 @@ from mmtrain.runner.frozen import FrozenParameters, frozen_names
 from mmtrain.runner.geometry import geometry_lines, move_in_data, recount_line, rescale, saved_geometry
 from mmtrain.runner.run import Run
 from mmtrain.runner.state import restore_small_state
-from mmtrain.strategies.base import SavedTensor
-from mmtrain.strategies.zero import universal
+from mmtrain.strategies import native as native_format
 
 
 @dataclass
@@ -54,13 +52,8 @@ def restore(run: Run, start: StartPoint, store: CheckpointStore, best: BestRecor
     Raises CheckpointError where the checkpoint does not belong to this run, and ConfigError where the engine's own
     format cannot be kept on disks that are not shared.
     """
-    native = run.strategy.native(frozen=True) if store.topology.is_divided else None
-    if native is not None and native.description["stage"] < 3:
-        raise ConfigError(
-            f"the ranks do not share {store.root}, and with ZeRO stage {native.description['stage']} "
-            "DeepSpeed's rank 0 alone writes the weights that all ranks read back; use stage 3, or a work_dir that "
-            "all nodes share"
-        )
+    if store.topology.is_divided:
+        run.strategy.check_separate_disks(store.root)
     run.frozen = FrozenParameters(run.model)
     report = ResumeReport(list(start.notices))
     if start.checkpoint is not None:
@@ -148,14 +141,13 @@ class _Restorer:
             return nullcontext(checkpoint)
         if self._store.topology.is_divided:
             raise CheckpointError(
-                f"{checkpoint.path} was saved by {native['world']} processes in ZeRO stage {native['stage']}, and "
-                "reading it elsewhere needs all of its files on one disk; they are on several. Copy them onto one"
+                f"{checkpoint.path} was saved with {native_format.title(native)}. Reading it with other settings needs "
+                "all of its files on one disk, but they are on several; copy them to one"
             )
         self._report.lines.append(
-            f"The checkpoint is DeepSpeed's (ZeRO stage {native['stage']}, {native['world']} processes) and was read "
-            "through its universal format."
+            f"The checkpoint is DeepSpeed's ({native_format.title(native)}) and was read through its universal format."
         )
-        return universal.opened(checkpoint.path, native, room=self._store.root)
+        return native_format.open_by_name(checkpoint.path, native, room=self._store.root)
 
     def _restore_by_name(self, source: Any, meta: Mapping[str, Any], *, partial: bool) -> None:
         run = self._run
@@ -168,7 +160,7 @@ class _Restorer:
         source.load("model", targets)
         run.strategy.commit_model_state(targets)
         if meta.get("has_optimizer", True):
-            moments = run.strategy.optimizer_targets(_saved_tensors(source, "optimizer"))
+            moments = run.strategy.optimizer_targets(native_format.saved_tensors(source, "optimizer"))
             source.load("optimizer", moments)
             run.strategy.load_optimizer_state(moments)
         else:
@@ -214,13 +206,6 @@ class _Restorer:
 def _stream(run: Run) -> Any:
     assert run.train_dataloader is not None
     return run.train_dataloader
-
-
-def _saved_tensors(source: Any, section: str) -> dict[str, SavedTensor]:
-    if isinstance(source, universal.Universal):
-        return source.saved(section)
-    infos = {name: source.tensor_info(section, name) for name in source.tensor_names(section)}
-    return {name: SavedTensor(info.shape, saved_dtype(info)) for name, info in infos.items()}
 
 
 # ---- logs -------------------------------------------------------------------------------------------------------

@@ -114,9 +114,9 @@ class Strategy(ABC):
         named = self.model.named_parameters()
         return {name: TrainedTensor(value, value.shape) for name, value in named if value.requires_grad}
 
-    @abstractmethod
-    def load_model_state(self, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
-        """Copy tensors into the model. Raises CheckpointError where names or shapes differ and ``strict`` is set."""
+    def full_size(self, parameter: Tensor) -> int:
+        """How many elements a parameter of the model has over all ranks."""
+        return parameter.numel()
 
     @abstractmethod
     def optimizer_state(self) -> dict[str, Tensor]:
@@ -147,6 +147,9 @@ class Strategy(ABC):
     def load_native(self, directory: Path, description: Mapping[str, Any]) -> None:
         """Read what `native` wrote; a collective. Raises CheckpointError."""
         raise NotImplementedError
+
+    def check_separate_disks(self, root: Path) -> None:  # noqa: B027 (the tensors by name can be on several disks)
+        """Raise ConfigError if this engine cannot save and restore when the ranks do not share ``root``."""
 
     @abstractmethod
     def teardown(self) -> None:

@@ -24,34 +24,6 @@ def module_state(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def load_module_state(module: nn.Module, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
-    """Copy ``state`` into ``module``.
-
-    Raises CheckpointError that names the first missing, unexpected or wrongly shaped entries when ``strict``.
-    """
-    own = module_state(module)
-    if strict:
-        refuse_misfits({name: value.shape for name, value in own.items()}, state)
-    with torch.no_grad():
-        for name, value in own.items():
-            if name in state and state[name].shape == value.shape:
-                value.copy_(state[name])
-
-
-def refuse_misfits(own: Mapping[str, torch.Size], state: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError that names the first entries of ``state`` that ``own``, names with shapes, has not so."""
-    problems = [f"missing {name}" for name in own if name not in state]
-    problems += [f"unexpected {name}" for name in state if name not in own]
-    problems += [
-        f"{name} has shape {tuple(state[name].shape)}, the model has {tuple(shape)}"
-        for name, shape in own.items()
-        if name in state and state[name].shape != shape
-    ]
-    if problems:
-        shown = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
-        raise CheckpointError(f"the checkpoint's weights do not fit the model: {shown}")
-
-
 def broadcast_buffers(module: nn.Module) -> None:
     """Copy rank 0's persistent buffers to all ranks; a collective."""
     kept = module.state_dict(keep_vars=True)

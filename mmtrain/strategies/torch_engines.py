@@ -11,7 +11,6 @@ from mmtrain.errors import ConfigError
 from mmtrain.strategies.base import Strategy
 from mmtrain.strategies.state_dict import (
     broadcast_buffers,
-    load_module_state,
     load_optimizer_tensors,
     module_state,
     optimizer_tensors,
@@ -36,9 +35,6 @@ class OwnOptimizer(Strategy):
 
     def model_state(self) -> dict[str, Tensor]:
         return module_state(self.model)
-
-    def load_model_state(self, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
-        load_module_state(self.model, state, strict=strict)
 
     def optimizer_state(self) -> dict[str, Tensor]:
         return {} if self.optim is None else optimizer_tensors(self.model, self.optim)

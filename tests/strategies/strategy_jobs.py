@@ -228,14 +228,23 @@ def state_there_and_back(work_dir, **changes):
     saved = load_weights(CheckpointStore(work_dir).newest_good()[0].path).tensors
     wrong = [name for name, value in model.items() if not torch.equal(value, saved[name])]
     kept = [{name: value.clone() for name, value in state.items()} for state in (model, optimizer)]
-    strategy.load_model_state({name: torch.full_like(value, 0.5) for name, value in kept[0].items()})
+    put_model_state(strategy, {name: torch.full_like(value, 0.5) for name, value in kept[0].items()})
     spoilt = {n: v.clone() if n.endswith("/step") else torch.full_like(v, 0.5) for n, v in kept[1].items()}
     strategy.load_optimizer_state(spoilt)
-    strategy.load_model_state(kept[0])
+    put_model_state(strategy, kept[0])
     strategy.load_optimizer_state(kept[1])
     for before, after in zip(kept, (strategy.model_state(), strategy.optimizer_state()), strict=True):
         wrong += [name for name in before if not torch.equal(before[name], after[name])]
     return wrong
+
+
+def put_model_state(strategy, state):
+    """Fill the strategy's model state as a resume does."""
+    targets = strategy.model_state()
+    with torch.no_grad():
+        for name, value in targets.items():
+            value.copy_(state[name])
+    strategy.commit_model_state(targets)
 
 
 def train_with_a_full_disk(work_dir, fails_on, **options):

@@ -15,7 +15,7 @@ from mmtrain import dist
 from mmtrain.errors import CheckpointError
 from mmtrain.optim import OptimWrapper
 from mmtrain.strategies.base import TrainedTensor
-from mmtrain.strategies.state_dict import not_trained, placed, refuse_misfits
+from mmtrain.strategies.state_dict import not_trained, placed
 
 
 class Fragment(NamedTuple):
@@ -135,11 +135,9 @@ def _put(flat: Tensor, fragment: Fragment, value: Tensor) -> None:
 
 
 @torch.no_grad()
-def load_model(model: nn.Module, engine: Any, state: Mapping[str, Tensor], *, strict: bool) -> None:
-    """Copy whole tensors into masters and parameters. Raises CheckpointError where ``strict`` and they do not fit."""
+def load_model(model: nn.Module, engine: Any, state: Mapping[str, Tensor]) -> None:
+    """Copy full tensors into masters and parameters; entries without a tensor of their shape are left alone."""
     entries, found = _entries(model), fragments(engine)
-    if strict:
-        refuse_misfits({name: _shape(value) for name, value in entries.items()}, state)
     for name, value in entries.items():
         if name not in state or state[name].shape != _shape(value):
             continue

@@ -14,7 +14,7 @@ from mmtrain.errors import ConfigError
 from mmtrain.optim import OptimWrapper
 from mmtrain.registry import STRATEGIES
 from mmtrain.strategies.base import Native, Strategy, TrainedTensor
-from mmtrain.strategies.state_dict import broadcast_buffers, load_module_state, module_state
+from mmtrain.strategies.state_dict import broadcast_buffers, module_state
 from mmtrain.strategies.zero import library, native, shards
 from mmtrain.strategies.zero.agreement import settled
 from mmtrain.strategies.zero.inputs import cast_inputs
@@ -191,20 +191,18 @@ class DeepSpeedStrategy(Strategy):
             return module_state(self.model)
         return shards.whole_model(self.model, self.engine)
 
-    def load_model_state(self, state: Mapping[str, Tensor], *, strict: bool = True) -> None:
-        if self.engine is None:
-            load_module_state(self.model, state, strict=strict)
-        else:
-            shards.load_model(self.model, self.engine, state, strict=strict)
-
     def commit_model_state(self, state: Mapping[str, Tensor]) -> None:
         if self.engine is not None:
-            shards.load_model(self.model, self.engine, state, strict=False)
+            shards.load_model(self.model, self.engine, state)
 
     def optimizer_state(self) -> dict[str, Tensor]:
         if self.optim is None or self.engine is None:
             return {}
         return shards.whole_optimizer(self.model, self.engine, self.optim)
+
+    def full_size(self, parameter: Tensor) -> int:
+        # Stage 3 partitions a parameter; between uses it is empty.
+        return int(getattr(parameter, "ds_numel", parameter.numel()))
 
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
         if self.optim is not None:
@@ -222,6 +220,13 @@ class DeepSpeedStrategy(Strategy):
     def load_native(self, directory: Path, description: Mapping[str, Any]) -> None:
         assert self.optim is not None
         native.load(self.engine, self.optim, directory, description)
+
+    def check_separate_disks(self, root: Path) -> None:
+        if self.engine is not None and 0 < self.stage < 3:
+            raise ConfigError(
+                f"the ranks do not share {root}, and with ZeRO stage {self.stage} only DeepSpeed's rank 0 writes the "
+                "weights that all ranks read back; use stage 3, or a work_dir that all nodes share"
+            )
 
     def teardown(self) -> None:
         """Leave a group of one; a group that others share outlives the strategy, and so does the engine in it."""
