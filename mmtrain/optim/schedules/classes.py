@@ -6,200 +6,168 @@ are in `mmtrain.optim.schedules.curves`. ``WarmupCosine`` is the one form that M
 """
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from mmtrain.optim.schedules import curves
 from mmtrain.registry import PARAM_SCHEDULERS
 
+T = TypeVar("T")
 
-@PARAM_SCHEDULERS.register_module()
+
+@dataclass(kw_only=True, eq=False)
+class _OfMomentum:
+    """Beside a curve: a schedule of the momentum."""
+
+    param_name: str = field(default="momentum", init=False)
+
+
+@dataclass(kw_only=True, eq=False)
+class _OfAnyValue:
+    """Beside a curve: a schedule of the group value that the argument ``param_name`` names."""
+
+    param_name: str
+
+
+def _schedule(cls: type[T]) -> type[T]:
+    """Register a schedule whose arguments are those of its bases."""
+    return PARAM_SCHEDULERS.register_module()(dataclass(kw_only=True, eq=False)(cls))
+
+
+@_schedule
 class ConstantLR(curves.Constant):
-    """The learning rate by a constant multiple: `mmtrain.optim.schedules.curves.Constant`."""
+    """The learning rate by a constant multiple: `curves.Constant`."""
 
 
-@PARAM_SCHEDULERS.register_module()
-@dataclass(kw_only=True, eq=False)
-class ConstantMomentum(curves.Constant):
-    """The momentum by a constant multiple: `mmtrain.optim.schedules.curves.Constant`."""
-
-    param_name: str = field(default="momentum", init=False)
+@_schedule
+class ConstantMomentum(_OfMomentum, curves.Constant):
+    """The momentum by a constant multiple: `curves.Constant`."""
 
 
-@PARAM_SCHEDULERS.register_module()
-@dataclass(kw_only=True, eq=False)
-class ConstantParamScheduler(curves.Constant):
-    """Any group value by a constant multiple: `mmtrain.optim.schedules.curves.Constant`."""
-
-    param_name: str = field()
+@_schedule
+class ConstantParamScheduler(_OfAnyValue, curves.Constant):
+    """Any group value by a constant multiple: `curves.Constant`."""
 
 
-@PARAM_SCHEDULERS.register_module()
+@_schedule
 class LinearLR(curves.Linear):
-    """The learning rate by a linear warm-up or decay: `mmtrain.optim.schedules.curves.Linear`."""
+    """The learning rate by a linear warm-up or decay: `curves.Linear`."""
 
 
-@PARAM_SCHEDULERS.register_module()
-@dataclass(kw_only=True, eq=False)
-class LinearMomentum(curves.Linear):
-    """The momentum by a linear warm-up or decay: `mmtrain.optim.schedules.curves.Linear`."""
-
-    param_name: str = field(default="momentum", init=False)
+@_schedule
+class LinearMomentum(_OfMomentum, curves.Linear):
+    """The momentum by a linear warm-up or decay: `curves.Linear`."""
 
 
-@PARAM_SCHEDULERS.register_module()
-@dataclass(kw_only=True, eq=False)
-class LinearParamScheduler(curves.Linear):
-    """Any group value by a linear warm-up or decay: `mmtrain.optim.schedules.curves.Linear`."""
-
-    param_name: str = field()
+@_schedule
+class LinearParamScheduler(_OfAnyValue, curves.Linear):
+    """Any group value by a linear warm-up or decay: `curves.Linear`."""
 
 
-@PARAM_SCHEDULERS.register_module()
+@_schedule
 class ExponentialLR(curves.Exponential):
-    """The learning rate by an exponential decay: `mmtrain.optim.schedules.curves.Exponential`."""
+    """The learning rate by an exponential decay: `curves.Exponential`."""
 
 
-@PARAM_SCHEDULERS.register_module()
-@dataclass(kw_only=True, eq=False)
-class ExponentialMomentum(curves.Exponential):
-    """The momentum by an exponential decay: `mmtrain.optim.schedules.curves.Exponential`."""
-
-    param_name: str = field(default="momentum", init=False)
+@_schedule
+class ExponentialMomentum(_OfMomentum, curves.Exponential):
+    """The momentum by an exponential decay: `curves.Exponential`."""
 
 
-@PARAM_SCHEDULERS.register_module()
-@dataclass(kw_only=True, eq=False)
-class ExponentialParamScheduler(curves.Exponential):
-    """Any group value by an exponential decay: `mmtrain.optim.schedules.curves.Exponential`."""
-
-    param_name: str = field()
+@_schedule
+class ExponentialParamScheduler(_OfAnyValue, curves.Exponential):
+    """Any group value by an exponential decay: `curves.Exponential`."""
 
 
-@PARAM_SCHEDULERS.register_module()
+@_schedule
 class StepLR(curves.Step):
-    """The learning rate by a decay every so many steps: `mmtrain.optim.schedules.curves.Step`."""
+    """The learning rate by a decay every so many steps: `curves.Step`."""
 
 
-@PARAM_SCHEDULERS.register_module()
-@dataclass(kw_only=True, eq=False)
-class StepMomentum(curves.Step):
-    """The momentum by a decay every so many steps: `mmtrain.optim.schedules.curves.Step`."""
-
-    param_name: str = field(default="momentum", init=False)
+@_schedule
+class StepMomentum(_OfMomentum, curves.Step):
+    """The momentum by a decay every so many steps: `curves.Step`."""
 
 
-@PARAM_SCHEDULERS.register_module()
-@dataclass(kw_only=True, eq=False)
-class StepParamScheduler(curves.Step):
-    """Any group value by a decay every so many steps: `mmtrain.optim.schedules.curves.Step`."""
-
-    param_name: str = field()
+@_schedule
+class StepParamScheduler(_OfAnyValue, curves.Step):
+    """Any group value by a decay every so many steps: `curves.Step`."""
 
 
-@PARAM_SCHEDULERS.register_module()
+@_schedule
 class MultiStepLR(curves.MultiStep):
-    """The learning rate by a decay at milestones: `mmtrain.optim.schedules.curves.MultiStep`."""
+    """The learning rate by a decay at milestones: `curves.MultiStep`."""
 
 
-@PARAM_SCHEDULERS.register_module()
-@dataclass(kw_only=True, eq=False)
-class MultiStepMomentum(curves.MultiStep):
-    """The momentum by a decay at milestones: `mmtrain.optim.schedules.curves.MultiStep`."""
-
-    param_name: str = field(default="momentum", init=False)
+@_schedule
+class MultiStepMomentum(_OfMomentum, curves.MultiStep):
+    """The momentum by a decay at milestones: `curves.MultiStep`."""
 
 
-@PARAM_SCHEDULERS.register_module()
-@dataclass(kw_only=True, eq=False)
-class MultiStepParamScheduler(curves.MultiStep):
-    """Any group value by a decay at milestones: `mmtrain.optim.schedules.curves.MultiStep`."""
-
-    param_name: str = field()
+@_schedule
+class MultiStepParamScheduler(_OfAnyValue, curves.MultiStep):
+    """Any group value by a decay at milestones: `curves.MultiStep`."""
 
 
-@PARAM_SCHEDULERS.register_module()
+@_schedule
 class PolyLR(curves.Poly):
-    """The learning rate by a polynomial decay: `mmtrain.optim.schedules.curves.Poly`."""
+    """The learning rate by a polynomial decay: `curves.Poly`."""
 
 
-@PARAM_SCHEDULERS.register_module()
-@dataclass(kw_only=True, eq=False)
-class PolyMomentum(curves.Poly):
-    """The momentum by a polynomial decay: `mmtrain.optim.schedules.curves.Poly`."""
-
-    param_name: str = field(default="momentum", init=False)
+@_schedule
+class PolyMomentum(_OfMomentum, curves.Poly):
+    """The momentum by a polynomial decay: `curves.Poly`."""
 
 
-@PARAM_SCHEDULERS.register_module()
-@dataclass(kw_only=True, eq=False)
-class PolyParamScheduler(curves.Poly):
-    """Any group value by a polynomial decay: `mmtrain.optim.schedules.curves.Poly`."""
-
-    param_name: str = field()
+@_schedule
+class PolyParamScheduler(_OfAnyValue, curves.Poly):
+    """Any group value by a polynomial decay: `curves.Poly`."""
 
 
-@PARAM_SCHEDULERS.register_module()
+@_schedule
 class CosineAnnealingLR(curves.CosineAnnealing):
-    """The learning rate by a cosine: `mmtrain.optim.schedules.curves.CosineAnnealing`."""
+    """The learning rate by a cosine: `curves.CosineAnnealing`."""
 
 
-@PARAM_SCHEDULERS.register_module()
-@dataclass(kw_only=True, eq=False)
-class CosineAnnealingMomentum(curves.CosineAnnealing):
-    """The momentum by a cosine: `mmtrain.optim.schedules.curves.CosineAnnealing`."""
-
-    param_name: str = field(default="momentum", init=False)
+@_schedule
+class CosineAnnealingMomentum(_OfMomentum, curves.CosineAnnealing):
+    """The momentum by a cosine: `curves.CosineAnnealing`."""
 
 
-@PARAM_SCHEDULERS.register_module()
-@dataclass(kw_only=True, eq=False)
-class CosineAnnealingParamScheduler(curves.CosineAnnealing):
-    """Any group value by a cosine: `mmtrain.optim.schedules.curves.CosineAnnealing`."""
-
-    param_name: str = field()
+@_schedule
+class CosineAnnealingParamScheduler(_OfAnyValue, curves.CosineAnnealing):
+    """Any group value by a cosine: `curves.CosineAnnealing`."""
 
 
-@PARAM_SCHEDULERS.register_module()
+@_schedule
 class CosineRestartLR(curves.CosineRestart):
-    """The learning rate by cosines with restarts: `mmtrain.optim.schedules.curves.CosineRestart`."""
+    """The learning rate by cosines with restarts: `curves.CosineRestart`."""
 
 
-@PARAM_SCHEDULERS.register_module()
-@dataclass(kw_only=True, eq=False)
-class CosineRestartMomentum(curves.CosineRestart):
-    """The momentum by cosines with restarts: `mmtrain.optim.schedules.curves.CosineRestart`."""
-
-    param_name: str = field(default="momentum", init=False)
+@_schedule
+class CosineRestartMomentum(_OfMomentum, curves.CosineRestart):
+    """The momentum by cosines with restarts: `curves.CosineRestart`."""
 
 
-@PARAM_SCHEDULERS.register_module()
-@dataclass(kw_only=True, eq=False)
-class CosineRestartParamScheduler(curves.CosineRestart):
-    """Any group value by cosines with restarts: `mmtrain.optim.schedules.curves.CosineRestart`."""
-
-    param_name: str = field()
+@_schedule
+class CosineRestartParamScheduler(_OfAnyValue, curves.CosineRestart):
+    """Any group value by cosines with restarts: `curves.CosineRestart`."""
 
 
-@PARAM_SCHEDULERS.register_module()
+@_schedule
 class OneCycleLR(curves.OneCycle):
-    """The learning rate by one cycle up and down: `mmtrain.optim.schedules.curves.OneCycle`."""
+    """The learning rate by one cycle up and down: `curves.OneCycle`."""
 
 
-@PARAM_SCHEDULERS.register_module()
-@dataclass(kw_only=True, eq=False)
-class OneCycleParamScheduler(curves.OneCycle):
-    """Any group value by one cycle up and down: `mmtrain.optim.schedules.curves.OneCycle`."""
-
-    param_name: str = field()
+@_schedule
+class OneCycleParamScheduler(_OfAnyValue, curves.OneCycle):
+    """Any group value by one cycle up and down: `curves.OneCycle`."""
 
 
-@PARAM_SCHEDULERS.register_module()
+@_schedule
 class WarmupCosineLR(curves.WarmupCosine):
-    """The learning rate by a linear warm-up, then a cosine: `mmtrain.optim.schedules.curves.WarmupCosine`."""
+    """The learning rate by a linear warm-up, then a cosine: `curves.WarmupCosine`."""
 
 
-@PARAM_SCHEDULERS.register_module()
-@dataclass(kw_only=True, eq=False)
-class WarmupCosineParamScheduler(curves.WarmupCosine):
-    """Any group value by a linear warm-up, then a cosine: `mmtrain.optim.schedules.curves.WarmupCosine`."""
-
-    param_name: str = field()
+@_schedule
+class WarmupCosineParamScheduler(_OfAnyValue, curves.WarmupCosine):
+    """Any group value by a linear warm-up, then a cosine: `curves.WarmupCosine`."""
