@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from mmtrain.errors import ConfigError
-from mmtrain.launch.alarm import Alarm, Failure
+from mmtrain.launch.alarm import Alarm, RankFailure
 from mmtrain.launch.environment import World, rank_before_joining, recognise
-from mmtrain.launch.meeting import SECONDS, open_store, tell_as_rank_0, tell_before_meeting, wait_for_all
+from mmtrain.launch.meeting import SECONDS, announce_as_rank_0, open_store, report_to_rank_0, wait_for_all
 from mmtrain.launch.watchdog import Watchdog
 
 TIMEOUT = 1800.0  # seconds
@@ -128,10 +128,10 @@ def report(sentence: str, status: int, trace: str) -> int | None:
     None says that there is nobody to report to: the process is alone, or has not joined yet.
     """
     alarm = _Group.alarm
-    return None if alarm is None else alarm.report(Failure(alarm.rank, sentence, status, trace))
+    return None if alarm is None else alarm.report(RankFailure(alarm.rank, sentence, status, trace))
 
 
-def report_before_joining(launcher: str, own: Failure, say: Callable[[str], object]) -> None:
+def report_before_joining(launcher: str, own: RankFailure, say: Callable[[str], object]) -> None:
     """Tell of a failure before the group is up, so that nobody waits; ``say`` prints it, after the words it is given.
 
     Rank 0 says what it met; another rank's failure rank 0 tells, where it can be found, else that rank itself.
@@ -149,8 +149,8 @@ def report_before_joining(launcher: str, own: Failure, say: Callable[[str], obje
     if world.rank == 0:
         say("")
         if not _Group.met:
-            tell_as_rank_0(world, own)
-    elif _Group.met or not tell_before_meeting(world, own):
+            announce_as_rank_0(world, own)
+    elif _Group.met or not report_to_rank_0(world, own):
         say(f"rank {world.rank}: ")
 
 

@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 from mmtrain.errors import ConfigError, RunError
-from mmtrain.launch.alarm import HEARD, KEY, TOLD, Failure
+from mmtrain.launch.alarm import ACKNOWLEDGED_KEY, FAILURE_KEY, REPORTED_KEY, RankFailure
 from mmtrain.launch.environment import World
 
 SECONDS = 300.0  # how long ranks wait for one another at the start
@@ -32,7 +32,7 @@ def wait_for_all(store: Any, world: World, seconds: float = SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while missing:
         missing -= {rank for rank in missing if store.check([f"{_HERE}/{rank}"])}
-        if missing and store.check([KEY]):
+        if missing and store.check([FAILURE_KEY]):
             raise RunError("another rank failed at the start")  # the alarm tells which, and why
         if missing and time.monotonic() > deadline:
             names = ", ".join(map(str, sorted(missing)[:8])) + (" ..." if len(missing) > 8 else "")
@@ -43,27 +43,27 @@ def wait_for_all(store: Any, world: World, seconds: float = SECONDS) -> None:
         time.sleep(0.05)
 
 
-def tell_before_meeting(world: World, own: Failure) -> bool:
+def report_to_rank_0(world: World, own: RankFailure) -> bool:
     """Leave a note of a failure before the group is up; return whether rank 0 has told it, or one that came first."""
     if world.rank == 0:
         return False
     try:
         store = open_store(world, HEARING)
-        store.compare_set(KEY, "", json.dumps(asdict(own)))
-        told = _wait(lambda: store.check([TOLD]))
-        store.add(HEARD, 1)
+        store.compare_set(FAILURE_KEY, "", json.dumps(asdict(own)))
+        told = _wait(lambda: store.check([REPORTED_KEY]))
+        store.add(ACKNOWLEDGED_KEY, 1)
     except Exception:
         return False
     return told
 
 
-def tell_as_rank_0(world: World, own: Failure) -> None:
+def announce_as_rank_0(world: World, own: RankFailure) -> None:
     """Rank 0 has printed its failure: let the others hear of it before the store ends with this process."""
     try:
         store = open_store(world, HEARING)
-        store.compare_set(KEY, "", json.dumps(asdict(own)))
-        store.set(TOLD, "")
-        _wait(lambda: store.add(HEARD, 0) >= world.size - 1)
+        store.compare_set(FAILURE_KEY, "", json.dumps(asdict(own)))
+        store.set(REPORTED_KEY, "")
+        _wait(lambda: store.add(ACKNOWLEDGED_KEY, 0) >= world.size - 1)
     except Exception:  # the port is taken, or they have given up
         return
 

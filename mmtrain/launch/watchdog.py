@@ -19,7 +19,7 @@ from typing import Any
 
 from mmtrain import heartbeat
 from mmtrain.errors import RunError
-from mmtrain.launch.alarm import KEY, Alarm, Failure
+from mmtrain.launch.alarm import FAILURE_KEY, Alarm, RankFailure
 from mmtrain.launch.stacks import Standing, locate, write_stacks
 
 PULSE, STUCK, STANDING = "mmtrain/pulse", "mmtrain/stuck", "mmtrain/standing"
@@ -153,12 +153,12 @@ class Watchdog:
                     missing.remove(rank)
             if time.monotonic() > deadline or (missing and self._over.wait(0.2)):
                 break
-        cause = Failure(*_cause(standings, missing, self._stood(), self._where()), RunError.exit_status)
-        note = line.ask(lambda store: store.compare_set(KEY, "", json.dumps(asdict(cause))))
+        cause = RankFailure(*_cause(standings, missing, self._stood(), self._where()), RunError.exit_status)
+        note = line.ask(lambda store: store.compare_set(FAILURE_KEY, "", json.dumps(asdict(cause))))
         if note is None or self._alarm is None:
             self._tell_and_leave(cause.sentence)
         elif self._rank != 0 and json.loads(note) == asdict(cause):
-            self._alarm.tell(cause)
+            self._alarm.print_cause(cause)
 
     def _leave_it_to_rank_0(self, line: Line, own: Standing) -> None:
         """Tell rank 0 where this one stands, and wait for the alarm; where rank 0 does not answer, tell the cause."""
@@ -167,7 +167,7 @@ class Watchdog:
         reached = line.ask(lambda store: store.add(PULSE, 0)) is not None
         line.ask(lambda store: store.set(f"{STANDING}/{self._rank}", text))
         while reached and time.monotonic() < deadline:
-            if self._over.wait(0.5) or line.ask(lambda store: store.check([KEY])):
+            if self._over.wait(0.5) or line.ask(lambda store: store.check([FAILURE_KEY])):
                 return  # the alarm ends this process
         if reached:
             self._name_the_cause(line, own)

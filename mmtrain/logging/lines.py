@@ -11,7 +11,7 @@ _TIMES = ("time", "data_time", "memory")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class LinePosition:
     """Where a line stands: ``done`` of ``total`` iterations (or batches), in epoch ``epoch`` (from 1) of ``epochs``."""
 
     kind: str
@@ -30,8 +30,10 @@ class Place:
         return f"Epoch({self.kind}) {epoch}{count}"
 
 
-def format_train_line(scalars: Mapping[str, Any], place: Place, *, eta: float | None = None, digits: int = 4) -> str:
-    """One line of training: place, lr, eta (given in seconds), times, memory, then the losses and whatever else.
+def format_train_line(
+    scalars: Mapping[str, Any], position: LinePosition, *, eta: float | None = None, digits: int = 4
+) -> str:
+    """One line of training: position, lr, eta (given in seconds), times, memory, then the losses and whatever else.
 
     What a save cost (``save_*``) stands in the scalars file alone: beside the save's own line it would say little here.
 
@@ -45,13 +47,13 @@ def format_train_line(scalars: Mapping[str, Any], place: Place, *, eta: float | 
     rest = [name for name in scalars if name not in {*rates, *_HEAD, *_TIMES} and not name.startswith("save_")]
     rest.sort(key=lambda name: name != "loss")
     items += [f"{name}: {_number(scalars[name], digits)}" for name in rest]
-    return "  ".join([str(place), *items])
+    return "  ".join([str(position), *items])
 
 
-def format_val_line(metrics: Mapping[str, Any], place: Place, *, digits: int = 4) -> str:
-    """One line of validation or test: place and metrics. ``Epoch(val) [1][20/20]  loss: 1.2345``"""
+def format_val_line(metrics: Mapping[str, Any], position: LinePosition, *, digits: int = 4) -> str:
+    """One line of validation or test: position and metrics. ``Epoch(val) [1][20/20]  loss: 1.2345``"""
     items = [f"{name}: {_number(value, digits)}" for name, value in metrics.items() if name not in _HEAD]
-    return "  ".join([str(place), *items])
+    return "  ".join([str(position), *items])
 
 
 def format_seconds(seconds: float) -> str:

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from mmtrain.logging.cut import cut_json_lines
 from mmtrain.logging.visualizer import scalar_targets
 
 # Lines kept for a later try when the disk refuses them; some hours of a run at the default interval.
 KEPT_LINES = 10_000
 
 
-class Writer(Protocol):
+class ScalarWriter(Protocol):
     """Takes the scalars of one log line. Rank 0 alone has writers; no method raises for a full disk.
 
     ``kind`` is "train", "val", "test" or "save"; ``step`` the iterations done; ``text`` the line for people, or None.
@@ -75,11 +74,6 @@ class JsonLinesWriter:
             del self._waiting[:-KEPT_LINES]
         else:
             self._waiting = []
-
-    def cut(self, step: int) -> int:
-        """Drop the lines of steps after ``step``; returns how many there were. For a resume into the same file."""
-        self.close()
-        return cut_json_lines(self.path, step)
 
     def close(self) -> None:
         self.flush()
