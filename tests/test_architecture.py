@@ -32,6 +32,7 @@ GUARDED = {
                   "inside": {"registry", "config", "logging", "evaluation", "data"}},
     "deepspeed": {"top": set(), "inside": {"strategies"}},
     "tensorboard": {"top": set(), "inside": set()},
+    "rich": {"top": {"logging"}, "inside": {"logging"}},  # at the top for type checkers alone
     "transformers": {"top": set(), "inside": {"checkpoint"}},
     "fsspec": {"top": set(), "inside": {"checkpoint"}},
 }  # fmt: skip
