@@ -227,5 +227,5 @@ def memory_megabytes(device: torch.device) -> int:
 
 
 def _whole(means: Mapping[str, float]) -> dict[str, float | int]:
-    """Sizes as whole numbers."""
+    """Sizes as integers."""
     return {name: int(value) if name in ("memory", "save_bytes") else value for name, value in means.items()}

@@ -15,10 +15,10 @@ from mmtrain.registry import HOOKS
 class TextSampleHook(Hook):
     """Logs what the model writes after each of ``prompts``, every ``interval`` iterations and at the end of training.
 
-    The model has ``generate(prompt: str, max_new_tokens=, temperature=, top_k=, generator=) -> str``. Every sampling
-    starts from ``seed`` anew, so two of them differ by what the model has learnt alone, and training's own random
-    numbers are left as they were. ``interval=0`` samples at the end only. All ranks generate, as a sharded model needs
-    them all; rank 0 logs. Raises ConfigError at the start when the model has no such method.
+    The model has ``generate(prompt: str, max_new_tokens=, temperature=, top_k=, generator=) -> str``. Each time the
+    generator starts from ``seed``, so samples differ only by what the model has learned, and the random numbers of
+    training do not change. ``interval=0`` samples at the end only. All ranks generate, as a sharded model needs them
+    all; rank 0 logs. Raises ConfigError before training when the model does not have this method.
     """
 
     priority = "LOW"

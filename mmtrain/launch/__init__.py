@@ -1,4 +1,4 @@
-"""How several processes become one run: who started them, the group they join, and how they hear of a failure."""
+"""How several processes become one run: their launcher, the group they join, and how failures spread."""
 
 from mmtrain.launch.alarm import RankFailure as RankFailure
 from mmtrain.launch.alarm import is_lost_connection as is_lost_connection

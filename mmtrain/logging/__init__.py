@@ -1,4 +1,4 @@
-"""Scalars, the log's lines, the progress bar, and where they are written."""
+"""Scalars, log lines, the progress bar, and where they are written."""
 
 from mmtrain.logging.console import make_logger
 from mmtrain.logging.cut import LogPosition, cut_events, cut_json_lines, cut_logs, note_start

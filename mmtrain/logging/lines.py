@@ -1,18 +1,18 @@
-"""The text of log lines, as MMEngine's readers know it."""
+"""The text of log lines, in MMEngine's format."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-# What a line's head says already, or says in a form of its own.
+# What the head of a line says already, or formats differently.
 _HEAD = ("epoch", "iter", "step", "eta")
 _TIMES = ("time", "data_time", "memory")
 
 
 @dataclass(frozen=True, slots=True)
 class LinePosition:
-    """Where a line stands: ``done`` of ``total`` iterations (or batches), in epoch ``epoch`` (from 1) of ``epochs``."""
+    """What a line reports on: ``done`` of ``total`` iterations (or batches), in ``epoch`` (from 1) of ``epochs``."""
 
     kind: str
     by_epoch: bool
@@ -33,9 +33,9 @@ class LinePosition:
 def format_train_line(
     scalars: Mapping[str, Any], position: LinePosition, *, eta: float | None = None, digits: int = 4
 ) -> str:
-    """One line of training: position, lr, eta (given in seconds), times, memory, then the losses and whatever else.
+    """One line of training: position, lr, eta (given in seconds), times, memory, then the losses and the rest.
 
-    What a save cost (``save_*``) stands in the scalars file alone: beside the save's own line it would say little here.
+    What saves cost (``save_*``) is in the scalars file only: each save has a log line already.
 
     ``Epoch(train) [1][ 50/312]  lr: 1.0000e-03  eta: 0:01:12  time: 0.0123  data_time: 0.0010  memory: 312  loss: 2.1``
     """
@@ -62,7 +62,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def is_rate(name: str) -> bool:
-    """Whether a scalar is a learning rate, which is told with an exponent."""
+    """Whether a scalar is a learning rate, which is printed with an exponent."""
     return name == "lr" or name.startswith("lr/") or name.endswith(("_lr", ".lr")) or ".lr/" in name
 
 
