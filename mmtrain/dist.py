@@ -31,28 +31,28 @@ def world_size() -> int:
 
 
 def set_model_parallel(size: int) -> None:
-    """Say that ``size`` ranks with consecutive numbers hold one copy of the model, and so work on the same samples."""
+    """Declare that ``size`` consecutive ranks share one copy of the model, and so work on the same samples."""
     global _model_parallel  # noqa: PLW0603 - the world is the process's, not an object's
     _model_parallel = size
 
 
 def model_parallel() -> int:
-    """The number of ranks that hold one copy of the model among them, 1 where each has the whole of it."""
+    """The number of ranks that share one copy of the model; 1 if each has a full copy."""
     return _model_parallel
 
 
 def data_rank() -> int:
-    """Which part of the samples this process works on: its rank among the copies of the model."""
+    """Which share of the samples this process works on: the index of its copy of the model."""
     return rank() // _model_parallel
 
 
 def data_size() -> int:
-    """The number of parts that samples are divided into: the number of copies of the model."""
+    """The number of shares that samples are divided into: the number of copies of the model."""
     return world_size() // _model_parallel
 
 
 def local_rank() -> int:
-    """The number of this process on its own machine."""
+    """The rank of this process on its machine."""
     return int(os.environ.get("LOCAL_RANK", "0")) if is_distributed() else 0
 
 
@@ -87,7 +87,7 @@ def init(backend: str | None = None, timeout: timedelta | None = None, *, store:
 
 
 def set_timeout(timeout: timedelta) -> None:
-    """Give every process group there is this limit for a collective; only nccl and gloo have one."""
+    """Set the limit for a collective in every existing process group; only nccl and gloo have one."""
     from torch.distributed import distributed_c10d
 
     for group, (backend, _) in distributed_c10d._world.pg_map.items():
@@ -108,7 +108,7 @@ def barrier() -> None:
 
 
 def broadcast_object(value: T, source: int = 0) -> T:
-    """Everyone gets the value that rank ``source`` has."""
+    """Return the value of rank ``source`` on every rank."""
     if world_size() == 1:
         return value
     box: list[Any] = [value]
@@ -117,7 +117,7 @@ def broadcast_object(value: T, source: int = 0) -> T:
 
 
 def gather_objects(value: T) -> list[T]:
-    """Everyone gets the values of all ranks, in the order of ranks."""
+    """Return the values of all ranks on every rank, in the order of ranks."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -126,12 +126,12 @@ def gather_objects(value: T) -> list[T]:
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
-    """Return the mean of ``tensor`` over ranks; the argument itself is left alone."""
+    """Return the mean of ``tensor`` over ranks; the argument is not changed."""
     return sum_over_ranks(tensor) / world_size() if world_size() > 1 else tensor
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """Return the sum of ``tensor`` over ranks; the argument itself is left alone."""
+    """Return the sum of ``tensor`` over ranks; the argument is not changed."""
     if world_size() == 1:
         return tensor
     total = tensor.detach().clone()
@@ -140,7 +140,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def on_main(function: Callable[[], T]) -> T:
-    """Run ``function`` on rank 0 alone and give everyone its result; an exception reaches everyone too."""
+    """Run ``function`` on rank 0 and return its result on every rank; an exception is raised on every rank."""
     if world_size() == 1:
         return function()
     outcome: tuple[bool, Any] = (False, None)

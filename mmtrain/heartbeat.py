@@ -1,5 +1,7 @@
-"""Signs of life between iterations: whatever takes long calls `beat`, and the watchdog of `mmtrain.launch` looks at
-`count`. It is a module of its own so that the checkpoint engine needs nothing of the launcher."""
+"""Progress between iterations: code that takes long calls `beat`, and the watchdog of `mmtrain.launch` reads `count`.
+
+It is a separate module so that the checkpoint engine does not import the launcher.
+"""
 
 _count = 0
 

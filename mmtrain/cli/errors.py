@@ -44,7 +44,7 @@ def _run(command: Callable[[], int | None], *, debug: bool, launcher: str) -> in
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _output_closed():
             return OUTPUT_CLOSED
-        if launch.lost_connection(error):
+        if launch.is_lost_connection(error):
             cause = str(error).splitlines()[0]
             return _report(f"lost the connection to another process, which was probably killed ({cause})", 1, launcher)
         sentence = f"the run failed with {type(error).__name__}: {error}"
@@ -78,7 +78,7 @@ def _report(sentence: str, status: int, launcher: str, *, shown: str = "") -> in
     trace = traceback.format_exc()
     reported = launch.report(sentence, status, trace)
     if reported is None:
-        failure = launch.Failure(0, sentence, status, trace)
+        failure = launch.RankFailure(0, sentence, status, trace)
         launch.report_before_joining(
             launcher, failure, lambda who: sys.stderr.write(f"{shown}\nerror: {who}{sentence}\n")
         )

@@ -1,4 +1,4 @@
-"""Data sets that come with mmtrain; importing this registers them."""
+"""Datasets that come with mmtrain; importing this registers them."""
 
 from mmtrain.datasets.sources import StdlibSource, TextFiles
 from mmtrain.datasets.text import TextDataset, TokenDataset

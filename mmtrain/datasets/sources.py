@@ -1,4 +1,4 @@
-"""Which files a text data set is made of, and which of them are held back for validation."""
+"""Which files a text dataset consists of, and which of them are held out for validation."""
 
 import fnmatch
 import hashlib
@@ -20,7 +20,7 @@ class TextFiles:
     * ``patterns``: shell patterns; one without a slash is compared with the file's name, one with a slash with its path
       below ``root``;
     * ``exclude``: likewise, for files and directories to leave out;
-    * ``validation_share``: the part of the files, about, that is held back. A file's place is decided by a hash of its
+    * ``validation_share``: about the share of files that is held out. A hash of a file's
       path alone: it is the same on every machine, and adding files moves no other file;
     * ``name``: what the cache is called (default: the directory's name).
     """
@@ -45,7 +45,7 @@ class TextFiles:
     def files(self, split: str = "all") -> list[str]:
         """Return the paths of one split ("train", "val" or "all"), below ``root``, with slashes, sorted.
 
-        Raises ConfigError when the directory is missing, or holds no file for this split.
+        Raises ConfigError when the directory does not exist or has no file for this split.
         """
         if split not in SPLITS:
             raise ConfigError(f"dataset.split: {split!r} is unknown; expected one of {', '.join(SPLITS)}")
@@ -58,12 +58,12 @@ class TextFiles:
         if not chosen:
             raise ConfigError(
                 f"dataset.split: all {len(found)} files below {str(self.root)!r} fall into the other split; "
-                "set another source.validation_share, or give each split a directory of its own and use split='all'"
+                "set another source.validation_share, or put each split into a separate directory and use split='all'"
             )
         return chosen
 
     def is_validation(self, path: str) -> bool:
-        """Whether the file at this path (below ``root``, with slashes) is held back for validation."""
+        """Whether the file at this path (below ``root``, with slashes) is held out for validation."""
         number = int.from_bytes(hashlib.sha256(path.encode("utf-8", "surrogateescape")).digest()[:8], "big")
         return number < self.validation_share * 2**64
 
@@ -81,7 +81,7 @@ class TextFiles:
 class StdlibSource(TextFiles):
     """The source of Python's own standard library: some 9 MB of text that every machine with Python has.
 
-    Left out are the tests, installed packages, and what is tables and not code (``encodings``, ``pydoc_data``).
+    It excludes tests, installed packages, and tables that are not code (``encodings``, ``pydoc_data``).
     """
 
     EXCLUDE = (

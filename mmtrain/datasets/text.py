@@ -18,13 +18,13 @@ class TokenDataset(Dataset[dict[str, Tensor]]):
     """Windows of ``context`` tokens, every ``stride`` tokens (default: ``context``, so that they do not overlap).
 
     Item i is ``input_ids`` (context,) and ``labels`` (context,), both int64; ``labels[t]`` is the token that follows
-    ``input_ids[t]``. Tokens at the end that fill no window are left out.
+    ``input_ids[t]``. Tokens at the end that do not fill a window are left out.
 
     * ``jitter``: start every window up to one stride later, by a draw of torch's generator. The framework seeds it by
-      (seed, epoch, index), so every epoch cuts the text elsewhere and a restart cuts it as before;
+      (seed, epoch, index), so every epoch cuts the text at other places, and a restart at the same ones;
     * ``limit``: keep only so many windows, evenly spaced over the text.
 
-    The file is mapped when a process first reads an item, so the data set may be sent to workers at no cost. Raises
+    The file is mapped when a process first reads an item, so the dataset can be sent to workers at no cost. Raises
     ConfigError when the text is shorter than one window.
     """
 

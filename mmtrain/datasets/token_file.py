@@ -1,6 +1,6 @@
-"""Files of text become one file of tokens, once; later starts map it into memory.
+"""Converts text files to one file of tokens, once; later starts map it into memory.
 
-``<cache_dir>/<name>-<key>-<split>.bin`` holds the tokens and nothing else, ``.json`` beside it their type, number and
+``<cache_dir>/<name>-<key>-<split>.bin`` has only the tokens, the ``.json`` next to it their type, number and
 hash. The key is made of paths, sizes and times of the files and of the tokenizer, so a change of any makes a new file.
 The ``.json`` is written last: without it, or when it does not fit the ``.bin``, the tokens are made again.
 """
@@ -29,7 +29,7 @@ _HASHED_BYTES = 1 << 30  # a file beyond this is trusted by its size: hashing it
 
 @dataclass(frozen=True, slots=True)
 class TokenFile:
-    """A file of tokens: where it lies, the numpy type of a token, how many there are, and the xxh3-128 of the file."""
+    """A file of tokens: its path, the numpy type of a token, their number, and the xxh3-128 of the file."""
 
     path: str
     dtype: str
@@ -43,7 +43,7 @@ class TokenFile:
 
 
 def prepare_tokens(source: TextFiles, tokenizer: Any, *, split: str, cache_dir: str) -> TokenFile:
-    """Return the token file of one split of ``source``, made now unless a sound one exists.
+    """Return the token file of one split of ``source``, made now unless an intact one exists.
 
     Several processes may call this at once: they wait for each other where the file system has locks, and where it has
     none each renames an equal file into place. Raises ConfigError for a source without files or a directory that cannot
@@ -57,13 +57,13 @@ def prepare_tokens(source: TextFiles, tokenizer: Any, *, split: str, cache_dir: 
             return read_token_file(base) or _make(base, source.root, files, tokenizer)
     except OSError as error:
         raise ConfigError(
-            f"dataset.cache_dir: the tokens cannot be written to {str(base.parent)!r}: {error.strerror or error}; "
+            f"dataset.cache_dir: cannot write tokens to {str(base.parent)!r}: {error.strerror or error}; "
             "name another directory"
         ) from error
 
 
 def read_token_file(base: Path) -> TokenFile | None:
-    """Return the sound token file at ``base`` (without suffix), or None when it is missing, cut short or damaged."""
+    """Return the intact token file at ``base`` (without suffix), or None if it is missing, truncated or damaged."""
     path = base.with_name(base.name + ".bin")
     try:
         described = json.loads(base.with_name(base.name + ".json").read_text(encoding="utf-8"))
@@ -96,7 +96,7 @@ def _make(base: Path, root: Path, files: list[str], tokenizer: Any) -> TokenFile
     _replace(path, write_tokens)
     if count == 0:
         path.unlink()
-        raise ConfigError(f"source.root: the {len(files)} files below {str(root)!r} hold no text")
+        raise ConfigError(f"source.root: the {len(files)} files below {str(root)!r} contain no text")
     tokens = TokenFile(path=str(path), dtype=dtype.name, count=count, digest=hasher.hexdigest())
     described = {"format": _FORMAT, **{key: value for key, value in asdict(tokens).items() if key != "path"}}
     text = json.dumps(described, indent=1) + "\n"
@@ -134,7 +134,7 @@ def _replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock that the system releases when the process dies; without one where there are no locks."""
+    """Hold an exclusive lock, which the system releases when the process dies; none where locks are not supported."""
     try:
         import fcntl
     except ImportError:  # Windows

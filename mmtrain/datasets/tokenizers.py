@@ -16,7 +16,7 @@ from mmtrain.registry import TRANSFORMS
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What the data sets and models need of a tokenizer."""
+    """What datasets and models need of a tokenizer."""
 
     vocab_size: int
 
@@ -43,7 +43,7 @@ class ByteTokenizer:
         return np.frombuffer(data, dtype=np.uint8)
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Return the text; bytes that are no UTF-8 become U+FFFD, and tokens that are no bytes are left out."""
+        """Return the text; bytes that are not valid UTF-8 become U+FFFD, and tokens that are not bytes are left out."""
         return bytes(token for token in tokens if 0 <= token < self.vocab_size).decode("utf-8", errors="replace")
 
     def fingerprint(self) -> str:

@@ -33,16 +33,16 @@ class Evaluator:
                     )
             if dist.model_parallel() > 1 and _gathers_itself(built):
                 raise ConfigError(
-                    f"{here}: {type(built).__name__} gathers its results in an evaluate() of its own, over all ranks, "
-                    "which would count samples several times under tensor parallelism; derive it from MMEngine's "
-                    "BaseMetric and give it compute_metrics() alone"
+                    f"{here}: {type(built).__name__} gathers its results over all ranks in its own evaluate(), which "
+                    "counts samples several times under tensor parallelism; subclass MMEngine's BaseMetric and "
+                    "override compute_metrics() only"
                 )
             self.metrics.append(built)
         self._dataset_meta: Any = None
 
     @property
     def dataset_meta(self) -> Any:
-        """What the data set says of itself (``dataset.metainfo``); setting it tells every metric."""
+        """What the dataset says about itself (``dataset.metainfo``); setting it sets it for every metric."""
         return self._dataset_meta
 
     @dataset_meta.setter
@@ -52,7 +52,7 @@ class Evaluator:
             metric.dataset_meta = value
 
     def process(self, data_samples: Any, data_batch: Any = None) -> None:
-        """Give every metric one batch: the model's outputs and what it was given. Data elements become dicts."""
+        """Give every metric one batch: the model's outputs and its inputs. Data elements become dicts."""
         samples = data_samples
         if isinstance(data_samples, (list, tuple)):
             samples = [_as_dict(sample) for sample in data_samples]
@@ -60,16 +60,16 @@ class Evaluator:
             metric.process(data_batch, samples)
 
     def evaluate(self, size: int) -> dict[str, Any]:
-        """Return the metrics over ``size`` samples, and begin anew. Collective; everyone gets the same values.
+        """Return the metrics over ``size`` samples and reset. Collective; all ranks get the same values.
 
-        Raises RunError when two metrics give one name.
+        Raises RunError when two metrics return the same name.
         """
         found: dict[str, Any] = {}
         for metric in self.metrics:
             results = _gathered(metric, size) if dist.world_size() > 1 else metric.evaluate(size)
             twice = sorted(found.keys() & results.keys())
             if twice:
-                raise RunError(f"two metrics give the name {twice[0]!r}; set a different prefix=... in one of them")
+                raise RunError(f"two metrics return the name {twice[0]!r}; set a different prefix=... in one of them")
             found.update(results)
         return found
 
@@ -77,8 +77,7 @@ class Evaluator:
 def build_evaluator(cfg: Any, *, path: str = "val_evaluator") -> Any:
     """An evaluator from a config: a metric, a list of metrics, or ``dict(type='Evaluator', metrics=...)``.
 
-    None gives None; an object that is an evaluator already is returned as it is. Raises ConfigError with the dotted
-    path of what is wrong.
+    None returns None, and an evaluator is returned as it is. Raises ConfigError with the dotted path of what is wrong.
     """
     if cfg is None or (not isinstance(cfg, (Mapping, Sequence)) and hasattr(cfg, "metrics")):
         return cfg
@@ -91,13 +90,13 @@ def build_evaluator(cfg: Any, *, path: str = "val_evaluator") -> Any:
 
 
 def _as_dict(sample: Any) -> Any:
-    """MMEngine's data elements as the dicts that its metrics expect, told by their method, without importing them."""
+    """MMEngine's data elements as the dicts that its metrics expect; ``to_dict`` identifies them without an import."""
     convert = None if isinstance(sample, Mapping) else getattr(sample, "to_dict", None)
     return convert() if callable(convert) else sample
 
 
 def _gathers_itself(metric: Any) -> bool:
-    """Whether a metric puts the results of ranks together in its own way."""
+    """Whether a metric gathers the results of ranks itself."""
     from mmengine.evaluator import BaseMetric
 
     return not isinstance(metric, BaseMetric) or type(metric).evaluate is not BaseMetric.evaluate
@@ -106,8 +105,8 @@ def _gathers_itself(metric: Any) -> bool:
 def _gathered(metric: Any, size: int) -> dict[str, Any]:
     """`evaluate` over several ranks.
 
-    MMEngine's own way drops samples when ranks have different numbers of them, as it expects padded data sets; here
-    every sample counts once. A metric with an `evaluate` of its own gathers in its own way.
+    MMEngine drops samples when ranks have different numbers of them, as it expects padded datasets; here every sample
+    counts once. A metric that overrides `evaluate` gathers itself.
     """
     if _gathers_itself(metric):
         return metric.evaluate(size)

@@ -12,12 +12,12 @@ from mmtrain.runner.interface import Runner
 
 
 class Hook:
-    """Something that happens at fixed points of a run; override the methods of the points you want.
+    """Runs code at fixed points of a run; override the methods of the points you need.
 
     ``runner.iter`` and ``runner.epoch`` are the 0-based index of the iteration and epoch in progress at every point.
     ``priority`` orders the hooks of one point: a number from 0 (first) to 100, or one of MMEngine's names. A hook that
-    has ``state_dict`` and ``load_state_dict`` is saved with every checkpoint and restored at a resume, without doing
-    anything else for it. The order of the points is drawn in ``mmtrain/runner/hook_points.py``.
+    has ``state_dict`` and ``load_state_dict`` is saved with every checkpoint and restored by a resume.
+    The order of the points is drawn in ``mmtrain/runner/hook_points.py``.
     """
 
     priority: str | int = "NORMAL"
@@ -30,7 +30,7 @@ class Hook:
         """After it ended without an error."""
 
     def on_exception(self, runner: Runner, error: BaseException) -> None:
-        """Instead of everything that is left when ``error`` ends the run, Ctrl-C included."""
+        """Instead of the remaining points, when ``error`` ends the run (Ctrl-C included)."""
 
     # ---- training -----------------------------------------------------------------------------------------------
     def before_train(self, runner: Runner) -> None:
@@ -40,11 +40,11 @@ class Hook:
         """After the last iteration."""
 
     def before_train_epoch(self, runner: Runner) -> None:
-        """Before the first iteration of a pass over the data, and of what is left of one after a resume."""
+        """Before the first iteration of an epoch, and of the rest of one after a resume."""
         self._before_epoch(runner, mode="train")
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """After the last iteration of a pass."""
+        """After the last iteration of an epoch."""
         self._after_epoch(runner, mode="train")
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -63,11 +63,11 @@ class Hook:
         """After a validation."""
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Before the pass over the validation sets."""
+        """Before the first batch of the validation sets."""
         self._before_epoch(runner, mode="val")
 
     def after_val_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
-        """After the pass, with its metrics."""
+        """After the last batch, with the metrics."""
         self._after_epoch(runner, mode="val")
 
     def before_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -87,11 +87,11 @@ class Hook:
         """After a test."""
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """Before the pass over the test sets."""
+        """Before the first batch of the test sets."""
         self._before_epoch(runner, mode="test")
 
     def after_test_epoch(self, runner: Runner, metrics: Mapping[str, float] | None = None) -> None:
-        """After the pass, with its metrics."""
+        """After the last batch, with the metrics."""
         self._after_epoch(runner, mode="test")
 
     def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -106,10 +106,10 @@ class Hook:
 
     # ---- one method for training, validation and test (``mode`` is "train", "val" or "test"), as in MMEngine ---------
     def _before_epoch(self, runner: Runner, mode: str = "train") -> None:
-        """Before a pass, unless the mode's own method is overridden."""
+        """Before an epoch, unless the mode's own method is overridden."""
 
     def _after_epoch(self, runner: Runner, mode: str = "train") -> None:
-        """After a pass, unless the mode's own method is overridden."""
+        """After an epoch, unless the mode's own method is overridden."""
 
     def _before_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, mode: str = "train") -> None:
         """Before a batch, unless the mode's own method is overridden."""
@@ -124,7 +124,7 @@ class Hook:
         """Before a checkpoint's state is collected; plain values put into ``checkpoint`` are saved with it."""
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """After a resume has restored a checkpoint, with what `before_save_checkpoint` had put into it."""
+        """After a resume has restored a checkpoint, with what `before_save_checkpoint` put into it."""
 
     def after_save_checkpoint(self, runner: Runner, entry: str) -> None:
         """When the checkpoint named ``entry`` is complete on disk."""

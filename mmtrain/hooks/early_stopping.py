@@ -1,4 +1,4 @@
-"""Ends a run whose metric no longer improves."""
+"""Stops a run whose metric no longer improves."""
 
 import math
 from collections.abc import Mapping
@@ -14,11 +14,12 @@ from mmtrain.registry import HOOKS
 class EarlyStoppingHook(Hook):
     """Asks the run to stop when ``monitor`` did not improve by ``min_delta`` in ``patience`` validations in a row.
 
-    MMEngine's arguments, with its rule inferred from the metric's name. The count and the best value are saved with
-    checkpoints, so patience goes on after a restart, and a run that has ended so ends at once when it is started again,
-    unless today's arguments let it go on. It also stops when the metric passes ``stopping_threshold``, and,
-    with ``check_finite``, when it becomes NaN or infinite. A metric that validation does not give raises RunError;
-    with ``strict=False`` it is told once and passed over. Raises ConfigError when the rule cannot be inferred.
+    MMEngine's arguments; the rule is inferred from the metric's name as in MMEngine. The count and the best value are
+    saved with checkpoints, so patience continues after a restart. A run that was stopped ends at once when it is
+    started again, unless its new arguments let it continue. It also stops when the metric passes
+    ``stopping_threshold`` and, with ``check_finite``, when it becomes NaN or infinite. Raises RunError for a metric
+    that validation does not report; with ``strict=False`` this is a warning, given once. Raises ConfigError when the
+    rule cannot be inferred.
     """
 
     priority = "LOWEST"
@@ -50,10 +51,10 @@ class EarlyStoppingHook(Hook):
         self.wait_count = 0
         self.best_score: float | None = None
         self.last_score: float | None = None
-        self._told_missing = False
+        self._warned_missing = False
 
     def before_train(self, runner: Any) -> None:
-        """End a run that was started again after its last validation had ended it."""
+        """Stop a run that was started again although its last validation had stopped it."""
         self._stop(runner)
 
     def after_val_epoch(self, runner: Any, metrics: Mapping[str, Any] | None = None) -> None:
@@ -76,9 +77,9 @@ class EarlyStoppingHook(Hook):
         )
         if self.strict:
             raise RunError(f"{sentence}. Set monitor to one of these")
-        if not self._told_missing:
+        if not self._warned_missing:
             runner.logger.warning("%s; early stopping is off", sentence)
-            self._told_missing = True
+            self._warned_missing = True
 
     def _note(self, score: float) -> None:
         self.last_score = score
@@ -92,7 +93,7 @@ class EarlyStoppingHook(Hook):
             self.wait_count += 1
 
     def _reason(self) -> str | None:
-        """Why to stop after the last value, or None to go on."""
+        """Why to stop after the last value, or None to continue."""
         score = self.last_score
         if score is None:
             return None
@@ -109,7 +110,7 @@ class EarlyStoppingHook(Hook):
         return limit is not None and (score > limit if self.rule == "greater" else score < limit)
 
     def _improves(self, score: float) -> bool:
-        # As MMEngine: a value that lies exactly min_delta beyond the best one is an improvement. NaN never is.
+        # As in MMEngine, a value exactly min_delta beyond the best one is an improvement. NaN never is.
         if self.best_score is None:
             return not math.isnan(score)
         if self.rule == "greater":
@@ -121,7 +122,7 @@ class EarlyStoppingHook(Hook):
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take up the count; that of another metric says nothing about this one and is left."""
+        """Restore the count, unless it is that of another metric."""
         if state_dict["monitor"] == self.monitor:
             self.best_score, self.wait_count = state_dict["best_score"], int(state_dict["wait_count"])
             self.last_score = state_dict.get("last_score")

@@ -1,4 +1,4 @@
-"""Averages of the weights, kept beside the ones that are trained."""
+"""Running averages of the weights, used for validation and test."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ _TYPES = ("ExponentialMovingAverage", "MomentumAnnealingEMA", "StochasticWeightA
 class EMAHook(Hook):
     """Keeps a running average of the model's weights, and validates and tests with it.
 
-    It ticks once for every update that was applied: not inside an accumulation window, not for a step that a loss
+    It advances with every update that was applied: not inside an accumulation window, and not for a step that a loss
     scaler skipped. With the newest parameters ``x`` and ``n`` updates averaged before (formulas of
     ``mmengine.model.averaged_model``), ``average += weight * (x - average)``, where weight is
 
@@ -31,7 +31,7 @@ class EMAHook(Hook):
     ``update_buffers`` averages floating-point buffers too. Averages of half-precision parameters are kept in float32,
     where small steps are not rounded away.
 
-    Raises ConfigError for arguments that cannot be right, CheckpointError for a state of another model.
+    Raises ConfigError for invalid arguments, CheckpointError for the state of another model.
     """
 
     priority = "NORMAL"
@@ -59,7 +59,7 @@ class EMAHook(Hook):
         self.steps = 0
         self.averages: dict[str, Tensor] = {}
         self._parameters: dict[str, Tensor] | None = None
-        self._shapes: dict[str, torch.Size] = {}  # of the whole parameters: an engine may have cut flat ones
+        self._shapes: dict[str, torch.Size] = {}  # of the full parameters: an engine may have cut flat ones
         self._matched = False
         self._trained: dict[str, Tensor] | None = None
         self._check()
@@ -80,7 +80,7 @@ class EMAHook(Hook):
 
     # ---- training -----------------------------------------------------------------------------------------------
     def before_train(self, runner: Any) -> None:
-        """Note which parameters train, and refuse a beginning that lies beyond the end of the run."""
+        """Note which parameters train, and refuse a beginning after the end of the run."""
         for name, end in (("begin_iter", runner.max_iters), ("begin_epoch", runner.max_epochs)):
             if end is not None and getattr(self, name) > end:
                 raise ConfigError(f"EMAHook: {name} is {getattr(self, name)}, but the run ends at {end}")
@@ -119,11 +119,11 @@ class EMAHook(Hook):
         return self.momentum
 
     def _sources(self, model: nn.Module) -> dict[str, Tensor]:
-        """What is averaged, by name. Averages that were loaded are brought beside it at the first call."""
+        """What is averaged, by name. The first call moves averages that were loaded to its devices and shards."""
         if self._parameters is None:  # a run that only evaluates: what was averaged when it trained
             self._parameters = {name: value for name, value in model.named_parameters() if name in self.averages}
         sources = self._parameters
-        if self.update_buffers:  # looked up anew: a module may put another tensor in a buffer's place
+        if self.update_buffers:  # looked up each time: a module may replace the tensor of a buffer
             kept = model.state_dict(keep_vars=True)
             buffers = ((name, value) for name, value in model.named_buffers() if name in kept)
             sources = {**sources, **{name: value for name, value in buffers if value.is_floating_point()}}
@@ -133,7 +133,7 @@ class EMAHook(Hook):
         return sources
 
     def _match(self, sources: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The averages of exactly these sources, on their devices; one that is missing begins as a copy."""
+        """The averages of exactly these sources, on their devices; a missing one starts as a copy."""
         missing = [name for name in sources if name not in self.averages]
         unexpected = [name for name in self.averages if name not in sources]
         if self.strict_load and (missing or unexpected):
@@ -172,7 +172,7 @@ class EMAHook(Hook):
         runner.strategy.forget_gathered()
 
     def on_exception(self, runner: Any, error: BaseException) -> None:
-        """An error inside a validation leaves the model with the weights that are trained."""
+        """Put the trained weights back after an error inside a validation."""
         self._swap_out(runner.model)
 
     @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 
 from mmtrain.errors import ConfigError
 from mmtrain.hooks.base import Hook
-from mmtrain.logging import Place, ScalarReader, format_train_line, format_val_line
+from mmtrain.logging import LinePosition, ScalarReader, format_train_line, format_val_line
 from mmtrain.progress import Progress
 from mmtrain.registry import HOOKS
 
@@ -120,10 +120,10 @@ class LoggerHook(Hook):
             return
         epoch = epoch_of(progress)
         scalars = {"epoch": epoch, "iter": done, **(rates or learning_rates(runner.optim_wrapper)), **_whole(means)}
-        place = Place("train", by_epoch=False, done=done, total=runner.max_iters)
+        position = LinePosition("train", by_epoch=False, done=done, total=runner.max_iters)
         if self.by_epoch:
-            place = Place("train", True, batches_done, runner.iterations_per_epoch, epoch, runner.max_epochs)
-        text = format_train_line(scalars, place, eta=self._eta(runner), digits=self._digits)
+            position = LinePosition("train", True, batches_done, runner.iterations_per_epoch, epoch, runner.max_epochs)
+        text = format_train_line(scalars, position, eta=self._eta(runner), digits=self._digits)
         self._write(runner, scalars, "train", text)
         if runner.checkpointer.failure and self._is_first:
             runner.logger.warning("%s", runner.checkpointer.failure)
@@ -147,9 +147,9 @@ class LoggerHook(Hook):
             return
         epoch = epoch_of(runner.progress)
         batches = len(loader) if hasattr(loader, "__len__") else None
-        place = Place(kind, bool(self.by_epoch), batches or 0, batches, epoch if kind == "val" else 0)
+        position = LinePosition(kind, bool(self.by_epoch), batches or 0, batches, epoch if kind == "val" else 0)
         scalars = {"epoch": epoch, "iter": runner.progress.iteration, **metrics}
-        self._write(runner, scalars, kind, format_val_line(metrics, place, digits=self._digits))
+        self._write(runner, scalars, kind, format_val_line(metrics, position, digits=self._digits))
 
     # ---- checkpoints and the end --------------------------------------------------------------------------------
     def before_save_checkpoint(self, runner: Any, checkpoint: Any) -> None:
@@ -227,5 +227,5 @@ def memory_megabytes(device: torch.device) -> int:
 
 
 def _whole(means: Mapping[str, float]) -> dict[str, float | int]:
-    """Sizes as whole numbers."""
+    """Sizes as integers."""
     return {name: int(value) if name in ("memory", "save_bytes") else value for name, value in means.items()}

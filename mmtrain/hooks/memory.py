@@ -1,4 +1,4 @@
-"""Small hooks about memory and buffers."""
+"""Hooks that free cached memory and average buffers."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from mmtrain.registry import HOOKS
 
 @HOOKS.register_module()
 class EmptyCacheHook(Hook):
-    """Gives cached device memory that nothing uses back to the device, at the points that are switched on."""
+    """Frees unused cached memory of the device, at the points that are switched on."""
 
     priority = "NORMAL"
 
@@ -38,8 +38,10 @@ class EmptyCacheHook(Hook):
 
 @HOOKS.register_module()
 class SyncBuffersHook(Hook):
-    """Averages the model's floating-point buffers (running statistics) over ranks, after each epoch and before each
-    validation that does not follow one at once. A collective call; nothing happens in one process.
+    """Averages the model's floating-point buffers (running statistics) over ranks.
+
+    It does so after each epoch, and before a validation inside an epoch. A collective call; nothing happens in a single
+    process.
     """
 
     priority = "NORMAL"

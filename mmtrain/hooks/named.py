@@ -1,4 +1,4 @@
-"""Hooks whose work the train loop does: their names stay, so that configs written for MMEngine keep their meaning."""
+"""Hooks whose work the train loop does. Their names remain, so that configs written for MMEngine keep their meaning."""
 
 from mmtrain.hooks.base import Hook
 from mmtrain.registry import HOOKS
@@ -13,14 +13,14 @@ class RuntimeInfoHook(Hook):
 
 @HOOKS.register_module()
 class IterTimerHook(Hook):
-    """The loop measures ``time`` and ``data_time`` itself; LoggerHook works out the ETA."""
+    """The loop measures ``time`` and ``data_time`` itself; LoggerHook computes the ETA."""
 
     priority = "NORMAL"
 
 
 @HOOKS.register_module()
 class DistSamplerSeedHook(Hook):
-    """The order of the data is a function of seed and position; nothing has to be told the epoch."""
+    """The order of the data is a function of seed and position, so no sampler needs to know the epoch."""
 
     priority = "NORMAL"
 

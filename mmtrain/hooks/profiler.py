@@ -15,12 +15,12 @@ Handler = Callable[[Any], Any]
 
 @HOOKS.register_module()
 class ProfilerHook(Hook):
-    """Profiles the first epoch this process trains, or its first ``profile_times`` iterations with ``by_epoch=False``.
+    """Profiles the first epoch of this process, or its first ``profile_times`` iterations with ``by_epoch=False``.
 
     MMEngine's arguments. ``schedule`` are those of ``torch.profiler.schedule``; ``on_trace_ready`` is a function, or
     ``dict(type='log_trace', ...)`` (a table in the log; the rest goes to ``key_averages().table``), or
     ``dict(type='tb_trace', dir_name=...)`` (files for TensorBoard). ``json_trace_path`` gets Chrome's format. Relative
-    paths lie in the run's log directory. Raises ConfigError for arguments that cannot be right.
+    paths are relative to the run's log directory. Raises ConfigError for invalid arguments.
     """
 
     priority = "VERY_LOW"

@@ -13,34 +13,34 @@ from mmtrain.registry import HOOKS
 class ProgressBarHook(Hook):
     """Shows iteration, percent, loss, lr, samples/s, the share of time spent waiting for data, and the time left.
 
-    Only on a terminal, and on rank 0; elsewhere the log lines say it all. Drawn at most ten times a second from numbers
-    that are on the host: the loss and the data share are those of the last log line.
+    Only on a terminal and on rank 0; elsewhere the log lines say the same. It is drawn at most ten times a second, from
+    numbers on the host: loss and data share are those of the last log line.
     """
 
     priority = "LOWEST"
 
     def __init__(self) -> None:
-        self._bar = ProgressBar()
+        self.bar = ProgressBar()
 
     def before_train(self, runner: Any) -> None:
         if runner.rank == 0:
-            self._bar.start(runner.progress.iteration, runner.progress.samples)
+            self.bar.start(runner.progress.iteration, runner.progress.samples)
 
     def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        if perf_counter() >= self._bar.due:
+        if perf_counter() >= self.bar.due:
             self._draw(runner)
 
     def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        if perf_counter() >= self._bar.due:
-            self._bar.note(f"val {batch_idx + 1}")
+        if perf_counter() >= self.bar.due:
+            self.bar.note(f"val {batch_idx + 1}")
 
     def after_train(self, runner: Any) -> None:
-        if self._bar.live:  # the last drawing shows the end
+        if self.bar.live:  # the last drawing shows the end
             self._draw(runner)
-        self._bar.finish()
+        self.bar.finish()
 
     def on_exception(self, runner: Any, error: BaseException) -> None:
-        self._bar.abandon()
+        self.bar.abandon()
 
     def _draw(self, runner: Any) -> None:
         progress, scalars = runner.progress, runner.scalars
@@ -52,8 +52,8 @@ class ProgressBarHook(Hook):
             done=progress.iteration,
             total=runner.max_iters,
             loss=scalars.latest("loss"),
-            # A tensor may live on the device, and reading it would make the loop wait.
+            # A tensor may be on the device; reading it would make the loop wait.
             lr=lr if isinstance(lr, float) else None,
             wait=data_time / time if time and data_time is not None else None,
         )
-        self._bar.update(shown, progress.samples)
+        self.bar.update(shown, progress.samples)

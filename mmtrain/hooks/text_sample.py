@@ -1,14 +1,13 @@
-"""Lets a language model write while it learns."""
+"""Samples text from a language model during training."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from mmtrain.errors import ConfigError
 from mmtrain.hooks.base import Hook
+from mmtrain.modes import evaluation_mode
 from mmtrain.registry import HOOKS
 
 
@@ -16,10 +15,10 @@ from mmtrain.registry import HOOKS
 class TextSampleHook(Hook):
     """Logs what the model writes after each of ``prompts``, every ``interval`` iterations and at the end of training.
 
-    The model has ``generate(prompt: str, max_new_tokens=, temperature=, top_k=, generator=) -> str``. Every sampling
-    starts from ``seed`` anew, so two of them differ by what the model has learnt alone, and training's own random
-    numbers are left as they were. ``interval=0`` samples at the end only. All ranks generate, as a sharded model needs
-    them all; rank 0 logs. Raises ConfigError at the start when the model has no such method.
+    The model has ``generate(prompt: str, max_new_tokens=, temperature=, top_k=, generator=) -> str``. Each time the
+    generator starts from ``seed``, so samples differ only by what the model has learned, and the random numbers of
+    training do not change. ``interval=0`` samples at the end only. All ranks generate, as a sharded model needs them
+    all; rank 0 logs. Raises ConfigError before training when the model does not have this method.
     """
 
     priority = "LOW"
@@ -61,20 +60,8 @@ class TextSampleHook(Hook):
         self._sampled_at = runner.progress.iteration
         generator = torch.Generator(device=runner.device).manual_seed(self.seed)
         devices = [runner.device] if runner.device.type == "cuda" else []
-        with evaluating(runner.model), torch.random.fork_rng(devices), torch.no_grad():
+        with evaluation_mode(runner.model), torch.random.fork_rng(devices), torch.no_grad():
             texts = [runner.model.generate(prompt, generator=generator, **self._options) for prompt in self.prompts]
         if runner.rank == 0:
             for text in texts:
                 runner.logger.info("Sample at iteration %d:\n%s", runner.progress.iteration, text)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; then every module is back in the mode it had, frozen ones too."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -1,7 +1,7 @@
-"""How several processes become one run: who started them, the group they join, and how they hear of a failure."""
+"""How several processes become one run: their launcher, the group they join, and how failures spread."""
 
-from mmtrain.launch.alarm import Failure as Failure
-from mmtrain.launch.alarm import lost_connection as lost_connection
+from mmtrain.launch.alarm import RankFailure as RankFailure
+from mmtrain.launch.alarm import is_lost_connection as is_lost_connection
 from mmtrain.launch.consistency import refuse_difference as refuse_difference
 from mmtrain.launch.environment import World as World
 from mmtrain.launch.environment import recognise as recognise

@@ -1,8 +1,15 @@
-"""How all ranks hear that one has failed, and who tells the user.
+"""Ends all ranks when one fails, and reports the cause once.
 
-The first rank that fails leaves a note in the store that the process group was made with. A thread on every rank looks
-for it twice a second: a rank that waits in a collective for the one that is gone would otherwise wait for the timeout.
-Rank 0 tells the cause, because it is the one whose terminal is watched; where rank 0 itself is gone, the others do.
+The first rank that fails writes a note into the store that the process group was made with. A thread on every rank
+checks for it twice a second; without it, a rank that waits in a collective for the failed one would wait for the
+timeout. Rank 0 prints the cause, because its terminal is the one that is watched; if rank 0 itself is gone, the others
+print.
+
+Why not torch elastic alone: torchrun's agent ends the processes of its machine when one of them fails, and can start
+them again; mmtrain leaves both to it. But it prints a table of 20 lines after the tracebacks of all ranks, most of them
+"Connection closed by peer"; it exits with 1 whatever the processes exited with (2 for a config error, 75 after a
+signal); it sees a failed process on another machine only through a broken connection; and under srun and mpirun there
+is no agent. So the cause in one sentence, the exit status and the end of waiting ranks are here, for every launcher.
 """
 
 import json
@@ -16,13 +23,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-KEY, TOLD, HEARD = "mmtrain/failure", "mmtrain/told", "mmtrain/heard"
+# Keys of the store: the first failure; set once rank 0 has printed it; the number of other ranks that have seen it.
+FAILURE_KEY = "mmtrain/failure"
+REPORTED_KEY = "mmtrain/reported"
+ACKNOWLEDGED_KEY = "mmtrain/acknowledged"
 _GONE = re.compile(r"gloo.*(Connection (closed|reset) by peer|Broken pipe)|ncclRemoteError", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
-    """What ended a rank: the sentence to tell, with the exit status that all ranks then have."""
+class RankFailure:
+    """What ended a rank: the sentence to print, and the exit status that all ranks then have."""
 
     rank: int
     sentence: str
@@ -31,107 +41,114 @@ class Failure:
 
 
 class Alarm:
-    """One rank's ear for failures. ``grace`` are the seconds a rank gets to end by itself after another's failure."""
+    """Watches for failures of other ranks and reports this rank's.
+
+    ``grace`` is the number of seconds that a rank gets to end by itself after another one failed; ``leave`` ends the
+    process.
+    """
 
     def __init__(
         self, store: Any, rank: int, size: int, *, grace: float = 2.0, leave: Callable[[int], Any] = os._exit
     ) -> None:
-        self.rank, self.size = rank, size
+        self.rank = rank
+        self.size = size
         self.errors: Path | None = None
-        self._store, self._grace, self._leave = store, grace, leave
+        self._store = store
+        self._grace = grace
+        self._leave = leave
         self._over = threading.Event()
-        self._telling = threading.Lock()
-        self._told = False
+        self._printing = threading.Lock()
+        self._printed = False
         self._thread = threading.Thread(target=self._watch, name="mmtrain-alarm", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop watching."""
         self._over.set()
         self._thread.join(timeout=5)
 
-    def report(self, own: Failure) -> int:
-        """Tell everyone that this rank has failed; returns, once it may exit, the status to exit with.
+    def report(self, own: RankFailure) -> int:
+        """Report this rank's failure to all ranks; returns, once it may exit, the status to exit with.
 
-        Call it in the handler of the exception. The traceback goes to ``<errors>/rank_<k>.txt`` where a log directory
+        Call it while the exception is handled. The traceback goes to ``<errors>/rank_<k>.txt`` where a log directory
         is known. Rank 0 prints; another rank prints only where rank 0 can no longer be reached.
         """
         self._write(own)
         try:
             first = self._first(own)
-        except Exception:  # the store lived in rank 0, or beside it
+        except Exception:  # the store was in rank 0, or on its machine
             self._over.set()
             if self.rank == 0:
-                self._tell(own, own)
+                self._print(own, own)
             else:
-                self._say_lost(f" ({own.sentence})")
+                self._print_lost(f" ({own.sentence})")
             return own.status
         if self.rank == 0:
-            self._tell(first, own)
+            self._print(first, own)
             self._wait_for_others()
         else:
-            self._over.set()  # this process ends by itself, and not before its time
-            self._wait_for_the_words()
-            self._heard()
+            self._over.set()  # this process ends by itself
+            self._wait_for_report()
+            self._acknowledge()
         self._over.set()
         return first.status
 
-    def tell(self, cause: Failure) -> None:
+    def print_cause(self, cause: RankFailure) -> None:
         """Print a cause that rank 0 cannot print."""
-        self._tell(cause, None)
+        self._print(cause, None)
 
-    def _first(self, own: Failure) -> Failure:
-        note = self._store.compare_set(KEY, "", json.dumps(asdict(own)))
-        return Failure(**json.loads(note))
+    def _first(self, own: RankFailure) -> RankFailure:
+        note = self._store.compare_set(FAILURE_KEY, "", json.dumps(asdict(own)))
+        return RankFailure(**json.loads(note))
 
-    def _write(self, failure: Failure) -> None:
+    def _write(self, failure: RankFailure) -> None:
         if self.errors is None or not failure.trace:
             return
         try:
             self.errors.mkdir(parents=True, exist_ok=True)
             (self.errors / f"rank_{failure.rank}.txt").write_text(failure.trace, encoding="utf-8")
         except OSError as error:
-            sys.stderr.write(f"rank {failure.rank}: its traceback could not be written: {error}\n")
+            sys.stderr.write(f"rank {failure.rank}: cannot write its traceback: {error}\n")
 
-    def _tell(self, first: Failure, own: Failure | None) -> None:
-        """Print the cause once: the first failure, named by its rank unless rank 0 failed of the same by itself."""
-        with self._telling:
-            if self._told:
+    def _print(self, first: RankFailure, own: RankFailure | None) -> None:
+        """Print the cause once: the first failure, with its rank unless this rank failed for the same reason."""
+        with self._printing:
+            if self._printed:
                 return
-            self._told = True
+            self._printed = True
             alike = own is not None and own.sentence == first.sentence
-            if alike and own is not None and own.trace and not _is_told_in_one_sentence(own):
+            if alike and own is not None and own.trace and not _is_reported_error(own):
                 sys.stderr.write(f"\nerror: {own.sentence}\n{own.trace}")
             else:
                 where = "" if alike else f"rank {first.rank}: "
                 sys.stderr.write(f"\nerror: {where}{first.sentence}\n")
                 if not alike and first.trace and self.errors is not None:
                     sys.stderr.write(f"Its traceback is in {self.errors / f'rank_{first.rank}.txt'}\n")
-                elif not alike and first.trace and not _is_told_in_one_sentence(first):
+                elif not alike and first.trace and not _is_reported_error(first):
                     sys.stderr.write(first.trace)
             sys.stderr.flush()
 
-    def _heard(self) -> None:
+    def _acknowledge(self) -> None:
         try:
-            self._store.add(HEARD, 1)
+            self._store.add(ACKNOWLEDGED_KEY, 1)
         except Exception:
             return
 
-    def _wait_for_the_words(self) -> None:
-        """Stay until rank 0 has told: torchrun ends all processes as soon as one of them has."""
+    def _wait_for_report(self) -> None:
+        """Wait until rank 0 has printed: torchrun ends all processes as soon as one of them has ended."""
         deadline = time.monotonic() + 2 * self._grace + 3.0
         try:
-            while time.monotonic() < deadline and not self._store.check([TOLD]):
+            while time.monotonic() < deadline and not self._store.check([REPORTED_KEY]):
                 time.sleep(0.05)
         except Exception:
             return
 
     def _wait_for_others(self) -> None:
-        """The store may end with this process: stay until every other rank is about to leave, or is gone."""
+        """Wait until every other rank is about to exit, or gone: the store may end with this process."""
         deadline = time.monotonic() + 2 * self._grace + 1.0
         try:
-            self._store.set(TOLD, "")
-            while time.monotonic() < deadline and self._store.add(HEARD, 0) < self.size - 1:
+            self._store.set(REPORTED_KEY, "")
+            while time.monotonic() < deadline and self._store.add(ACKNOWLEDGED_KEY, 0) < self.size - 1:
                 time.sleep(0.05)
         except Exception:
             return
@@ -139,44 +156,44 @@ class Alarm:
     def _watch(self) -> None:
         while not self._over.wait(0.5):
             try:
-                if not self._store.check([KEY]):
+                if not self._store.check([FAILURE_KEY]):
                     continue
-                first = Failure(**json.loads(self._store.get(KEY)))
+                first = RankFailure(**json.loads(self._store.get(FAILURE_KEY)))
             except Exception:
                 if not self._over.is_set():
                     self._lost()
                 return
-            # The main thread hears of it by itself wherever it communicates: it then ends in good order.
+            # The main thread notices by itself where it communicates, and then closes what is open.
             if not self._over.wait(self._grace):
                 self._end(first)
             return
 
-    def _end(self, first: Failure) -> None:
+    def _end(self, first: RankFailure) -> None:
         if self.rank == 0:
-            self._tell(first, None)
+            self._print(first, None)
             self._wait_for_others()
         else:
-            self._heard()
+            self._acknowledge()
         if not self._over.is_set():
             self._leave(first.status)
 
     def _lost(self) -> None:
-        """The store is gone, and with it rank 0."""
+        """End this process: the store is gone, and rank 0 with it."""
         if self._over.wait(self._grace):
             return
-        self._say_lost("")
+        self._print_lost("")
         self._leave(1)
 
-    def _say_lost(self, detail: str) -> None:
+    def _print_lost(self, detail: str) -> None:
         lost = "lost the connection to rank 0: it was killed, or its machine is gone"
         sys.stderr.write(f"\nerror: rank {self.rank}: {lost}{detail}\n")
         sys.stderr.flush()
 
 
-def lost_connection(error: Exception) -> bool:
-    """Whether torch's exchange failed because another process is gone; gloo and NCCL tell it by a text of theirs."""
+def is_lost_connection(error: Exception) -> bool:
+    """Whether torch's exchange failed because another process is gone; gloo and NCCL say so in the message only."""
     return isinstance(error, RuntimeError) and _GONE.search(str(error)) is not None
 
 
-def _is_told_in_one_sentence(failure: Failure) -> bool:
+def _is_reported_error(failure: RankFailure) -> bool:
     return not failure.sentence.startswith("the run failed with ")

@@ -1,4 +1,4 @@
-"""Which launcher started this process, and its place among the others, read from environment variables alone."""
+"""Which launcher started this process, and its rank among the others, from environment variables alone."""
 
 import os
 import re
@@ -43,13 +43,13 @@ def recognise(
     *,
     hostnames: Callable[[str], str] | None = None,
 ) -> World | None:
-    """The world that a launcher has made, or None for a process that is alone.
+    """The world that a launcher has made, or None for a single process.
 
     ``torchrun`` is recognised whatever ``launcher`` says, because it sets variables that nothing else sets; ``slurm``
-    and ``mpi`` must be named, because their variables are also there in an interactive allocation. ``hostnames`` gives
+    and ``mpi`` must be named, because their variables are also set in an interactive allocation. ``hostnames`` returns
     the first machine of a SLURM node list.
 
-    Raises ConfigError when the named launcher did not start this process, or left out where to meet.
+    Raises ConfigError when the named launcher did not start this process, or did not say where the ranks meet.
     """
     env = os.environ if environment is None else environment
     if launcher not in LAUNCHERS:
@@ -69,7 +69,7 @@ def recognise(
 
 
 def rank_before_joining(environment: Mapping[str, str] | None = None) -> int:
-    """The rank that this process will have, as far as any launcher's variables tell; 0 without one."""
+    """The rank that this process will have, according to the variables of any launcher; 0 without one."""
     env = os.environ if environment is None else environment
     for name in ("RANK", *(names[0] for names in _MPI_NAMES), "SLURM_PROCID"):
         if env.get(name, "").isdigit():
@@ -121,9 +121,9 @@ def _mpi(env: Mapping[str, str]) -> World:
 
 
 def port_of(job: str, env: Mapping[str, str]) -> int:
-    """``MASTER_PORT``, else a port that every process of a job computes alike and that other jobs hardly share.
+    """``MASTER_PORT``, else a port that is the same in every process of a job and unlikely to be used by another job.
 
-    It lies in 10000-31999: below the ports that systems hand out to outgoing connections.
+    It is in 10000-31999, below the ports that systems hand out to outgoing connections.
     """
     if "MASTER_PORT" in env:
         return _number(env, "MASTER_PORT")

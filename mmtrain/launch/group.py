@@ -1,6 +1,6 @@
-"""Joining the process group, leaving it, and reporting a failure to it.
+"""Joins the process group, leaves it, and reports a failure to it.
 
-torch is imported by the functions that need it: commands that never join anything start without it.
+torch is imported by the functions that need it: commands that never join a group start without it.
 """
 
 import atexit
@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from mmtrain.errors import ConfigError
-from mmtrain.launch.alarm import Alarm, Failure
+from mmtrain.launch.alarm import Alarm, RankFailure
 from mmtrain.launch.environment import World, rank_before_joining, recognise
-from mmtrain.launch.meeting import SECONDS, open_store, tell_as_rank_0, tell_before_meeting, wait_for_all
+from mmtrain.launch.meeting import SECONDS, announce_as_rank_0, open_store, report_to_rank_0, wait_for_all
 from mmtrain.launch.watchdog import Watchdog
 
 TIMEOUT = 1800.0  # seconds
-_FOR_EVER = timedelta(days=7)  # the watchdog ends a run that is stuck, and knows a rank that works from one that hangs
+_NO_LIMIT = timedelta(days=7)  # the watchdog ends a stuck run; it can tell a slow rank from one that hangs
 
 
 class _Group:
-    """What this process has entered."""
+    """What this process has joined."""
 
-    met = False  # stays set: this process has looked for the others
+    met = False  # stays set: this process has contacted the other ranks
     store: Any = None
     alarm: Alarm | None = None
     watchdog: Watchdog | None = None
@@ -36,10 +36,10 @@ class _Group:
 
 
 def join(launcher: str = "none", *, backend: str | None = None) -> World | None:
-    """Join the processes that the launcher started; return None for a process that is alone.
+    """Join the processes that the launcher started; return None for a single process.
 
     A process group that is up already is used as it is. ``backend`` defaults to nccl with CUDA, gloo elsewhere.
-    Raises ConfigError for a set-up that cannot be right, RunError where ranks do not come.
+    Raises ConfigError for an invalid set-up, RunError when ranks do not come.
     """
     from mmtrain import dist
 
@@ -55,22 +55,22 @@ def join(launcher: str = "none", *, backend: str | None = None) -> World | None:
     wait_for_all(store, world)
     dist.init(_checked(backend), timedelta(seconds=SECONDS), store=store)
     _Group.joined = True
-    store.set_timeout(_FOR_EVER)
-    dist.set_timeout(_FOR_EVER)
+    store.set_timeout(_NO_LIMIT)
+    dist.set_timeout(_NO_LIMIT)
     return world
 
 
 def watch(timeout: Any, position: Callable[[], int] | None = None) -> None:
-    """Have a `Watchdog` end the run when nothing moves for ``timeout`` seconds; 0 and None have none.
+    """Let a `Watchdog` end the run after ``timeout`` seconds without progress; 0 and None mean no limit.
 
-    ``position`` gives the iterations done, once there is a loop. A group that somebody else has made has its own
-    limits and is not watched.
+    ``position`` returns the iterations done, once there is a loop. A group that was made elsewhere has limits of its
+    own and is not watched.
     """
     from mmtrain import dist
 
     seconds = _seconds(timeout)
     if _Group.joined and position is not None:
-        dist.set_timeout(_FOR_EVER)  # also of the groups that strategy and store have made
+        dist.set_timeout(_NO_LIMIT)  # also for the groups that strategy and checkpoint store have made
     if seconds and _Group.watchdog is None and (dist.world_size() == 1 or _Group.joined):
         store = _Group.store.clone() if _Group.joined else None
         _Group.watchdog = Watchdog(seconds, rank=dist.rank(), size=dist.world_size(), store=store, alarm=_Group.alarm)
@@ -80,19 +80,19 @@ def watch(timeout: Any, position: Callable[[], int] | None = None) -> None:
 
 
 def end_watch() -> None:
-    """Stop what `watch` began."""
+    """Stop what `watch` started."""
     watchdog, _Group.watchdog = _Group.watchdog, None
     if watchdog is not None:
         watchdog.close()
 
 
 def leave() -> None:
-    """Leave what `join` entered, when every rank has come this far."""
+    """Leave the group that `join` joined, once every rank has finished."""
     if not _Group.joined:
         return
     from mmtrain import dist
 
-    dist.barrier()  # the store may end with rank 0: nobody may still need it
+    dist.barrier()  # the store may end with rank 0, so no rank may still need it
     _Group.joined = False
     if _Group.alarm is not None:
         _Group.alarm.close()
@@ -101,9 +101,9 @@ def leave() -> None:
 
 
 def end_process(status: int) -> None:
-    """End a process that had joined others, at once; return where it was alone.
+    """End a process that had joined a group, at once; return in a single process.
 
-    Threads of gloo now and then abort the interpreter's own way out, and those of a broken group may never end.
+    Threads of gloo sometimes abort the interpreter while it exits, and those of a broken group may never end.
     """
     if not _Group.entered:
         return
@@ -115,7 +115,7 @@ def end_process(status: int) -> None:
 
 
 def write_errors_to(directory: Path) -> None:
-    """Say where tracebacks and stacks of ranks go from here on."""
+    """Set the directory for tracebacks and stacks of ranks."""
     _Group.errors = directory
     for listener in (_Group.alarm, _Group.watchdog):
         if listener is not None:
@@ -123,22 +123,22 @@ def write_errors_to(directory: Path) -> None:
 
 
 def report(sentence: str, status: int, trace: str) -> int | None:
-    """Report this process's failure to all ranks, and have rank 0 tell it; return the status to exit with.
+    """Report this process's failure to all ranks, for rank 0 to print; return the status to exit with.
 
-    None says that there is nobody to report to: the process is alone, or has not joined yet.
+    Returns None if there is no other rank to report to: a single process, or one that has not joined yet.
     """
     alarm = _Group.alarm
-    return None if alarm is None else alarm.report(Failure(alarm.rank, sentence, status, trace))
+    return None if alarm is None else alarm.report(RankFailure(alarm.rank, sentence, status, trace))
 
 
-def report_before_joining(launcher: str, own: Failure, say: Callable[[str], object]) -> None:
-    """Tell of a failure before the group is up, so that nobody waits; ``say`` prints it, after the words it is given.
+def report_before_joining(launcher: str, own: RankFailure, say: Callable[[str], object]) -> None:
+    """Report a failure before the group is up, so that no rank waits; ``say`` prints it after the prefix it is given.
 
-    Rank 0 says what it met; another rank's failure rank 0 tells, where it can be found, else that rank itself.
+    Rank 0 prints its own failure, and that of another rank if it can be reached; otherwise that rank prints it.
     """
     try:
         world = recognise(launcher)
-    except ConfigError:  # the command line is the same everywhere
+    except ConfigError:  # the command line is the same on every rank
         if rank_before_joining() == 0:
             say("")
         return
@@ -149,13 +149,13 @@ def report_before_joining(launcher: str, own: Failure, say: Callable[[str], obje
     if world.rank == 0:
         say("")
         if not _Group.met:
-            tell_as_rank_0(world, own)
-    elif _Group.met or not tell_before_meeting(world, own):
+            announce_as_rank_0(world, own)
+    elif _Group.met or not report_to_rank_0(world, own):
         say(f"rank {world.rank}: ")
 
 
 def is_reporting_rank() -> bool:
-    """Whether this process tells errors that all ranks meet alike: rank 0, or a process alone."""
+    """Whether this process prints errors that all ranks meet: rank 0, or a single process."""
     return (_Group.alarm.rank if _Group.alarm is not None else rank_before_joining()) == 0
 
 
@@ -163,7 +163,7 @@ def _checked(backend: str | None) -> str | None:
     import torch
 
     if backend == "nccl" and not torch.cuda.is_available():
-        return None  # MMEngine's configs name nccl by habit; what runs here is chosen by what is there
+        return None  # MMEngine's configs usually name nccl, also for machines without CUDA
     if backend not in (None, "nccl", "gloo", "mpi", "cpu:gloo,cuda:nccl"):
         raise ConfigError(f"env_cfg.dist_cfg.backend is {backend!r}; expected 'nccl', 'gloo' or 'mpi'")
     return "cpu:gloo,cuda:nccl" if backend == "nccl" else backend

@@ -1,7 +1,11 @@
-"""Where the processes of a run find one another, and how one that fails before that is heard.
+"""Where the processes of a run find one another, and how a rank that fails before that is reported.
 
-Rank 0 opens a store at the world's address, or torchrun's agent has one. Everyone signs it; a rank that fails while it
-reads its config, say, signs with its failure, so that rank 0 does not wait for it and can tell why.
+Rank 0 opens a store at the world's address, unless torchrun's agent provides one. Every rank signs it; a rank that
+fails first, for example while it reads its config, writes its failure instead, so that rank 0 does not wait for it and
+can report why.
+
+torch's own rendezvous serves ranks that all arrive. When some do not, it waits for its timeout and does not say which;
+when one fails before it joins, the others wait as long. That is what this module adds.
 """
 
 import json
@@ -15,25 +19,25 @@ from datetime import timedelta
 from typing import Any
 
 from mmtrain.errors import ConfigError, RunError
-from mmtrain.launch.alarm import HEARD, KEY, TOLD, Failure
+from mmtrain.launch.alarm import ACKNOWLEDGED_KEY, FAILURE_KEY, REPORTED_KEY, RankFailure
 from mmtrain.launch.environment import World
 
 SECONDS = 300.0  # how long ranks wait for one another at the start
-HEARING = 15.0  # and one that has failed, for somebody to tell
-_ANSWER = 20.0  # something listens there by now; what does not answer soon is another program
+HEARING = 15.0  # how long a rank that failed waits for another to report it
+_ANSWER = 20.0  # something is listening by now; what does not answer within this time is another program
 _HERE = "mmtrain/here"
 _PREFIX = "mmtrain"
 
 
 def wait_for_all(store: Any, world: World, seconds: float = SECONDS) -> None:
-    """Sign the store; rank 0 returns when all have. Raises RunError that names who did not come, or who failed."""
+    """Sign the store; rank 0 returns when all ranks have. Raises RunError for ranks that did not come, or failed."""
     store.set(f"{_HERE}/{world.rank}", "")
     missing = set(range(world.size)) if world.rank == 0 else set()
     deadline = time.monotonic() + seconds
     while missing:
         missing -= {rank for rank in missing if store.check([f"{_HERE}/{rank}"])}
-        if missing and store.check([KEY]):
-            raise RunError("another rank failed at the start")  # the alarm tells which, and why
+        if missing and store.check([FAILURE_KEY]):
+            raise RunError("another rank failed at the start")  # the alarm reports which one, and why
         if missing and time.monotonic() > deadline:
             names = ", ".join(map(str, sorted(missing)[:8])) + (" ..." if len(missing) > 8 else "")
             raise RunError(
@@ -43,27 +47,27 @@ def wait_for_all(store: Any, world: World, seconds: float = SECONDS) -> None:
         time.sleep(0.05)
 
 
-def tell_before_meeting(world: World, own: Failure) -> bool:
-    """Leave a note of a failure before the group is up; return whether rank 0 has told it, or one that came first."""
+def report_to_rank_0(world: World, own: RankFailure) -> bool:
+    """Write a failure for rank 0 before the group is up; return whether rank 0 reported it, or an earlier one."""
     if world.rank == 0:
         return False
     try:
         store = open_store(world, HEARING)
-        store.compare_set(KEY, "", json.dumps(asdict(own)))
-        told = _wait(lambda: store.check([TOLD]))
-        store.add(HEARD, 1)
+        store.compare_set(FAILURE_KEY, "", json.dumps(asdict(own)))
+        reported = _wait(lambda: store.check([REPORTED_KEY]))
+        store.add(ACKNOWLEDGED_KEY, 1)
     except Exception:
         return False
-    return told
+    return reported
 
 
-def tell_as_rank_0(world: World, own: Failure) -> None:
-    """Rank 0 has printed its failure: let the others hear of it before the store ends with this process."""
+def announce_as_rank_0(world: World, own: RankFailure) -> None:
+    """Show the other ranks the failure that rank 0 printed, before the store ends with this process."""
     try:
         store = open_store(world, HEARING)
-        store.compare_set(KEY, "", json.dumps(asdict(own)))
-        store.set(TOLD, "")
-        _wait(lambda: store.add(HEARD, 0) >= world.size - 1)
+        store.compare_set(FAILURE_KEY, "", json.dumps(asdict(own)))
+        store.set(REPORTED_KEY, "")
+        _wait(lambda: store.add(ACKNOWLEDGED_KEY, 0) >= world.size - 1)
     except Exception:  # the port is taken, or they have given up
         return
 

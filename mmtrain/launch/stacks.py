@@ -1,4 +1,4 @@
-"""Where this process and its data workers stand: their Python stacks, and the one function worth naming."""
+"""Where this process and its data workers are: their Python stacks, and the one function to name."""
 
 import faulthandler
 import multiprocessing
@@ -21,7 +21,7 @@ _STANDARD = sysconfig.get_paths()["stdlib"]
 _FRAME = re.compile(r'^  File "(.*)", line (\d+) in (.*)$')
 _WORKERS = _PACKAGE / "data" / "workers"
 _WRAPPERS = (_PACKAGE / "dist.py", _PACKAGE / "checkpoint" / "topology", _WORKERS)
-_SECONDS = 2.0  # what data workers get for writing theirs
+_SECONDS = 2.0  # how long data workers get to write theirs
 
 
 class Frame(NamedTuple):
@@ -36,7 +36,7 @@ class Frame(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class RankLocation:
     """Where a rank is: iterations done, the function to name, and whether it waits for other ranks there."""
 
     rank: int
@@ -61,7 +61,7 @@ def write_stacks(file: IO[str]) -> list[tuple[str, str]]:
     return workers
 
 
-def locate(rank: int, iteration: int, workers: Iterable[tuple[str, str]] = ()) -> Standing:
+def locate(rank: int, iteration: int, workers: Iterable[tuple[str, str]] = ()) -> RankLocation:
     """Where the main thread is. A main thread that waits for a batch is where its data worker is."""
     frame, library = _worth_naming(_main_thread())
     place = str(frame)
@@ -71,7 +71,7 @@ def locate(rank: int, iteration: int, workers: Iterable[tuple[str, str]] = ()) -
             if inside is not None:
                 place = f"{inside} of {name}"
                 break
-    return Standing(rank, iteration, place, any(map(_waits, library)))
+    return RankLocation(rank, iteration, place, any(map(_waits, library)))
 
 
 def _main_thread() -> list[Frame]:
@@ -138,7 +138,7 @@ def _stacks_of_workers() -> Iterator[tuple[str, str]]:
 
 
 def _wait_until_written(files: list[Path]) -> None:
-    """Return when all files have something in them that no longer grows, or when their time is over."""
+    """Return when all files have something in them that no longer grows, or when the time is over."""
     deadline, before = time.monotonic() + _SECONDS, [0] * len(files)
     while files and time.monotonic() < deadline:
         time.sleep(0.1)

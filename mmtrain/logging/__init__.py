@@ -1,27 +1,27 @@
-"""Scalars, the log's lines, the progress bar, and where they are written."""
+"""Scalars, log lines, the progress bar, and where they are written."""
 
 from mmtrain.logging.console import make_logger
 from mmtrain.logging.cut import LogPosition, cut_events, cut_json_lines, cut_logs, note_start
-from mmtrain.logging.lines import Place, format_seconds, format_train_line, format_val_line
+from mmtrain.logging.lines import LinePosition, format_seconds, format_train_line, format_val_line
 from mmtrain.logging.progress_bar import ProgressBar, Shown
 from mmtrain.logging.scalars import ScalarReader, Scalars
 from mmtrain.logging.terminal import LiveLine, live_line
 from mmtrain.logging.visualizer import LazyVisualizer, build_visualizer
-from mmtrain.logging.writers import ConsoleWriter, JsonLinesWriter, VisualizerWriter, Writer
+from mmtrain.logging.writers import ConsoleWriter, JsonLinesWriter, ScalarWriter, VisualizerWriter
 
 __all__ = [
     "ConsoleWriter",
     "JsonLinesWriter",
     "LazyVisualizer",
+    "LinePosition",
     "LiveLine",
     "LogPosition",
-    "Place",
     "ProgressBar",
     "ScalarReader",
+    "ScalarWriter",
     "Scalars",
     "Shown",
     "VisualizerWriter",
-    "Writer",
     "build_visualizer",
     "cut_events",
     "cut_json_lines",

@@ -1,4 +1,4 @@
-"""The run's logger: console and file, one format, rank 0 speaks."""
+"""The run's logger: console and file, in one format; rank 0 logs."""
 
 import logging
 import sys
@@ -13,7 +13,7 @@ DATE_FORMAT = "%Y/%m/%d %H:%M:%S"
 
 
 class _ConsoleHandler(logging.StreamHandler):
-    """Writes to what ``sys.stderr`` is at that moment, above the progress bar where there is one."""
+    """Writes to the current ``sys.stderr``, above the progress bar if there is one."""
 
     def __init__(self, line: LiveLine) -> None:
         logging.Handler.__init__(self)
@@ -24,21 +24,26 @@ class _ConsoleHandler(logging.StreamHandler):
         return sys.stderr
 
     def emit(self, record: logging.LogRecord) -> None:
-        with self._line.above():
-            super().emit(record)
+        try:
+            shown = self._line.print_above(self.format(record))
+        except Exception:
+            self.handleError(record)
+        else:
+            if not shown:
+                super().emit(record)
 
 
 class _LogFile(logging.FileHandler):
-    """A log file whose disk may fill up or go away: that is said once, on the terminal, and the run goes on."""
+    """A log file whose disk may fill up or disappear: this is reported once, on the terminal, and the run continues."""
 
-    _told = False
+    _reported = False
 
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)
-        elif not self._told:
-            self._told = True
+        elif not self._reported:
+            self._reported = True
             sys.stderr.write(
                 f"cannot write {self.baseFilename} ({error.strerror}); log lines are only printed on the terminal\n"
             )
@@ -47,9 +52,9 @@ class _LogFile(logging.FileHandler):
 def make_logger(name: str = "mmtrain", *, level: str | int = "INFO", file: str | Path | None = None) -> logging.Logger:
     """Return the logger ``name`` with exactly one console handler and, on rank 0, one for ``file``.
 
-    Lines read ``2026/11/21 22:00:00 - mmtrain - INFO - ...``, on stderr, without colours. Other ranks only tell
-    warnings and worse, and write no file. Called again for a name, it replaces that logger's handlers. Raises
-    ConfigError for a level that does not exist.
+    Lines read ``2026/11/21 22:00:00 - mmtrain - INFO - ...``, on stderr, without colours. Other ranks log
+    warnings and errors only, and write no file. Another call for the same name replaces the logger's handlers. Raises
+    ConfigError for an unknown level.
     """
     number = logging.getLevelName(level.upper()) if isinstance(level, str) else level
     if not isinstance(number, int):
@@ -59,7 +64,7 @@ def make_logger(name: str = "mmtrain", *, level: str | int = "INFO", file: str |
         logger.removeHandler(handler)
         handler.close()
     logger.setLevel(number if dist.is_main() else max(number, logging.WARNING))
-    logger.propagate = False  # a root handler of the user's would tell every line a second time
+    logger.propagate = False  # a root handler of the user would write every line a second time
     handlers: list[logging.Handler] = [_ConsoleHandler(live_line)]
     if file is not None and dist.is_main():
         Path(file).parent.mkdir(parents=True, exist_ok=True)

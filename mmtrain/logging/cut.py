@@ -1,4 +1,4 @@
-"""Cuts what lies past a position out of logs, so that a resumed run's curves hold no point twice."""
+"""Cuts logs at a position, so that the curves of a resumed run have no point twice."""
 
 import json
 import math
@@ -13,10 +13,10 @@ NOTE = "start_position"
 
 
 class LogPosition(NamedTuple):
-    """A place in a run's logs: the steps before it, and the samples that they consumed, over all ranks.
+    """A position in a run's logs: the steps before it, and the samples that they consumed, over all ranks.
 
-    One step consumes ``global_batch`` samples, or None where that is unknown; ``mean_batch`` over whole passes, whose
-    last batch may be smaller.
+    One step consumes ``global_batch`` samples, or None where that is unknown; ``mean_batch`` is the mean over an
+    epoch, whose last batch may be smaller.
     """
 
     iteration: int
@@ -25,19 +25,19 @@ class LogPosition(NamedTuple):
     mean_batch: float | None = None
 
     def counts_like(self, other: "LogPosition") -> bool:
-        """Whether the two count in the same steps; without a batch size nothing was ever counted anew."""
+        """Whether both count in the same steps; without a batch size, steps were never recounted."""
         return self.global_batch == other.global_batch or not (self.global_batch and other.global_batch)
 
 
 def note_start(log_dir: str | Path, position: LogPosition) -> None:
-    """Note in ``<log_dir>/vis_data`` where the start that logs there begins, for `cut_logs` of later ones."""
+    """Write to ``<log_dir>/vis_data`` where the start that logs there begins, for `cut_logs` of later starts."""
     _replace(Path(log_dir) / "vis_data" / NOTE, [json.dumps(position._asdict()).encode() + b"\n"])
 
 
 def cut_logs(log_dirs: Sequence[str | Path], position: LogPosition) -> dict[Path, int]:
     """Cut the scalar and TensorBoard files in ``<log_dir>/vis_data`` of each directory after ``position``.
 
-    The directories are in the order of their starts. Files are replaced atomically, and only when something goes.
+    The directories are in the order of their starts. Files are replaced atomically, and only when something is dropped.
     Returns the files changed and the records dropped from each.
     """
     dropped: dict[Path, int] = {}
@@ -58,7 +58,7 @@ def cut_logs(log_dirs: Sequence[str | Path], position: LogPosition) -> dict[Path
 def _noted(log_dir: Path) -> LogPosition | None:
     try:
         return LogPosition(**json.loads((log_dir / "vis_data" / NOTE).read_bytes()))
-    except (OSError, ValueError, TypeError):  # an earlier version's, or a start that never came to log
+    except (OSError, ValueError, TypeError):  # written by an earlier version, or a start that never logged
         return None
 
 
@@ -71,7 +71,7 @@ def _last_step(start: LogPosition | None, position: LogPosition, *, counts_alike
     if start is None:
         return position.iteration
     if position.samples < start.samples:
-        return 0  # all of it goes, but for the header of an event file
+        return 0  # everything is dropped, except the header of an event file
     if counts_alike and start.counts_like(position):
         return position.iteration
     ahead = position.samples - start.samples
@@ -81,10 +81,10 @@ def _last_step(start: LogPosition | None, position: LogPosition, *, counts_alike
 
 
 def cut_json_lines(path: str | Path, step: float) -> int:
-    """Drop the lines at the end whose ``step`` is larger, and a torn last one; returns how many.
+    """Drop the lines at the end whose ``step`` is larger, and an incomplete last one; returns how many.
 
     Steps only grow within a file, so only what is dropped is parsed: a long run's log costs no more than a short one's.
-    A missing file is no fault.
+    A missing file is not an error.
     """
     path = Path(path)
     if not path.exists():
@@ -99,7 +99,7 @@ def cut_json_lines(path: str | Path, step: float) -> int:
 
 
 def cut_events(path: str | Path, step: float) -> int:
-    """Drop the records of a TensorBoard event file whose step is larger, and a torn last one; returns how many."""
+    """Drop the records of a TensorBoard event file with a larger step, and an incomplete last one; returns how many."""
     path = Path(path)
     data = path.read_bytes()
     records = list(_records(data))
@@ -111,7 +111,7 @@ def cut_events(path: str | Path, step: float) -> int:
 
 
 def _replace(path: Path, parts: Iterable[bytes]) -> None:
-    with replacing(path, durable=False) as aside:  # a log that a power cut loses is no reason to wait for the disk
+    with replacing(path, durable=False) as aside:  # not worth waiting for the disk: it is only a log
         aside.write_bytes(b"".join(parts))
 
 
@@ -119,13 +119,13 @@ def _line_step(line: bytes) -> float:
     try:
         found = json.loads(line)
     except ValueError:
-        return -1  # not a line of ours: leave it
+        return -1  # not a line of this format: keep it
     value = found.get("step", -1) if isinstance(found, dict) else -1
     return value if isinstance(value, (int, float)) else -1
 
 
 def _records(data: bytes) -> Iterator[bytes]:
-    """Whole TFRecords: length (8 bytes), its CRC (4), the payload, its CRC (4)."""
+    """Complete TFRecords: length (8 bytes), its CRC (4), the payload, its CRC (4)."""
     start = 0
     while start + 12 <= len(data):
         (length,) = struct.unpack_from("<Q", data, start)

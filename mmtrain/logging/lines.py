@@ -1,18 +1,18 @@
-"""The text of log lines, as MMEngine's readers know it."""
+"""The text of log lines, in MMEngine's format."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-# What a line's head says already, or says in a form of its own.
+# What the head of a line says already, or formats differently.
 _HEAD = ("epoch", "iter", "step", "eta")
 _TIMES = ("time", "data_time", "memory")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where a line stands: ``done`` of ``total`` iterations (or batches), in epoch ``epoch`` (from 1) of ``epochs``."""
+class LinePosition:
+    """What a line reports on: ``done`` of ``total`` iterations (or batches), in ``epoch`` (from 1) of ``epochs``."""
 
     kind: str
     by_epoch: bool
@@ -30,10 +30,12 @@ class Place:
         return f"Epoch({self.kind}) {epoch}{count}"
 
 
-def format_train_line(scalars: Mapping[str, Any], place: Place, *, eta: float | None = None, digits: int = 4) -> str:
-    """One line of training: place, lr, eta (given in seconds), times, memory, then the losses and whatever else.
+def format_train_line(
+    scalars: Mapping[str, Any], position: LinePosition, *, eta: float | None = None, digits: int = 4
+) -> str:
+    """One line of training: position, lr, eta (given in seconds), times, memory, then the losses and the rest.
 
-    What a save cost (``save_*``) stands in the scalars file alone: beside the save's own line it would say little here.
+    What saves cost (``save_*``) is in the scalars file only: each save has a log line already.
 
     ``Epoch(train) [1][ 50/312]  lr: 1.0000e-03  eta: 0:01:12  time: 0.0123  data_time: 0.0010  memory: 312  loss: 2.1``
     """
@@ -45,13 +47,13 @@ def format_train_line(scalars: Mapping[str, Any], place: Place, *, eta: float | 
     rest = [name for name in scalars if name not in {*rates, *_HEAD, *_TIMES} and not name.startswith("save_")]
     rest.sort(key=lambda name: name != "loss")
     items += [f"{name}: {_number(scalars[name], digits)}" for name in rest]
-    return "  ".join([str(place), *items])
+    return "  ".join([str(position), *items])
 
 
-def format_val_line(metrics: Mapping[str, Any], place: Place, *, digits: int = 4) -> str:
-    """One line of validation or test: place and metrics. ``Epoch(val) [1][20/20]  loss: 1.2345``"""
+def format_val_line(metrics: Mapping[str, Any], position: LinePosition, *, digits: int = 4) -> str:
+    """One line of validation or test: position and metrics. ``Epoch(val) [1][20/20]  loss: 1.2345``"""
     items = [f"{name}: {_number(value, digits)}" for name, value in metrics.items() if name not in _HEAD]
-    return "  ".join([str(place), *items])
+    return "  ".join([str(position), *items])
 
 
 def format_seconds(seconds: float) -> str:
@@ -60,7 +62,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def is_rate(name: str) -> bool:
-    """Whether a scalar is a learning rate, which is told with an exponent."""
+    """Whether a scalar is a learning rate, which is printed with an exponent."""
     return name == "lr" or name.startswith("lr/") or name.endswith(("_lr", ".lr")) or ".lr/" in name
 
 

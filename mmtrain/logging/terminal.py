@@ -1,27 +1,32 @@
-"""One live line at the bottom of the terminal, and log lines that go above it."""
+"""One live line at the bottom of the terminal, with log lines above it.
+
+rich's Live draws it when asked, without a thread. It is imported when the first line is drawn: a run without a terminal
+does not need it.
+"""
 
 import os
 import shutil
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TextIO
+from contextlib import suppress
+from typing import TYPE_CHECKING, TextIO
 
-ERASE_TO_END = "\x1b[K"
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.live import Live
+
+# What rich raises when the terminal is gone; training continues without the line.
+_GONE = (OSError, ValueError)
 
 
 class LiveLine:
-    """A line that is redrawn in place on a terminal. Whoever writes to the same terminal does so inside `above`.
+    """A line that is redrawn in place on a terminal. Write whole lines to the same terminal with `print_above`.
 
-    ``stream`` defaults to whatever ``sys.stderr`` is at the moment of use.
+    ``stream`` defaults to what ``sys.stderr`` is when the line is first drawn.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream
-        self._text = ""
-        # Re-entrant: a signal handler may log while the line is being drawn.
-        self._lock = threading.RLock()
+        self._live: Live | None = None
 
     @property
     def stream(self) -> TextIO:
@@ -29,63 +34,66 @@ class LiveLine:
 
     @property
     def available(self) -> bool:
-        """Whether there is a terminal that can redraw a line."""
+        """Whether there is a terminal that can redraw a line, with a person in front of it: CI has neither."""
         try:
-            return self.stream.isatty() and os.environ.get("TERM") != "dumb"
+            return self.stream.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
         except (AttributeError, ValueError):  # no stream, or a closed one
             return False
 
-    @property
-    def columns(self) -> int:
-        """Characters that fit without a wrap."""
-        try:
-            width = os.get_terminal_size(self.stream.fileno()).columns
-        except (OSError, ValueError, AttributeError):
-            width = 0
-        return (width or shutil.get_terminal_size().columns) - 1
-
-    @property
-    def unicode(self) -> bool:
-        return (getattr(self.stream, "encoding", None) or "").lower().replace("-", "").startswith("utf")
-
-    def show(self, text: str) -> None:
-        """Draw ``text`` in the place of what was there."""
-        with self._lock:
-            self._text = text[: self.columns]
-            self._write("\r" + self._text + ERASE_TO_END)
+    def show(self, line: "RenderableType") -> None:
+        """Draw ``line`` in place of the previous one."""
+        with suppress(*_GONE):
+            if self._live is None:
+                self._live = _start(self.stream)
+            self._live.console.width = _columns(self.stream)  # the window may have been resized
+            self._live.update(line, refresh=True)
 
     def clear(self) -> None:
-        """Take the line away."""
-        with self._lock:
-            if self._text:
-                self._text = ""
-                self._write("\r" + ERASE_TO_END)
+        """Remove the line."""
+        self._stop(transient=True)
 
-    def finish(self, text: str) -> None:
-        """Draw ``text`` for the last time and leave it standing."""
-        with self._lock:
-            self.show(text)
-            self._text = ""
-            self._write("\n")
+    def finish(self, line: "RenderableType") -> None:
+        """Draw ``line`` for the last time and leave it on the terminal."""
+        self.show(line)
+        self._stop(transient=False)
 
-    @contextmanager
-    def above(self) -> Iterator[None]:
-        """While this lasts the line is away and whole lines can be written; then it is drawn again below them."""
-        with self._lock:
-            text = self._text
-            self.clear()
-            try:
-                yield
-            finally:
-                if text:
-                    self.show(text)
+    def print_above(self, text: str) -> bool:
+        """Write ``text`` as whole lines above the line; returns False, and writes nothing, if no line is shown."""
+        live = self._live
+        if live is None:
+            return False
+        with suppress(*_GONE):
+            live.console.out(text, highlight=False)
+        return True
 
-    def _write(self, text: str) -> None:
-        try:
-            self.stream.write(text)
-            self.stream.flush()
-        except (OSError, ValueError):  # the terminal is gone; training goes on
-            self._text = ""
+    def _stop(self, *, transient: bool) -> None:
+        live, self._live = self._live, None
+        if live is not None:
+            live.transient = transient
+            with suppress(*_GONE):
+                live.stop()
+
+
+def _start(stream: TextIO) -> "Live":
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(file=stream, force_terminal=True, force_jupyter=False, highlight=False)
+    # Without auto_refresh there is no thread that takes the interpreter from training. Without redirects, data workers
+    # that are forked meanwhile keep plain streams.
+    live = Live(console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False)
+    live.start()
+    console.show_cursor(True)  # a process that is killed could not show it again
+    return live
+
+
+def _columns(stream: TextIO) -> int:
+    """The width of this terminal; rich would take that of stdin."""
+    try:
+        width = os.get_terminal_size(stream.fileno()).columns
+    except (OSError, ValueError, AttributeError):
+        width = 0
+    return width or shutil.get_terminal_size().columns
 
 
 live_line = LiveLine()

@@ -1,4 +1,4 @@
-"""MMEngine's visualizer, made only when there is something for it to do: importing it takes a second."""
+"""MMEngine's visualizer, made only when it is used: importing it takes a second."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ class LazyVisualizer:
         self._made: Any = None
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # copy, pickle and inspect look for these; they are no use of it
+        if name.startswith("__"):  # copy, pickle and inspect look for these without using it
             raise AttributeError(name)
         if self._made is None:
             self._made = _make(self._cfg, "visualizer")
@@ -27,8 +27,8 @@ class LazyVisualizer:
 def build_visualizer(cfg: Any, *, save_dir: str | Path, name: str = "visualizer", path: str = "visualizer") -> Any:
     """The run's visualizer: an object is returned as it is, a config is built, None gives MMEngine's default.
 
-    Files go to ``<save_dir>/vis_data``. A visualizer that has no backend but the local one is a `LazyVisualizer`.
-    Raises ConfigError for names and arguments that do not exist.
+    Files go to ``<save_dir>/vis_data``. A visualizer with only the local backend is a `LazyVisualizer`.
+    Raises ConfigError for unknown names and arguments.
     """
     if cfg is not None and not isinstance(cfg, Mapping):
         return cfg
@@ -43,7 +43,7 @@ def build_visualizer(cfg: Any, *, save_dir: str | Path, name: str = "visualizer"
 
 
 def scalar_targets(visualizer: Any) -> list[Any]:
-    """What takes scalars: the visualizer's backends without the local one, or an object of the user's itself."""
+    """What receives scalars: the visualizer's backends except the local one, or a user's object itself."""
     if isinstance(visualizer, LazyVisualizer):
         return []
     backends = getattr(visualizer, "_vis_backends", None)

@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from mmtrain.logging.cut import cut_json_lines
 from mmtrain.logging.visualizer import scalar_targets
 
-# Lines kept for a later try when the disk refuses them; some hours of a run at the default interval.
+# Lines kept to be written later when the disk refuses them: some hours of a run at the default interval.
 KEPT_LINES = 10_000
 
 
-class Writer(Protocol):
-    """Takes the scalars of one log line. Rank 0 alone has writers; no method raises for a full disk.
+class ScalarWriter(Protocol):
+    """Receives the scalars of each log line. Only rank 0 has writers; no method raises for a full disk.
 
     ``kind`` is "train", "val", "test" or "save"; ``step`` the iterations done; ``text`` the line for people, or None.
     """
@@ -23,7 +22,7 @@ class Writer(Protocol):
     def write(self, scalars: Mapping[str, Any], step: int, *, kind: str = "train", text: str | None = None) -> None: ...
 
     def flush(self) -> None:
-        """Hand everything to the operating system: what is flushed survives a SIGKILL."""
+        """Pass everything to the operating system: what is flushed survives a SIGKILL."""
 
     def close(self) -> None:
         """Flush and release; a later `write` opens again."""
@@ -40,7 +39,7 @@ class ConsoleWriter:
             self._logger.info("%s", text)
 
     def flush(self) -> None:
-        """Every line is out already."""
+        """Every line is written already."""
 
     def close(self) -> None:
         """The logger belongs to the run."""
@@ -49,9 +48,9 @@ class ConsoleWriter:
 class JsonLinesWriter:
     """One JSON object a line: ``{"mode": "train", "step": 50, "epoch": 1, "iter": 50, "lr": ..., "loss": ...}``.
 
-    Floats are written by ``repr``, so they read back to the bit; NaN and infinities as ``NaN`` and ``Infinity``. A line
-    is one write to a file opened for appending: it is there whole or not at all, whatever stops the process. When the
-    disk refuses a line, it is kept and tried again with the next one.
+    Floats are written by ``repr``, so they read back bit-for-bit; NaN and infinities as ``NaN`` and ``Infinity``. A
+    line is one write to a file opened for appending: it is complete or absent, whatever stops the process. When the
+    disk refuses a line, it is kept and written with the next one.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -70,16 +69,11 @@ class JsonLinesWriter:
         try:
             self._append(b"".join(self._waiting))
         except OSError as error:
-            if len(self._waiting) == 1:  # told once for each time that the disk begins to refuse
+            if len(self._waiting) == 1:  # once for each time that the disk starts to refuse
                 logging.getLogger("mmtrain").warning("cannot write %s (%s); will try again", self.path, error.strerror)
             del self._waiting[:-KEPT_LINES]
         else:
             self._waiting = []
-
-    def cut(self, step: int) -> int:
-        """Drop the lines of steps after ``step``; returns how many there were. For a resume into the same file."""
-        self.close()
-        return cut_json_lines(self.path, step)
 
     def close(self) -> None:
         self.flush()
@@ -93,7 +87,7 @@ class JsonLinesWriter:
             self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0), 0o644)
         size = os.fstat(self._file).st_size
         written = os.write(self._file, data)
-        if written < len(data):  # the disk is full: take the torn part back
+        if written < len(data):  # the disk is full: remove the incomplete part
             os.ftruncate(self._file, size)
             raise OSError(28, os.strerror(28), str(self.path))
 
@@ -102,8 +96,8 @@ class VisualizerWriter:
     """Gives scalars to the backends of an MMEngine Visualizer (TensorBoard, Weights & Biases, ...).
 
     A metric of validation or test with a plain name gets its kind in front (``val/loss``), so that it is not drawn into
-    the curve of training; names with a ``/`` (``coco/bbox_mAP``) stay as they are. LocalVisBackend gets no scalars: it
-    would write them a second time into the file that `JsonLinesWriter` writes.
+    the training curve; names with a ``/`` (``coco/bbox_mAP``) are not changed. LocalVisBackend gets no scalars: it
+    would write them a second time into the file of `JsonLinesWriter`.
     """
 
     def __init__(self, visualizer: Any) -> None:
@@ -122,7 +116,7 @@ class VisualizerWriter:
                 or not isinstance(number, (int, float))
                 or (kind != "train" and name in ("epoch", "iter"))
             ):
-                continue  # training draws the curves of epoch and iter, a second point at a step would be one too many
+                continue  # training draws the curves of epoch and iter; this would be a second point at the step
             named[f"{kind}/{name}" if evaluated and "/" not in name else name] = number
         for target in targets:
             target.add_scalars(dict(named), step=step)
@@ -139,7 +133,7 @@ class VisualizerWriter:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON knows it: tensors and arrays become numbers or lists, what JSON lacks becomes its text."""
+    """A value as JSON knows it: tensors and arrays become numbers or lists, other values become text."""
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     if isinstance(value, Mapping):

@@ -58,7 +58,7 @@ class GPT(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Draw all weights anew from torch's generator; works on a model that ``to_empty`` has just left blank.
+        """Draw all weights from torch's generator; also fills a model that ``to_empty`` left uninitialized.
 
         GPT-2's scheme: normal with deviation 0.02, divided by sqrt(2 x layers) where a layer writes to the residual
         stream, so that the stream's variance at the start does not grow with depth. The 0.02 belongs to a width of
@@ -76,9 +76,9 @@ class GPT(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def tensor_parallel_plan(self, size: int) -> dict[str, str]:
-        """Which layers ``size`` processes cut among them, by name: whole heads, and channels inside the MLP.
+        """Which layers ``size`` processes divide among them, by name: attention heads, and channels inside the MLP.
 
-        Embedding and head, which share one weight, stay whole. Raises ConfigError where the heads cannot be divided.
+        Embedding and head, which share one weight, are not divided. Raises ConfigError if the heads cannot be.
         """
         if self.heads % size:
             raise ConfigError(
@@ -98,11 +98,11 @@ class GPT(nn.Module):
         """Predict the next token at every position.
 
         ``input_ids`` (B, T) holds token numbers. ``labels`` (B, T) holds at [b, t] the token that follows
-        ``input_ids[b, t]``: the data set has shifted them, the model does not. Labels of -100 are left out.
+        ``input_ids[b, t]``: the dataset shifts them, the model does not. Labels of -100 are left out.
 
         Returns ``loss``, the mean cross-entropy in nats per token, where there are labels, and ``logits``
-        (B, T, vocab_size) where there are none or ``return_logits`` asks: in training nobody reads them, and with a
-        large vocabulary they are the largest tensor of all. Raises RunError when T exceeds the context.
+        (B, T, vocab_size) when there are none or with ``return_logits``: training does not use them, and with a
+        large vocabulary they are the largest tensor. Raises RunError when T exceeds the context.
         """
         length = input_ids.shape[1]
         if length > self.context:

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 class RotaryPositions(nn.Module):
     """Rotary position embedding (Su et al., 2021, eq. 34): pairs of channels turn with the position.
 
-    Queries and keys are turned alike, so attention sees distances and not absolute places. It has no parameters; the
-    tables of ``cos`` and ``sin`` (T x D) are buffers that no checkpoint holds.
+    Queries and keys are rotated in the same way, so attention depends on distances, not on absolute positions. It has
+    no parameters; the tables of ``cos`` and ``sin`` (T x D) are buffers that are not saved.
     """
 
     cos: Tensor
@@ -45,8 +45,8 @@ class RotaryPositions(nn.Module):
 class Attention(nn.Module):
     """Causal self-attention of several heads.
 
-    The output channels of ``qkv`` lie as (H, 3, D) and not as (3, H, D): cut into contiguous parts, as tensor
-    parallelism cuts it, every part then holds whole heads with their queries, keys and values.
+    The output channels of ``qkv`` are ordered (H, 3, D) and not (3, H, D): tensor parallelism divides them into
+    contiguous parts, and each part then has complete heads with their queries, keys and values.
     """
 
     def __init__(self, width: int, heads: int, *, dropout: float, bias: bool) -> None:

@@ -1,9 +1,11 @@
-"""Drawing tokens from a language model, one after the other."""
+"""Draws tokens from a language model, one after another."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
+from mmtrain.modes import evaluation_mode
 
 
 @torch.no_grad()
@@ -19,23 +21,18 @@ def sample_tokens(
 ) -> list[int]:
     """Return ``count`` tokens that follow ``start``, drawn from ``model(input_ids=...)["logits"]``.
 
-    The model is called in evaluation mode; afterwards every module is back in the mode it had. The draws are those of
+    The model is called in evaluation mode; afterwards every module is in the mode it was in. The draws are those of
     ``generator``, on its device, and without one those of a CPU generator with seed 0; no default generator is touched.
     """
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     device = next(model.parameters()).device
     tokens = list(start)
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with evaluation_mode(model):
         for _ in range(count):
             window = torch.tensor([tokens[-context:]], device=device)
             logits = model(input_ids=window)["logits"][0, -1]
             logits = logits.float().to(generator.device)
             tokens.append(draw(logits, temperature=temperature, top_k=top_k, generator=generator))
-    finally:
-        for module, training in modes:
-            module.training = training
     return tokens[len(start) :]
 
 

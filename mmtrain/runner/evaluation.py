@@ -8,6 +8,7 @@ import torch
 
 from mmtrain import dist, heartbeat
 from mmtrain.errors import RunError
+from mmtrain.modes import evaluation_mode
 from mmtrain.optim import OptimWrapperDict
 from mmtrain.randomness import STREAM_VAL, capture, mix, restore, seed_generators
 from mmtrain.runner.model_call import ModelCall
@@ -63,14 +64,11 @@ class EvaluationLoop:
 
         Model and generators are left as they were: asking for names must not change the run.
         """
-        modules = list(self.runner.strategy.module.modules())
-        modes, generators = [module.training for module in modules], capture()
-        self.runner.strategy.module.eval()
+        generators = capture()
         try:
-            return list(self.measure(max_batches=1, quiet=True))
+            with evaluation_mode(self.runner.strategy.module):
+                return list(self.measure(max_batches=1, quiet=True))
         finally:
-            for module, mode in zip(modules, modes, strict=True):
-                module.training = mode
             restore(generators)
 
     def measure(self, *, max_batches: int | None = None, quiet: bool = False) -> dict[str, float]:

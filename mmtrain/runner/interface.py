@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mmtrain.data import Stream
-from mmtrain.logging import Scalars, Writer
+from mmtrain.logging import Scalars, ScalarWriter
 from mmtrain.optim import OptimWrapper, ScheduleSet
 from mmtrain.progress import Progress
 from mmtrain.runner.hook_points import HookList
@@ -88,7 +88,7 @@ class Runner(Protocol):
     schedules: ScheduleSet | None
     hooks: HookList
     scalars: Scalars
-    writers: list[Writer]
+    writers: list[ScalarWriter]
     visualizer: Any
 
     # ---- where the run is

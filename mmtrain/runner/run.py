@@ -13,7 +13,7 @@ from torch import nn
 from mmtrain import dist
 from mmtrain.data import Stream
 from mmtrain.data.ledger import Ledger
-from mmtrain.logging import Scalars, Writer
+from mmtrain.logging import Scalars, ScalarWriter
 from mmtrain.optim import OptimWrapper, ScheduleSet
 from mmtrain.progress import Progress
 from mmtrain.runner.data_identity import data_fingerprint
@@ -66,7 +66,7 @@ class Run:
     hooks: HookList
     requests: StepRequests
     scalars: Scalars = field(default_factory=Scalars)
-    writers: list[Writer] = field(default_factory=list)
+    writers: list[ScalarWriter] = field(default_factory=list)
     visualizer: Any = None
     train_dataloader: Stream | None = None
     train_schedule: TrainSchedule | None = None

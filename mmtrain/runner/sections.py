@@ -8,7 +8,7 @@ from mmtrain.config.keys import DEFAULT_HOOKS, LOOP_NAMES, is_named_sets
 from mmtrain.data import Stream, build_eval_loader
 from mmtrain.errors import ConfigError
 from mmtrain.evaluation import build_evaluator
-from mmtrain.logging import ConsoleWriter, JsonLinesWriter, VisualizerWriter, Writer
+from mmtrain.logging import ConsoleWriter, JsonLinesWriter, ScalarWriter, VisualizerWriter
 from mmtrain.randomness import draw_seed, set_deterministic
 from mmtrain.registry import HOOKS, LOOPS, build, resolve
 from mmtrain.runner.hook_points import HookList
@@ -125,11 +125,11 @@ def loop_class(train_cfg: Any) -> type[TrainLoop]:
     return found
 
 
-def build_writers(directory: RunDirectory, visualizer: Any) -> list[Writer]:
+def build_writers(directory: RunDirectory, visualizer: Any) -> list[ScalarWriter]:
     """Where scalars go: the console, the JSON lines, and the visualizer's backends. Rank 0 writes."""
     if not dist.is_main():
         return []
-    writers: list[Writer] = [
+    writers: list[ScalarWriter] = [
         ConsoleWriter(directory.logger),
         JsonLinesWriter(directory.log_dir / "vis_data" / "scalars.json"),
     ]

@@ -125,7 +125,7 @@ def test_a_failure_leaves_nothing_behind(folder, monkeypatch):
 
 
 def test_what_cannot_be_read_or_written_is_named(folder, monkeypatch):
-    with pytest.raises(ConfigError, match=r"dataset.cache_dir: the tokens cannot be written to"):
+    with pytest.raises(ConfigError, match=r"dataset.cache_dir: cannot write tokens to"):
         prepare_tokens(TextFiles(folder), ByteTokenizer(), split="all", cache_dir=str(folder / "a.txt"))
     (folder / "b.txt").unlink()
     (folder / "b.txt").symlink_to("nowhere.txt")
@@ -139,7 +139,7 @@ def test_files_without_text_are_refused(folder):
 
     for name in ("a.txt", "b.txt"):
         (folder / name).write_text("")
-    with pytest.raises(ConfigError, match=r"the 2 files below .* hold no text"):
+    with pytest.raises(ConfigError, match=r"the 2 files below .* contain no text"):
         prepare(folder, Mute())
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import pytest
 
-from mmtrain.launch.alarm import HEARD, KEY, TOLD, Alarm, Failure
+from mmtrain.launch.alarm import ACKNOWLEDGED_KEY, FAILURE_KEY, REPORTED_KEY, Alarm, RankFailure
 
 
 class Shelf:
@@ -69,7 +69,7 @@ def alarms(shelf):
 
 
 def failure(rank, sentence="the disk is full", status=1, trace="Traceback ..."):
-    return Failure(rank, sentence, status, trace)
+    return RankFailure(rank, sentence, status, trace)
 
 
 def test_rank_0_tells_what_another_rank_died_of(alarms, shelf, tmp_path, capfd):
@@ -77,7 +77,7 @@ def test_rank_0_tells_what_another_rank_died_of(alarms, shelf, tmp_path, capfd):
     other = alarms(1)
     other.errors = tmp_path / "errors"
     assert other.report(failure(1, status=2)) == 2
-    assert TOLD in shelf.values, "torchrun would end rank 0 before it has told"
+    assert REPORTED_KEY in shelf.values, "torchrun would end rank 0 before it has told"
     assert alarms.left_with() == {0: 2}
     told = capfd.readouterr().err.strip().splitlines()
     assert told[0] == "error: rank 1: the disk is full"
@@ -94,16 +94,16 @@ def test_an_error_that_all_ranks_meet_is_told_once(alarms, capfd):
 
 def test_a_broken_connection_is_not_the_cause(alarms, shelf, capfd):
     """Rank 1 fails and goes; rank 0 then sees its collective fail, and tells rank 1's sentence instead."""
-    shelf.values[KEY] = json.dumps(asdict(failure(1)))
+    shelf.values[FAILURE_KEY] = json.dumps(asdict(failure(1)))
     assert alarms(0).report(failure(0, "the run failed with RuntimeError: Connection closed by peer")) == 1
     assert capfd.readouterr().err.splitlines()[1] == "error: rank 1: the disk is full"
 
 
 def test_the_others_end_silently_when_rank_0_fails(alarms, shelf, capfd):
     alarms(1)
-    shelf.values[KEY] = json.dumps({"rank": 0, "sentence": "x", "status": 2, "trace": ""})
+    shelf.values[FAILURE_KEY] = json.dumps({"rank": 0, "sentence": "x", "status": 2, "trace": ""})
     assert alarms.left_with() == {1: 2}
-    assert shelf.values[HEARD] == 1
+    assert shelf.values[ACKNOWLEDGED_KEY] == 1
     assert capfd.readouterr().err == ""
 
 

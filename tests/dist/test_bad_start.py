@@ -11,9 +11,9 @@ from ranks import PATHS, free_port, outcomes, start_all
 
 from mmtrain.errors import ConfigError, RunError
 from mmtrain.launch import meeting
-from mmtrain.launch.alarm import KEY, TOLD, Failure
+from mmtrain.launch.alarm import FAILURE_KEY, REPORTED_KEY, RankFailure
 from mmtrain.launch.environment import World
-from mmtrain.launch.meeting import open_store, tell_as_rank_0, tell_before_meeting, wait_for_all
+from mmtrain.launch.meeting import open_store, announce_as_rank_0, report_to_rank_0, wait_for_all
 
 
 def world(rank, port, size=2):
@@ -54,11 +54,11 @@ def test_a_port_that_is_taken_is_told():
 def test_a_failure_that_one_rank_met_alone_ends_the_waiting_of_rank_0():
     place = world(0, free_port())
     store = open_store(place)
-    thread, told = in_background(tell_before_meeting, world(1, place.port), Failure(1, "the disk is full", 2))
+    thread, told = in_background(report_to_rank_0, world(1, place.port), RankFailure(1, "the disk is full", 2))
     with pytest.raises(RunError, match="another rank failed"):
         wait_for_all(store, place, SOON)
-    assert b"the disk is full" in store.get(KEY)
-    store.set(TOLD, "")  # what the alarm of rank 0 does
+    assert b"the disk is full" in store.get(FAILURE_KEY)
+    store.set(REPORTED_KEY, "")  # what the alarm of rank 0 does
     thread.join()
     assert told == [True]
 
@@ -66,9 +66,9 @@ def test_a_failure_that_one_rank_met_alone_ends_the_waiting_of_rank_0():
 def test_a_failure_that_all_ranks_meet_is_told_once(monkeypatch):
     monkeypatch.setattr(meeting, "HEARING", 2 * SOON)
     port = free_port()
-    thread, _ = in_background(tell_as_rank_0, world(0, port), Failure(0, "no such key", 2))
+    thread, _ = in_background(announce_as_rank_0, world(0, port), RankFailure(0, "no such key", 2))
     began = time.monotonic()
-    assert tell_before_meeting(world(1, port), Failure(1, "no such key", 2))
+    assert report_to_rank_0(world(1, port), RankFailure(1, "no such key", 2))
     thread.join()
     assert time.monotonic() - began < SOON
 

@@ -13,7 +13,7 @@ from ranks import environment, outcomes, start_all
 
 from mmtrain.errors import ConfigError
 from mmtrain.launch import group
-from mmtrain.launch.stacks import Standing
+from mmtrain.launch.stacks import RankLocation
 from mmtrain.launch.watchdog import _cause
 
 SHORT = {"custom_hooks": [{"type": "Impatient", "seconds": 4}]}
@@ -116,17 +116,17 @@ def test_a_process_alone_and_its_data_worker(tmp_path):
     assert "in wait_for_the_disk" in stacks(tmp_path / "stuck")["hang_rank_0.txt"]
 
 
-WAITING = (Standing(0, 16, "look", True), Standing(2, 16, "look", True))
+WAITING = (RankLocation(0, 16, "look", True), RankLocation(2, 16, "look", True))
 
 
 @pytest.mark.parametrize(
-    ("standings", "missing", "rank", "words"),
+    ("locations", "missing", "rank", "words"),
     [
-        ([*WAITING, Standing(1, 16, "read", False)], [], 1, "stuck after iteration 16 in read; the others wait: "),
+        ([*WAITING, RankLocation(1, 16, "read", False)], [], 1, "stuck after iteration 16 in read; the others wait: "),
         # On a GPU the others run ahead until they wait for the device, which is no collective.
-        ([Standing(0, 20, "read scalars", False), Standing(1, 16, "a", True)], [], 1, "wait for one another"),
+        ([RankLocation(0, 20, "read scalars", False), RankLocation(1, 16, "a", True)], [], 1, "wait for one another"),
         (
-            [Standing(0, 20, "item", False), Standing(1, 16, "read", False)],
+            [RankLocation(0, 20, "item", False), RankLocation(1, 16, "read", False)],
             [],
             1,
             "stuck after iteration 16 in read; the oth",
@@ -134,11 +134,11 @@ WAITING = (Standing(0, 16, "look", True), Standing(2, 16, "look", True))
         (WAITING, [1], 1, "rank 1 did not answer"),
         (WAITING[:1], [1, 2], 1, "ranks 1, 2 did not answer"),
         (WAITING, [], 0, "the ranks wait for one another: rank 0 after 16 iterations in look, rank 2 after 16"),
-        ([Standing(k, 3, "hook", False) for k in range(30)], [], 0, "rank 8 after 3 iterations in hook and 21 more"),
+        ([RankLocation(k, 3, "hook", False) for k in range(30)], [], 0, "rank 8 after 3 iterations in hook and 21 more"),
     ],
 )
-def test_which_rank_is_the_cause(standings, missing, rank, words):
-    named, sentence = _cause({s.rank: s for s in standings}, missing, "nothing moved", "the stacks are there")
+def test_which_rank_is_the_cause(locations, missing, rank, words):
+    named, sentence = _cause({s.rank: s for s in locations}, missing, "nothing moved", "the stacks are there")
     assert named == rank
     assert words in sentence
 

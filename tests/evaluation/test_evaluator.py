@@ -96,7 +96,7 @@ def test_the_meta_of_the_data_reaches_every_metric():
 
 
 def test_one_name_twice_is_an_error():
-    with pytest.raises(RunError, match="two metrics give the name 'seen'; set a different prefix"):
+    with pytest.raises(RunError, match="two metrics return the name 'seen'; set a different prefix"):
         Evaluator([Counter(), Counter()]).evaluate(1)
 
 

@@ -1,5 +1,4 @@
 import random
-from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -8,7 +7,6 @@ from torch import nn
 
 from mmtrain.errors import ConfigError
 from mmtrain.hooks import TextSampleHook
-from mmtrain.hooks.text_sample import evaluating
 
 
 class Writer(nn.Module):
@@ -72,12 +70,3 @@ def test_a_model_that_cannot_write(make_runner):
         TextSampleHook().before_train(make_runner())
     with pytest.raises(ConfigError, match="interval is -1"):
         TextSampleHook(interval=-1)
-
-
-def test_modes_come_back_after_an_error():
-    model = nn.Sequential(nn.Dropout(), nn.Linear(1, 1)).train()
-    model[0].eval()
-    with suppress(ValueError), evaluating(model):
-        assert not model[1].training
-        raise ValueError
-    assert [module.training for module in model.modules()] == [True, False, True]

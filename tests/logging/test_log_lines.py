@@ -1,6 +1,6 @@
 import pytest
 
-from mmtrain.logging import Place, format_seconds, format_train_line, format_val_line
+from mmtrain.logging import LinePosition, format_seconds, format_train_line, format_val_line
 
 SCALARS = {
     "epoch": 1, "iter": 50, "loss_aux": 0.5, "grad_norm": 1.25, "time": 0.0123, "data_time": 0.001, "memory": 312,
@@ -9,8 +9,8 @@ SCALARS = {
 
 
 def test_a_line_by_epoch():
-    place = Place("train", by_epoch=True, done=50, total=312, epoch=1, epochs=12)
-    assert format_train_line(SCALARS, place, eta=72.9) == (
+    position = LinePosition("train", by_epoch=True, done=50, total=312, epoch=1, epochs=12)
+    assert format_train_line(SCALARS, position, eta=72.9) == (
         "Epoch(train)  [1][ 50/312]  lr: 1.0000e-03  eta: 0:01:12  time: 0.0123  data_time: 0.0010  memory: 312  "
         "loss: 2.3457  loss_aux: 0.5000  grad_norm: 1.2500"
     )
@@ -18,25 +18,25 @@ def test_a_line_by_epoch():
 
 def test_a_line_by_iteration_without_eta():
     scalars = {"lr": 0.1, "lr/group_1": 0.01, "loss": 1.0, "tokens": 7}
-    assert format_train_line(scalars, Place("train", by_epoch=False, done=5, total=1000), digits=2) == (
+    assert format_train_line(scalars, LinePosition("train", by_epoch=False, done=5, total=1000), digits=2) == (
         "Iter(train) [   5/1000]  lr: 1.00e-01  lr/group_1: 1.00e-02  loss: 1.00  tokens: 7"
     )
 
 
 def test_an_unknown_length():
-    assert str(Place("train", by_epoch=False, done=5)) == "Iter(train) [5]"
+    assert str(LinePosition("train", by_epoch=False, done=5)) == "Iter(train) [5]"
 
 
 @pytest.mark.parametrize(
-    ("place", "head"),
+    ("position", "head"),
     [
-        (Place("val", True, 20, 20, 1), "Epoch(val) [1][20/20]"),
-        (Place("test", True, 20, 20), "Epoch(test) [20/20]"),
-        (Place("val", False, 20, 20), "Iter(val) [20/20]"),
+        (LinePosition("val", True, 20, 20, 1), "Epoch(val) [1][20/20]"),
+        (LinePosition("test", True, 20, 20), "Epoch(test) [20/20]"),
+        (LinePosition("val", False, 20, 20), "Iter(val) [20/20]"),
     ],
 )
-def test_a_line_of_metrics(place, head):
-    assert format_val_line({"epoch": 1, "iter": 7, "loss": 1.5, "classes": [1, 2]}, place) == (
+def test_a_line_of_metrics(position, head):
+    assert format_val_line({"epoch": 1, "iter": 7, "loss": 1.5, "classes": [1, 2]}, position) == (
         f"{head}  loss: 1.5000  classes: [1, 2]"
     )
 

@@ -1,65 +1,33 @@
-import fcntl
 import io
 import math
-import os
-import pty
 import re
-import struct
-import termios
 
 import pytest
+from pseudo_terminal import PseudoTerminal
+from rich.console import Console
 
 from mmtrain.logging import LiveLine, ProgressBar, Shown, make_logger
 from mmtrain.logging import console as console_module
-from mmtrain.logging.progress_bar import REFRESH, render
+from mmtrain.logging.progress_bar import REFRESH, BarLine
 
 FULL = Shown(done=1234, total=10000, loss=2.34567, lr=1e-3, rate=12345.6, wait=0.031, eta=754.0)
 
 
-class Terminal:
-    """A pseudo-terminal of 80 columns, and what a person would see on it."""
-
-    def __init__(self, columns=80):
-        self.master, slave = pty.openpty()
-        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-        os.set_blocking(self.master, False)
-        self.stream = os.fdopen(slave, "w", encoding="utf-8")
-        self.columns = columns
-        self.lines, self.cursor = [""], 0
-        self.widest = 0
-
-    def screen(self):
-        try:
-            while data := os.read(self.master, 65536):
-                self._take(data.decode())
-        except BlockingIOError:
-            pass
-        return [line.rstrip() for line in self.lines]
-
-    def _take(self, text):
-        for token in re.findall(r"\x1b\[K|\r|\n|[^\x1b\r\n]", text):
-            line = self.lines[-1]
-            if token == "\r":
-                self.cursor = 0
-            elif token == "\n":
-                self.lines.append("")
-                self.cursor = 0
-            elif token == "\x1b[K":
-                self.lines[-1] = line[: self.cursor]
-            else:
-                self.lines[-1] = line[: self.cursor].ljust(self.cursor) + token + line[self.cursor + 1 :]
-                self.cursor += 1
-                self.widest = max(self.widest, self.cursor)
-
-    def close(self):
-        self.stream.close()
-        os.close(self.master)
+def render(shown, columns, encoding="utf-8"):
+    """The line at a width of ``columns``, as text."""
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    Console(file=file, width=columns, color_system="truecolor", force_terminal=True, _environ={}).print(
+        BarLine(shown), end=""
+    )
+    file.flush()
+    return re.sub(r"\x1b\[[\d;]*m", "", file.buffer.getvalue().decode(encoding))
 
 
 @pytest.fixture
 def terminal(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
-    made = Terminal()
+    monkeypatch.delenv("CI", raising=False)
+    made = PseudoTerminal()
     yield made
     made.close()
 
@@ -73,26 +41,27 @@ class Clock:
 
 
 def test_the_line_at_80_columns():
-    numbers = r" 1234/10000 loss 2\.346 lr 1\.0e-03 12\.3k smp/s data 3% eta 0:12:34"
-    assert re.fullmatch(r" 12% \[·{6}\] " + numbers, text := render(FULL, 79)), text
+    text = render(FULL, 80)
+    assert re.fullmatch(r" 12% ╸━{7}  1234/10000 loss 2\.346 lr 1\.0e-03 12\.3k smp/s data 3% eta 0:12:34", text), text
     assert len(text) == 79
 
 
-@pytest.mark.parametrize("columns", [10, 40, 60, 79, 100, 200])
+@pytest.mark.parametrize("columns", [10, 40, 60, 80, 100, 200])
 def test_no_line_is_wider_than_the_terminal(columns):
     for shown in (FULL, Shown(done=10**9, total=10**9, eta=9e6, note="val 12"), Shown(done=3), Shown(0, 10)):
-        assert len(render(shown, columns)) <= columns
+        assert "\n" not in render(shown, columns)
+        assert len(render(shown, columns)) < columns
 
 
 def test_a_wide_terminal_has_the_whole_words_and_the_bar():
     text = render(FULL, 140)
-    assert re.search(r"\[█{4}·{36}\]", text)
+    assert re.search(r" 12% ━{4}╸━{35}  1234/10000 ", text), text
     assert "12.3k samples/s" in text
-    assert render(FULL, 140, unicode=False).isascii()
+    assert render(FULL, 140, encoding="ascii").isascii()
 
 
 def test_an_unknown_length_has_no_percent_and_no_bar():
-    assert render(Shown(done=7, loss=1.0, lr=0.1, rate=3.25), 79) == "7 loss 1 lr 1.0e-01 3.2 smp/s data - eta -"
+    assert render(Shown(done=7, loss=1.0, lr=0.1, rate=3.25), 80) == "7 loss 1 lr 1.0e-01 3.2 smp/s data - eta -"
 
 
 @pytest.mark.parametrize(
@@ -100,7 +69,7 @@ def test_an_unknown_length_has_no_percent_and_no_bar():
     [(0.5, "0.5"), (99.94, "99.9"), (1234, "1234"), (56789, "56.8k"), (5e6, "5.0M"), (2e9, "2.0G")],
 )
 def test_rates_are_short(rate, text):
-    assert f" {text} smp/s" in render(Shown(done=1, rate=rate), 79)
+    assert f" {text} smp/s" in render(Shown(done=1, rate=rate), 80)
 
 
 def test_log_lines_and_bar_do_not_garble_one_another(terminal, monkeypatch):
@@ -118,15 +87,15 @@ def test_log_lines_and_bar_do_not_garble_one_another(terminal, monkeypatch):
             bar.update(Shown(done=done, total=50, loss=1 / done, lr=0.1, wait=0.0), done * 8)
         if done % 20 == 0:
             logger.info("iteration %d", done)
-            assert len(terminal.screen()[-1]) > 60  # the bar stands below the line again
+            assert len(terminal.lines[-1]) > 60  # the bar is below the line again
     bar.update(Shown(done=50, total=50, loss=0.02, lr=0.1, wait=0.0), 400)
     bar.finish()
     logger.info("after")
-    screen = [re.sub(r"^.* - mmtrain - INFO - ", "", text) for text in terminal.screen()]
+    screen = [re.sub(r"^.* - mmtrain - INFO - ", "", text) for text in terminal.lines]
     assert screen[:3] == ["before", "iteration 20", "iteration 40"]
-    assert re.fullmatch(r"100% \[█+\] 50/50 loss 0\.02 lr 1\.0e-01 160 smp/s data 0% eta 0:00:00", screen[3]), screen[3]
+    assert re.fullmatch(r"100% ━+ 50/50 loss 0\.02 lr 1\.0e-01 160 smp/s data 0% eta 0:00:00", screen[3]), screen[3]
     assert screen[4:] == ["after", ""]
-    assert terminal.widest < terminal.columns
+    assert terminal.screen.widest < terminal.screen.columns
     logger.handlers.clear()
 
 
@@ -142,7 +111,7 @@ def test_it_is_drawn_ten_times_a_second_at_most(terminal):
             drawn += 1
     assert drawn == pytest.approx(1.0 / REFRESH, abs=1)
     bar.abandon()
-    assert terminal.screen() == [""]
+    assert not any(terminal.lines)
 
 
 def test_rate_and_eta_come_from_the_counters_of_this_process(terminal):
@@ -155,7 +124,7 @@ def test_rate_and_eta_come_from_the_counters_of_this_process(terminal):
     assert shown.rate == 8.0
     assert shown.eta == 90.0
     bar.note("val 3")
-    assert re.match(r" 91% \[val 3·+\]  910/1000 ", terminal.screen()[-1])
+    assert re.match(r" 91% val 3·+  910/1000 ", terminal.lines[-1])
     bar.abandon()
 
 
@@ -171,9 +140,39 @@ def test_a_file_gets_no_bar(tmp_path):
     assert (tmp_path / "log").read_text() == ""
 
 
-def test_a_terminal_that_cannot_redraw_gets_no_bar(terminal, monkeypatch):
-    monkeypatch.setenv("TERM", "dumb")
+@pytest.mark.parametrize("variable", [{"TERM": "dumb"}, {"CI": "true"}])
+def test_a_terminal_that_cannot_redraw_and_ci_get_no_bar(terminal, monkeypatch, variable):
+    assert LiveLine(terminal.stream).available
+    for name, value in variable.items():
+        monkeypatch.setenv(name, value)
     assert not LiveLine(terminal.stream).available
+
+
+def test_a_long_log_line_is_not_cut(terminal):
+    line = LiveLine(terminal.stream)
+    line.show(BarLine(FULL))
+    text = "path/" * 40
+    assert line.print_above(f"{text} [bold]{{}}")
+    line.clear()
+    assert "".join(terminal.lines) == f"{text} [bold]{{}}"
+    assert not line.print_above("no bar")
+
+
+def test_the_bar_follows_a_resize(terminal):
+    line = LiveLine(terminal.stream)
+    line.show(BarLine(FULL))
+    terminal.resize(140)
+    line.finish(BarLine(FULL))
+    assert len(terminal.lines[0]) > 100
+
+
+def test_the_cursor_stays_visible(terminal):
+    """A process that is killed could not show it again."""
+    line = LiveLine(terminal.stream)
+    line.show(BarLine(FULL))
+    assert terminal.lines
+    assert terminal.raw.rfind(b"\x1b[?25h") > terminal.raw.rfind(b"\x1b[?25l")
+    line.clear()
 
 
 def test_a_terminal_that_goes_away_ends_nothing():
@@ -185,8 +184,7 @@ def test_a_terminal_that_goes_away_ends_nothing():
             raise OSError(5, "Input/output error")
 
     line = LiveLine(Gone())
-    line.show("text")
-    with line.above():
-        pass
-    line.finish("text")
+    line.show(BarLine(FULL))
+    line.print_above("text")
+    line.finish(BarLine(FULL))
     assert not LiveLine(io.StringIO()).available
