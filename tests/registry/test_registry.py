@@ -143,9 +143,8 @@ def test_an_unknown_name_lists_near_names_where_they_are_and_the_missing_import(
     registered(METRICS, type("TokenAccuracy", (), {"__module__": "lib.metrics"}))
     message = error(resolve, METRICS, "TokenAcuracy", path="val_evaluator.type")
     assert message.startswith(
-        "`val_evaluator.type`: there is no metric named 'TokenAcuracy'; did you mean 'TokenAccuracy' (lib.metrics)?"
+        "`val_evaluator.type`: there is no metric named 'TokenAcuracy'; did you mean 'TokenAccuracy' (lib.metrics)"
     )
-    assert "'TokenAccuracy' (lib.metrics)" in message
     assert "@METRICS.register_module()" in message
     assert "custom_imports = dict(imports=['your_module'])" in message
 
