@@ -18,11 +18,10 @@ from _data_sets import Counting, Noisy, plain, take
 from torch.utils.data import get_worker_info
 
 from mmtrain.data import TrainStream
-from mmtrain.data.workers import pool
+from mmtrain.data.workers import group, pool
 from mmtrain.errors import RunError
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="pidfd is Linux's")
-cuda = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")]
 LIMIT = 120  # seconds after which something hangs
 
 
@@ -32,6 +31,20 @@ def _a_hang_ends():
     faulthandler.dump_traceback_later(2 * LIMIT, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    """An accelerator that is only said to be there: the thread that pins memory runs, and marks what it would pin."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 3)
+    monkeypatch.setattr(torch.accelerator, "set_device_index", devices.append)
+    for module in (pool, group):
+        monkeypatch.setattr(module, "pin_memory", lambda data: ("pinned", data))
+    devices.clear()
+
+
+devices = []  # set in the thread
 
 
 def stream(dataset, **options):
@@ -112,8 +125,8 @@ def die_in_the_middle_of_a_message():
 
 
 @linux
-@pytest.mark.parametrize("pinned", [False, pytest.param(True, marks=cuda)])
-def test_a_worker_that_is_killed_in_the_middle_of_a_message_is_reported(pinned):
+@pytest.mark.parametrize("pinned", [False, True])
+def test_a_worker_that_is_killed_in_the_middle_of_a_message_is_reported(accelerator, pinned):
     read = stream(Deadly(die_in_the_middle_of_a_message), num_workers=2, pin_memory=pinned)
     with pytest.raises(RunError, match="SIGKILL"):
         take(read, 5)
@@ -172,13 +185,27 @@ def test_a_batch_that_cannot_be_sent_is_an_error_and_no_hang():
     read.close()
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize(("wanted", "pinned"), [(None, False), (True, True), (False, False)])
-def test_memory_is_pinned_as_wanted_where_there_is_an_accelerator(monkeypatch, wanted, pinned):
-    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+def test_memory_is_pinned_as_wanted_where_there_is_an_accelerator(
+    accelerator, monkeypatch, num_workers, wanted, pinned
+):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(pool, "pin_memory", lambda data: ("pinned", data))
-    data = next(stream(Noisy(), num_workers=0, pin_memory=wanted)).data
-    assert isinstance(data, tuple) == pinned
+    read = stream(Noisy(), num_workers=num_workers, pin_memory=wanted)
+    batches = [next(read).data for _ in range(30)]
+    read.close()
+    assert [isinstance(data, tuple) for data in batches] == [pinned] * 30
+    assert devices == ([3] if num_workers and pinned else [])
+    assert [data[1]["index"][0] if pinned else data["index"][0] for data in batches[:12]] == list(range(0, 23, 2))
+
+
+def test_a_late_batch_is_reported_where_memory_is_pinned(accelerator):
+    never = torch.multiprocessing.get_context("fork").Event()
+    read = stream(Deadly(lambda: never.wait(LIMIT)), num_workers=1, timeout=0.2, pin_memory=True)
+    with pytest.raises(RunError, match=r"train_dataloader\.timeout"):
+        take(read, 5)
+    never.set()
+    read.close()
 
 
 def test_more_workers_than_processors_is_reported():
