@@ -152,7 +152,7 @@ def expected_order(iteration, batches):
     """The batches from a position on, as the sampler gives them."""
     from mmtrain.data.sampler import PositionSampler
 
-    draws = PositionSampler(SIZE, BATCH, seed=SEED, shuffle=True).draws(0, iteration * BATCH)
+    draws = PositionSampler(SIZE, BATCH, seed=SEED, shuffle=True).batch_indices(0, iteration * BATCH)
     return [draw.indices for draw, _ in zip(draws, range(batches), strict=False)]
 
 

@@ -90,10 +90,10 @@ def manifest_of(ranks, tensors, folder, *, sharded):
 
 # ---- the order of a pass
 def order_costs():
-    from mmtrain.data.permutation import HELD_LIMIT, ComputedOrder, HeldOrder
+    from mmtrain.data.permutation import STORED_LIMIT, ComputedOrder, StoredOrder
 
     found = {}
-    sizes = (("held", HeldOrder, HELD_LIMIT), ("computed", ComputedOrder, HELD_LIMIT + 1))
+    sizes = (("held", StoredOrder, STORED_LIMIT), ("computed", ComputedOrder, STORED_LIMIT + 1))
     for name, make, size in (*sizes, ("computed", ComputedOrder, 10**10)):
         begin = time.process_time()
         order = make(size, 1, 0)
@@ -123,10 +123,10 @@ def order_costs():
 # ---- the ledger
 def ledger_costs(passes=100, batch=32, iterations=500):
     from mmtrain.checkpoint.format.tree import split, to_json
-    from mmtrain.data.ledger import Ledger, Run, join_ranks, write_run
-    from mmtrain.data.permutation import HeldOrder
+    from mmtrain.data.ledger import Ledger, Run, join_ranks, write_span
+    from mmtrain.data.permutation import StoredOrder
     from mmtrain.progress import Progress
-    from mmtrain.types import Batch, Reading
+    from mmtrain.types import Batch, SampleIndices
 
     size = batch * iterations
 
@@ -134,10 +134,10 @@ def ledger_costs(passes=100, batch=32, iterations=500):
     ledger, progress, spent = Ledger(SimpleNamespace(batch_size=batch, sampler=sampler)), Progress(), []
     ledger.begin(progress)
     for epoch in range(passes):
-        order = HeldOrder(size, 1, epoch)
+        order = StoredOrder(size, 1, epoch)
         for number in range(iterations):
             start = number * batch
-            reading = Reading(epoch, start, array("q", order.take(start, start + batch)).tobytes())
+            reading = SampleIndices(epoch, start, array("q", order.take(start, start + batch)).tobytes())
             one = Batch(None, batch, number + 1 == iterations, 1.0, reading)
             begin = time.perf_counter()
             ledger.observe(one, 0)
@@ -147,7 +147,7 @@ def ledger_costs(passes=100, batch=32, iterations=500):
     size_of = len(to_json(split(ledger.state_dict())[0]))
     ranks = {}
     for world in (1, 64, 1024, 4096):
-        words = [write_run(Run(0, 0, 8 * rank, 8, 8 * world, 500, 0, 0, 0, 1 << 63)) for rank in range(world)]
+        words = [write_span(Run(0, 0, 8 * rank, 8, 8 * world, 500, 0, 0, 0, 1 << 63)) for rank in range(world)]
         begin = time.perf_counter()
         joined = join_ranks(Run(*word[:9], int(word[9], 16)) for word in words)
         took = time.perf_counter() - begin

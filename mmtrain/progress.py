@@ -1,4 +1,4 @@
-"""Where a run stands: a handful of integers, and the arithmetic on them."""
+"""The position of a run: a few integers, and the arithmetic on them."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -9,13 +9,13 @@ from typing import Any
 class Progress:
     """The position of a run. Only the train loop advances it.
 
-    * ``epoch``: passes over the data that are complete;
-    * ``offset``: samples consumed by all ranks in the current pass;
-    * ``samples``: samples consumed by all ranks since the run began;
-    * ``iteration``: micro-batches done (the number in ``iter_1500.pth``; what ``interval`` and ``max_iters`` count);
-    * ``epoch_iteration``: micro-batches done in the current pass;
+    * ``epoch``: complete epochs;
+    * ``offset``: samples of the current epoch that all ranks have consumed;
+    * ``samples``: samples that all ranks have consumed since the run began;
+    * ``iteration``: micro-batches done (the number in ``iter_1500.pth``; ``interval`` and ``max_iters`` count them);
+    * ``epoch_iteration``: micro-batches done in the current epoch;
     * ``update``: optimizer steps that were applied;
-    * ``skipped``: iterations whose update was not applied (loss scaler, non-finite loss); schedules leave them out.
+    * ``skipped``: iterations whose update was not applied (loss scaler, non-finite loss); schedules do not count them.
     """
 
     epoch: int = 0
@@ -47,7 +47,7 @@ class Progress:
 
     @property
     def scheduled(self) -> int:
-        """Iterations as schedules count them: without those whose update was not applied."""
+        """Iterations as schedules count them: only those whose update was applied."""
         return self.iteration - self.skipped
 
     def state_dict(self) -> dict[str, int]:
@@ -59,19 +59,19 @@ class Progress:
 
 
 def iterations_per_epoch(samples: int, global_batch: int, *, drop_last: bool) -> int:
-    """Iterations in one pass over ``samples`` samples at ``global_batch`` samples an iteration."""
+    """Iterations in one epoch of ``samples`` samples at ``global_batch`` samples per iteration."""
     return samples // global_batch if drop_last else -(-samples // global_batch)
 
 
 def window_length(done: int, accumulative_counts: int, *, remaining: int | None) -> int:
-    """Micro-batches of the window that begins after ``done`` iterations.
+    """Return the number of micro-batches in the accumulation window that begins after ``done`` iterations.
 
-    ``remaining`` is how many iterations are left before the window must end (the end of the run, or of the epoch when
-    windows are cut per epoch), or None when that is unknown. The last window may be shorter than the others, and the
-    loss is divided by this true length.
+    ``remaining`` is the number of iterations until the window must end (at the end of the run, or of the epoch if
+    windows do not span epochs), or None if that is unknown. The last window may be shorter than the others, and the
+    loss is divided by its actual length.
     """
     if remaining is None:
         return accumulative_counts
     if remaining <= 0:
-        raise ValueError(f"a window cannot begin after {done} iterations: none is left")
+        raise ValueError(f"a window cannot begin after {done} iterations: no iteration is left")
     return min(accumulative_counts, remaining)

@@ -1,8 +1,8 @@
-"""Positional seeding: every random number is a function of where the run stands, never of how it got there.
+"""Positional seeding: every random number is a function of the run's position, not of how the run got there.
 
-`mix` folds integers (seed, rank, iteration, ...) into one 64-bit seed; `seed_generators` puts it into the generators of
-Python, numpy, torch and the current device. Seeding all of them takes about 9 microseconds, because the generators
-themselves are called and not ``torch.manual_seed``, which visits every device type (89 microseconds).
+`mix` folds integers (seed, rank, iteration, ...) into one 64-bit seed, and `seed_generators` seeds the generators of
+Python, numpy, torch and the current device with it. Seeding all of them takes about 9 microseconds, because it calls
+the generators themselves; ``torch.manual_seed``, which visits every device type, takes 89 microseconds.
 """
 
 import random
@@ -16,17 +16,17 @@ import torch
 _MASK64 = (1 << 64) - 1
 _MASK32 = (1 << 32) - 1
 
-# Streams keep draws of different purposes apart though they stand at the same numbers.
-STREAM_STEP = 1  # dropout and whatever else the training step draws in the main process
+# Streams separate random numbers of different purposes at the same position.
+STREAM_STEP = 1  # dropout and everything else that the training step draws in the main process
 STREAM_SAMPLE = 2  # augmentation of one sample
-STREAM_BATCH = 3  # augmentation seeded once a batch
+STREAM_BATCH = 3  # augmentation, if seeded once per batch
 STREAM_SHUFFLE = 4  # the order of an epoch
 STREAM_BUILD = 5  # construction of the model
 STREAM_VAL = 6  # validation and test
 
 
 def mix(*numbers: int) -> int:
-    """Fold integers into one well-mixed unsigned 64-bit integer (the SplitMix64 finaliser of Steele et al., 2014)."""
+    """Fold integers into one unsigned 64-bit integer with the SplitMix64 finalizer (Steele et al., 2014)."""
     h = 0x9E3779B97F4A7C15
     for number in numbers:
         h = fold(h, number)
@@ -34,7 +34,7 @@ def mix(*numbers: int) -> int:
 
 
 def fold(h: int, number: int) -> int:
-    """``mix(*numbers, number)`` from ``h = mix(*numbers)``: a loop keeps what does not change and folds in the rest."""
+    """Return ``mix(*numbers, number)`` from ``h = mix(*numbers)``, so that a loop mixes only what changes."""
     h = ((h ^ (number & _MASK64)) + 0x9E3779B97F4A7C15) & _MASK64
     h = ((h ^ (h >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
     h = ((h ^ (h >> 27)) * 0x94D049BB133111EB) & _MASK64
@@ -61,12 +61,12 @@ def _step_prefix(seed: int, rank: int) -> int:
 
 
 def draw_seed() -> int:
-    """Draw a seed for a run that was given none, in [0, 2**31), from the system's entropy."""
+    """Draw a seed in [0, 2**31) from the system's entropy, for a run whose config has none."""
     return random.SystemRandom().randrange(1 << 31)
 
 
 def set_deterministic(enabled: bool) -> None:
-    """Ask torch and cuDNN for deterministic algorithms; an operation that has none then raises."""
+    """Make torch and cuDNN use deterministic algorithms; an operation without one then raises an error."""
     torch.backends.cudnn.deterministic = enabled
     if enabled:
         torch.backends.cudnn.benchmark = False
@@ -74,7 +74,7 @@ def set_deterministic(enabled: bool) -> None:
 
 
 def capture() -> dict[str, Any]:
-    """Return the state of every default generator: plain Python values and uint8 tensors."""
+    """Return the states of all default generators as plain Python values and uint8 tensors."""
     algorithm, keys, position, has_gauss, gauss = np.random.get_state()
     version, internal, gauss_next = random.getstate()
     state: dict[str, Any] = {
@@ -94,7 +94,7 @@ def capture() -> dict[str, Any]:
 
 
 def restore(state: Mapping[str, Any]) -> None:
-    """Put back what `capture` returned; the device's state is left alone where this process has no such device."""
+    """Restore what `capture` returned. The state of the device is ignored in a process without CUDA."""
     python, numpy_state = state["python"], state["numpy"]
     random.setstate((python["version"], tuple(python["internal"]), python["gauss_next"]))
     keys = numpy_state["keys"].numpy().astype(np.uint32)

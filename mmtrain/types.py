@@ -24,35 +24,35 @@ class Stateful(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """What a reader says that it read for a batch on this rank.
+class SampleIndices:
+    """The samples that a reader read for a batch on this rank.
 
-    ``indices`` are the sample indices as int64 in native byte order; ``start`` is the position of the first in the
-    order of pass ``epoch``, where the others follow it.
+    ``values`` are their indices in the dataset as int64 in native byte order. ``start`` is the position of the first in
+    the order of epoch ``epoch``; the others follow it.
     """
 
     epoch: int
     start: int
-    indices: bytes
+    values: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One batch as the training stream hands it over, together with what it means for the position.
+    """One batch of the training stream, and how far it moves the position.
 
-    ``data`` is what ``collate_fn`` returned, on the CPU. ``samples`` is the number of samples all ranks together
-    consume in this iteration. ``epoch_end`` is True for the last batch of a pass over the data. ``weight`` is this
-    rank's share of the samples times the number of ranks: 1 where all have equally many. The mean over ranks of each
-    rank's mean loss times its weight is the mean over the global batch. A weight of 0 marks a stand-in: a rank that has
-    no sample left computes one of another rank's along, because the others' collectives need it. ``reading`` is there
-    where the stream was asked for it (`data.Stream.report_readings`).
+    ``data`` is what ``collate_fn`` returned, on the CPU. ``samples`` is the number of samples that all ranks together
+    consume in this iteration. ``epoch_end`` is True for the last batch of an epoch. ``weight`` is this rank's share of
+    the samples times the number of ranks: 1 if all have the same number. The mean over ranks of each rank's mean loss
+    times its weight is the mean over the global batch. A weight of 0 marks a stand-in: a rank without a sample
+    processes one of another rank, because the collectives of the others need it. ``indices`` are present after
+    `data.Stream.report_indices`.
     """
 
     data: Any
     samples: int
     epoch_end: bool
     weight: float = 1.0
-    reading: Reading | None = None
+    indices: SampleIndices | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,7 @@ KEYS: dict[str, ValueSpec] = {
 }
 
 _EVAL_CFG = {"type": _NAME, "fp16": _BOOL}
-_DATALOADER = {
+DATALOADER_KEYS = {
     "dataset": _is("a dict with `type`", dict, objects=True),
     "batch_size": _COUNT,
     "num_workers": _NUMBER,
@@ -177,9 +177,9 @@ SECTIONS: dict[str, dict[str, ValueSpec]] = {
         "imports": _is("a module's name or a list of them", str, list, tuple),
         "allow_failed_imports": _BOOL,
     },
-    "train_dataloader": _DATALOADER,
-    "val_dataloader": _DATALOADER,
-    "test_dataloader": _DATALOADER,
+    "train_dataloader": DATALOADER_KEYS,
+    "val_dataloader": DATALOADER_KEYS,
+    "test_dataloader": DATALOADER_KEYS,
     "optim_wrapper": {"type": _NAME, "optimizer": _PART, "constructor": _NAME, "paramwise_cfg": _SECTION},
 }
 

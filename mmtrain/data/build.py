@@ -1,27 +1,21 @@
-"""From the config of a data loader to the objects."""
+"""Builds data loaders from their configs."""
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from functools import partial
 from typing import Any
 
+from mmtrain.config.keys import DATALOADER_KEYS
 from mmtrain.data.eval_loader import EvalLoader, IterableEvalLoader
 from mmtrain.data.iterable.stream import ForeignStream, IterableStream
-from mmtrain.data.options import WorkerOptions, unknown_key
+from mmtrain.data.options import unknown_key
 from mmtrain.data.stream import Stream, TrainStream, is_iterable_style
 from mmtrain.errors import ConfigError
 from mmtrain.registry import DATASETS, FUNCTIONS, build, resolve
 
-# What a data loader's config may say; everything else is an error.
-LOADER_KEYS = frozenset(
-    {"dataset", "batch_size", "sampler", "batch_sampler", "shuffle", "drop_last", "collate_fn", "num_batch_per_epoch"}
-    | {field.name for field in fields(WorkerOptions)}
-)
-
 
 class SlicedDataset:
-    """The first ``size`` samples of a data set: ``num_batch_per_epoch``, MMEngine's way to make a pass short."""
+    """The first ``size`` samples of a dataset: ``num_batch_per_epoch``, MMEngine's option for short epochs."""
 
     def __init__(self, dataset: Any, size: int) -> None:
         self.dataset = dataset
@@ -48,21 +42,20 @@ def build_train_stream(
     per_sample: bool = True,
     path: str = "train_dataloader",
 ) -> Stream:
-    """Make the stream that a config's data loader means.
+    """Build the training stream of a config's data loader.
 
-    A dict gives a `TrainStream`, or an `IterableStream` when its data set can only be iterated over; its ``dataset`` is
-    an object or a dict for ``DATASETS``. Any other iterable object gives a `ForeignStream`; a stream is returned as
-    it is.
+    A dict gives a `TrainStream`, or an `IterableStream` if its dataset is iterable-style. Its ``dataset`` is an object
+    or a dict for ``DATASETS``. Any other iterable object gives a `ForeignStream`. A stream is returned as it is.
 
     Raises:
-        ConfigError: an unknown or contradicting key, an empty data set, a batch that the data set cannot fill.
+        ConfigError: an unknown or contradicting key, an empty dataset, a batch that the dataset cannot fill.
     """
     if isinstance(cfg, Stream):
         return cfg
-    place = {"seed": seed, "rank": rank, "world_size": world_size, "per_sample": per_sample, "path": path}
+    context = {"seed": seed, "rank": rank, "world_size": world_size, "per_sample": per_sample, "path": path}
     if not isinstance(cfg, Mapping):
-        return ForeignStream(_iterable(cfg, path), **place)
-    options = _arguments(cfg, place)
+        return ForeignStream(_iterable(cfg, path), **context)
+    options = _arguments(cfg, context)
     if not is_iterable_style(options["dataset"]):
         return TrainStream(**options)
     return IterableStream(**_without_order(options))
@@ -77,43 +70,43 @@ def build_eval_loader(
     per_sample: bool = True,
     path: str = "val_dataloader",
 ) -> Any:
-    """Make the loader of a validation or test: an `EvalLoader`, or an `IterableEvalLoader`.
+    """Build the loader of a validation or test: an `EvalLoader`, or an `IterableEvalLoader`.
 
-    An object that is no dict is returned as it is, if it can be iterated over.
+    An iterable object that is not a dict is returned as it is.
 
     Raises:
         ConfigError: see `build_train_stream`.
     """
     if not isinstance(cfg, Mapping):
         return _iterable(cfg, path)
-    place = {"seed": seed, "rank": rank, "world_size": world_size, "per_sample": per_sample, "path": path}
-    options = _arguments(cfg, place)
+    context = {"seed": seed, "rank": rank, "world_size": world_size, "per_sample": per_sample, "path": path}
+    options = _arguments(cfg, context)
     if not is_iterable_style(options["dataset"]):
         return EvalLoader(**options)
     return IterableEvalLoader(**_without_order(options))
 
 
-def _arguments(cfg: Mapping[str, Any], place: dict[str, Any]) -> dict[str, Any]:
-    """Check a loader's dict and return the arguments with the data set built."""
-    path = place["path"]
+def _arguments(cfg: Mapping[str, Any], context: dict[str, Any]) -> dict[str, Any]:
+    """Check a loader's dict and return the arguments with the dataset built."""
+    path = context["path"]
     for name in cfg:
-        if name not in LOADER_KEYS:
-            raise unknown_key(name, set(LOADER_KEYS), path=path)
+        if name not in DATALOADER_KEYS:
+            raise unknown_key(name, set(DATALOADER_KEYS), path=path)
     for name in ("dataset", "batch_size"):
         if cfg.get(name) is None:
             raise ConfigError(f"{path}.{name}: missing; {path} needs at least dataset=... and batch_size=...")
     if cfg.get("batch_sampler") is not None:
         raise ConfigError(
-            f"{path}.batch_sampler: a batch sampler has no position to resume from; give sampler=... and "
-            f"batch_size=..., or make {path} a ready torch DataLoader, which is read again from its beginning on resume"
+            f"{path}.batch_sampler: a batch sampler has no position to resume from; use sampler=... and "
+            f"batch_size=..., or set {path} to a torch DataLoader object, whose epoch a resume reads from the start"
         )
-    options = {name: cfg[name] for name in cfg if name not in ("batch_sampler", "num_batch_per_epoch")} | place
+    options = {name: cfg[name] for name in cfg if name not in ("batch_sampler", "num_batch_per_epoch")} | context
     dataset = build(DATASETS, options["dataset"], path=f"{path}.dataset")
     if hasattr(dataset, "full_init"):
-        dataset.full_init()  # an MMEngine data set with lazy_init: read once here and not in every worker
+        dataset.full_init()  # an MMEngine dataset with lazy_init: read once here instead of in every worker
     limit = cfg.get("num_batch_per_epoch")
     if limit is not None and not is_iterable_style(dataset):
-        dataset = SlicedDataset(dataset, limit * options["batch_size"] * place["world_size"])
+        dataset = SlicedDataset(dataset, limit * options["batch_size"] * context["world_size"])
     options["dataset"] = dataset
     if options.get("worker_init_fn") is not None:
         options["worker_init_fn"] = _worker_init_fn(options["worker_init_fn"], options, path=f"{path}.worker_init_fn")
@@ -121,7 +114,7 @@ def _arguments(cfg: Mapping[str, Any], place: dict[str, Any]) -> dict[str, Any]:
 
 
 def _worker_init_fn(cfg: Any, options: Mapping[str, Any], *, path: str) -> Callable[[int], Any]:
-    """Return the function, given what MMEngine gives it: the number of workers, the rank and the seed."""
+    """Return the function, with the arguments that MMEngine gives it: the number of workers, the rank and the seed."""
     if isinstance(cfg, str):
         cfg = {"type": cfg}
     if not isinstance(cfg, Mapping):
@@ -134,7 +127,7 @@ def _worker_init_fn(cfg: Any, options: Mapping[str, Any], *, path: str) -> Calla
 
 
 def _without_order(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of an iterable data set, which alone decides its order.
+    """Return the options of an iterable dataset, without those that would decide its order.
 
     Raises:
         ConfigError: a sampler or ``shuffle=True``.
@@ -143,8 +136,7 @@ def _without_order(options: dict[str, Any]) -> dict[str, Any]:
         if options.get(name):
             kind = type(options["dataset"]).__name__
             raise ConfigError(
-                f"{options['path']}.{name}: found beside {kind}, which can only be iterated over and decides its order "
-                "itself; leave it out"
+                f"{options['path']}.{name}: {kind} is iterable-style and decides its order itself; leave {name} out"
             )
     return {name: value for name, value in options.items() if name not in ("sampler", "shuffle")}
 

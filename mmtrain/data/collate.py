@@ -1,4 +1,4 @@
-"""From a list of samples to a batch."""
+"""Collate functions: from a list of samples to a batch."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,7 +16,7 @@ Collate = Callable[[list[Any]], Any]
 
 @FUNCTIONS.register_module()
 def default_collate(data_batch: Sequence[Any]) -> Any:
-    """Stack as MMEngine's ``default_collate`` does: like torch's, but leaves ``BaseDataElement`` in lists."""
+    """Stack as MMEngine's ``default_collate`` does: like torch's, but ``BaseDataElement`` objects stay in lists."""
     from mmengine.dataset import default_collate as collate
 
     return collate(data_batch)
@@ -24,7 +24,7 @@ def default_collate(data_batch: Sequence[Any]) -> Any:
 
 @FUNCTIONS.register_module()
 def pseudo_collate(data_batch: Sequence[Any]) -> Any:
-    """Group as MMEngine's ``pseudo_collate`` does: the samples' structure with lists in it, nothing stacked."""
+    """Group as MMEngine's ``pseudo_collate`` does: the samples' structure with lists inside; nothing is stacked."""
     from mmengine.dataset import pseudo_collate as collate
 
     return collate(data_batch)
@@ -32,12 +32,13 @@ def pseudo_collate(data_batch: Sequence[Any]) -> Any:
 
 @FUNCTIONS.register_module()
 def pad_collate(data_batch: Sequence[Any], pad_value: Any = 0, keys: Sequence[str] | None = None) -> Any:
-    """Stack samples whose arrays differ in size, padded at the end of every dimension to the largest of the batch.
+    """Stack samples whose arrays differ in size. Every dimension is padded at its end to the largest in the batch.
 
     Args:
         data_batch: samples: tensors, or mappings or sequences of what torch's ``default_collate`` takes.
-        pad_value: a number, or for mappings a dict from key to number, with ``'default'`` for the others (0 if absent).
-        keys: for mappings: the only keys that may be padded; None for all whose sizes differ.
+        pad_value: a number, or for mappings a dict from key to number, in which ``'default'`` is for all other keys (0
+            if absent).
+        keys: for mappings: the only keys that may be padded; None pads all whose sizes differ.
     """
     first = data_batch[0]
     if isinstance(first, Mapping):
@@ -74,13 +75,13 @@ def _pad_stack(values: list[Any], pad_value: Any) -> Any:
 def resolve_collate(collate_fn: Any, *, path: str) -> Collate:
     """Return the function that a config's ``collate_fn`` means.
 
-    None is torch's ``default_collate``, which stacks (MMEngine's default is ``pseudo_collate``, which does not: name
-    it for MMEngine data sets). A name or class is looked up in ``FUNCTIONS``: ``'default_collate'`` and
-    ``'pseudo_collate'`` are MMEngine's, ``'pad_collate'`` is ours. A dict has ``type`` and the function's further
-    arguments; a class is made with them. A function is taken as it is.
+    None is torch's ``default_collate``, which stacks. (MMEngine's default is ``pseudo_collate``, which does not: name
+    it for MMEngine datasets.) A name is looked up in ``FUNCTIONS``: ``'default_collate'`` and ``'pseudo_collate'`` are
+    MMEngine's, ``'pad_collate'`` is mmtrain's. A dict has ``type`` and the other arguments of the function, or of the
+    class to instantiate. A function is used as it is.
 
     Raises:
-        ConfigError: what it names is unknown or cannot be called.
+        ConfigError: the name is unknown, or the object is not callable.
     """
     if collate_fn is None:
         return torch_default_collate
@@ -100,6 +101,6 @@ def resolve_collate(collate_fn: Any, *, path: str) -> Collate:
 
 
 def is_built_in(collate: Any) -> bool:
-    """Tell whether a collate function is torch's or one of those above: none of them has a use for None."""
+    """Return whether a collate function is torch's or one of those above, none of which accepts None as a sample."""
     function = collate.func if isinstance(collate, partial) else collate
     return function in (torch_default_collate, default_collate, pseudo_collate, pad_collate)

@@ -1,13 +1,13 @@
-"""The ledger of a run: which samples each update really consumed, as run-length records.
+"""The ledger of a run: which samples each update consumed, as run-length records.
 
-A raw list of samples would not compress, because a pass is shuffled; positions in the pass's order do. For every batch
-that the loop took, the ledger compares the sample indices that the reader reports with the order that it computes for
-itself, and notes the positions: a `Run` grows by one iteration as long as batches follow one another. A batch whose
-indices are not those of its positions is noted with its indices. So the record takes a few lines a pass, however many
-samples it has, and `account` can prove it: each run carries a digest of its (position, index) pairs, which only the
-right order gives again.
+A raw list of samples would not compress, because an epoch is shuffled; positions in the order of the epoch do. For
+every batch that the train loop consumed, the ledger compares the sample indices that the reader reported with the order
+that it computes itself, and records the positions: an `IterationSpan` grows by one iteration as long as batches follow
+one another. A batch whose indices differ from those at its positions is recorded with its indices. So the record takes
+a few lines per epoch, however many samples it has, and `ledger_audit` can prove it: each span has a digest of its
+(position, index) pairs, which only the right order reproduces.
 
-Every rank notes its own share; a save gathers and joins them, so that all ranks hold the same history.
+Every rank records its part; a save gathers and joins the parts, so that all ranks have the same history.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mmtrain import dist
-from mmtrain.data.permutation import Order, epoch_order, scramble
+from mmtrain.data.permutation import EpochOrder, epoch_order, scramble
 from mmtrain.errors import CheckpointError, ConfigError
 from mmtrain.progress import Progress
 from mmtrain.types import Batch, StateDict
@@ -36,13 +36,13 @@ def digest(start: int, indices: np.ndarray) -> int:
 
 
 @dataclass(slots=True)
-class Run:
-    """Consecutive iterations that read their positions one after the other.
+class IterationSpan:
+    """Consecutive iterations that read consecutive positions.
 
-    Iteration k of the run (0 <= k < ``count``) is the run's iteration ``iteration + k`` and reads ``length`` positions
-    of pass ``epoch`` from ``start + k * stride`` on, ``stride`` being what all ranks together consume in it. ``update``
-    counts the optimizer steps that were applied before, ``micro`` the iterations of the window. ``indices`` are
-    there only where they are not those of the positions.
+    Iteration k of the span (0 <= k < ``count``) is iteration ``iteration + k`` of the run. It reads ``length``
+    positions of epoch ``epoch`` from ``start + k * stride`` on; ``stride`` is what all ranks together consume in it.
+    ``update`` is the number of optimizer steps applied before the span, ``micro`` the number of iterations of the
+    accumulation window done before it. ``indices`` are present only if they differ from those at the positions.
     """
 
     segment: int
@@ -59,15 +59,15 @@ class Run:
 
     @property
     def stop(self) -> int:
-        """The position behind the last one."""
+        """The position after the last one."""
         return self.start + (self.count - 1) * self.stride + self.length
 
     def update_at(self, position: int, accumulative_counts: int) -> int:
-        """The number of the update, the first being 1, that consumed a position of this run."""
+        """Return the number of the update, counted from 1, that consumed a position of this span."""
         return self.update + (self.micro + (position - self.start) // self.stride) // accumulative_counts + 1
 
-    def precedes(self, other: "Run", accumulative_counts: int) -> bool:
-        """Whether ``other`` goes on where this run ends, so that the two are one."""
+    def precedes(self, other: "IterationSpan", accumulative_counts: int) -> bool:
+        """Whether ``other`` continues this span, so that the two can be joined."""
         same = (self.segment, self.epoch, self.length, self.stride, self.indices, other.indices)
         micro = self.micro + self.count
         return (
@@ -77,33 +77,33 @@ class Run:
             and (other.update - self.update, other.micro) == divmod(micro, accumulative_counts)
         )
 
-    def extend(self, other: "Run") -> None:
-        """Take in the run that follows."""
+    def extend(self, other: "IterationSpan") -> None:
+        """Append the span that continues this one."""
         self.count += other.count
         self.digest = (self.digest + other.digest) & _MASK64
 
 
-def write_run(run: Run) -> list[Any]:
-    """The plain form of a run: its fields in order, the digest as 16 hexadecimal digits."""
-    values = list(astuple(run))
-    values[9] = f"{run.digest:016x}"
-    return values if run.indices is not None else values[:10]
+def write_span(span: IterationSpan) -> list[Any]:
+    """Return a span as plain values: its fields in order, the digest as 16 hexadecimal digits."""
+    values = list(astuple(span))
+    values[9] = f"{span.digest:016x}"
+    return values if span.indices is not None else values[:10]
 
 
-def read_run(values: Any) -> Run:
-    """Undo `write_run`. Raises CheckpointError for what it did not write."""
+def read_span(values: Any) -> IterationSpan:
+    """Return the span that `write_span` wrote. Raises CheckpointError for anything else."""
     try:
-        return Run(*[*values[:9], int(values[9], 16), *values[10:]])
+        return IterationSpan(*[*values[:9], int(values[9], 16), *values[10:]])
     except (TypeError, ValueError, IndexError) as error:
-        raise CheckpointError(f"the ledger holds a malformed run {values!r} ({error})") from error
+        raise CheckpointError(f"the checkpoint's ledger has a malformed entry {values!r} ({error})") from error
 
 
 class Ledger:
-    """Notes what the loop consumes; `Stateful`, so that a checkpoint holds the history of all that led to it.
+    """Records what the train loop consumes. Its state is the history of all starts that led to a checkpoint.
 
     Args:
-        stream: the training stream; its batches must carry readings (`Stream.report_readings`).
-        accumulative_counts: micro-batches of one update.
+        stream: the training stream; its batches must have indices (`Stream.report_indices`).
+        accumulative_counts: micro-batches per update.
     """
 
     def __init__(self, stream: Any, *, accumulative_counts: int = 1) -> None:
@@ -115,47 +115,63 @@ class Ledger:
         }
         self._progress = Progress()
         self._segments: list[dict[str, Any]] = []
-        self._history: list[Run] = []  # joined over ranks, up to the last save
-        self._own: list[Run] = []  # this rank's since the last save
-        self._ended: list[int] | None = None  # where the loaded history ends
-        self._order: tuple[int, Order | None] = (-1, None)
+        self._history: list[IterationSpan] = []  # joined over ranks, up to the last save
+        self._recent: list[IterationSpan] = []  # this rank's since the last save
+        self._loaded_end: list[int] | None = None  # the position at which the loaded history ends
+        self._order: tuple[int, EpochOrder | None] = (-1, None)
 
     def begin(self, progress: Progress, *, moved_by: Any = None) -> None:
-        """Note that the run goes on from ``progress``, which the loop advances from here on.
+        """Record that the run continues at ``progress``, which the train loop advances from now on.
 
-        ``moved_by`` is ``resume_data`` where it moved the data on purpose.
+        ``moved_by`` is ``resume_data`` if it moved the data position deliberately.
         """
         self._progress = progress
         here = [progress.epoch, progress.offset]
         last = self._segments[-1] if self._segments else {}
-        if moved_by is None and here == self._ended and self._spec == {key: last.get(key) for key in self._spec}:
+        if moved_by is None and here == self._loaded_end and self._spec == {key: last.get(key) for key in self._spec}:
             return
         start = {"iteration": progress.iteration, "update": progress.update, "position": here}
         by = dict(moved_by) if isinstance(moved_by, Mapping) else moved_by
-        moved = None if by is None else {"by": by, "left": self._ended}
+        moved = None if by is None else {"by": by, "left": self._loaded_end}
         self._segments.append({**start, **self._spec, "moved": moved})
 
-    def observe(self, batch: Batch, micro: int) -> None:
-        """Note a batch that took part in the iteration in progress, the ``micro``-th of its window (from 0)."""
+    def observe(self, batch: Batch, *, iteration: int, update: int, micro: int) -> None:
+        """Record a batch that took part in an iteration.
+
+        Args:
+            batch: the batch, with its indices.
+            iteration: the 0-based index of the iteration in the run.
+            update: the optimizer steps that were applied before the iteration's window.
+            micro: the 0-based index of the iteration in its window.
+        """
         if batch.weight == 0.0:
-            return  # a stand-in: it changes nothing
-        reading, progress, step = batch.reading, self._progress, self._spec["accumulative_counts"]
-        assert reading is not None
-        indices = np.frombuffer(reading.indices, dtype=np.int64)
-        proof, odd = self._compare(reading.epoch, reading.start, indices)
-        run = Run(
-            len(self._segments) - 1, reading.epoch, reading.start, len(indices), batch.samples, 1,
-            progress.iteration, progress.update, micro, proof, odd,
-        )  # fmt: skip
-        if self._own and self._own[-1].precedes(run, step):
-            self._own[-1].extend(run)
+            return  # a stand-in, which has no effect
+        read = batch.indices
+        assert read is not None
+        indices = np.frombuffer(read.values, dtype=np.int64)
+        proof, unexpected = self._compare(read.epoch, read.start, indices)
+        span = IterationSpan(
+            segment=len(self._segments) - 1,
+            epoch=read.epoch,
+            start=read.start,
+            length=len(indices),
+            stride=batch.samples,
+            count=1,
+            iteration=iteration,
+            update=update,
+            micro=micro,
+            digest=proof,
+            indices=unexpected,
+        )
+        if self._recent and self._recent[-1].precedes(span, self._spec["accumulative_counts"]):
+            self._recent[-1].extend(span)
         else:
-            self._own.append(run)
+            self._recent.append(span)
 
     def _compare(self, epoch: int, start: int, indices: np.ndarray) -> tuple[int, list[int] | None]:
-        """Return the digest where the indices are those of the order, else the indices.
+        """Return the digest if the indices are those of the order, otherwise the indices.
 
-        The order of a user's own sampler is not ours to compute: its positions are noted alone.
+        The order of a user's sampler cannot be computed here: only its positions are recorded.
         """
         if "sampler" in self._spec["order"]:
             return 0, None
@@ -168,42 +184,42 @@ class Ledger:
         return 0, indices.tolist()
 
     def state_dict(self) -> StateDict:
-        """Join what the ranks noted since the last save to the history; a collective."""
-        gathered = dist.gather_objects([write_run(run) for run in self._own])[:: dist.model_parallel()]
-        self._own = []
-        for run in join_ranks(read_run(values) for own in gathered for values in own):
-            step = self._segments[run.segment]["accumulative_counts"]
-            if self._history and self._history[-1].precedes(run, step):
-                self._history[-1].extend(run)
+        """Add what the ranks recorded since the last save to the history and return it; a collective."""
+        gathered = dist.gather_objects([write_span(span) for span in self._recent])[:: dist.model_parallel()]
+        self._recent = []
+        for span in join_ranks(read_span(values) for part in gathered for values in part):
+            step = self._segments[span.segment]["accumulative_counts"]
+            if self._history and self._history[-1].precedes(span, step):
+                self._history[-1].extend(span)
             else:
-                self._history.append(run)
+                self._history.append(span)
         return {
             "format": FORMAT,
             "position": [self._progress.epoch, self._progress.offset],
             "segments": [dict(segment) for segment in self._segments],
-            "runs": [write_run(run) for run in self._history],
+            "runs": [write_span(span) for span in self._history],
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on with a checkpoint's history; what was noted after it was saved is forgotten with its updates."""
+        """Continue the history of a checkpoint. What was recorded after it was saved is dropped with its updates."""
         check_format(state_dict)
         self._segments = [dict(segment) for segment in state_dict["segments"]]
-        self._history = [read_run(values) for values in state_dict["runs"]]
-        self._own = []
-        self._ended = list(state_dict["position"])
+        self._history = [read_span(values) for values in state_dict["runs"]]
+        self._recent = []
+        self._loaded_end = list(state_dict["position"])
 
 
 def build_ledger(stream: Any, *, accumulative_counts: int) -> Ledger:
-    """Make the ledger of a stream and let its batches carry readings.
+    """Make the ledger of a stream, and let the stream's batches have indices.
 
     Raises:
-        ConfigError: the stream's batches do not say which samples they hold.
+        ConfigError: the sample indices of the stream's batches, or their order, are unknown.
     """
-    stream.report_readings()
+    stream.report_indices()
     if not hasattr(getattr(stream, "sampler", None), "order"):
         raise ConfigError(
-            f"train_cfg.ledger: {type(stream).__name__} does not say in which order it reads; leave the ledger out, or "
-            "give train_dataloader as a dict"
+            f"train_cfg.ledger: the order in which {type(stream).__name__} reads its samples is unknown; leave the "
+            "ledger out, or set train_dataloader to a dict"
         )
     return Ledger(stream, accumulative_counts=accumulative_counts)
 
@@ -216,30 +232,30 @@ def check_format(record: Mapping[str, Any]) -> None:
         )
 
 
-def order_of(spec: Mapping[str, Any], epoch: int) -> Order:
-    """The order of pass ``epoch`` that a segment's ``order`` describes."""
+def order_of(spec: Mapping[str, Any], epoch: int) -> EpochOrder:
+    """Return the order of an epoch that a segment's ``order`` describes."""
     return epoch_order(spec["size"], spec["seed"], epoch, shuffle=spec["shuffle"])
 
 
-def join_ranks(runs: Iterable[Run]) -> list[Run]:
-    """Join the runs of all ranks, in the order of iterations: the shares of one global batch lie side by side.
+def join_ranks(spans: Iterable[IterationSpan]) -> list[IterationSpan]:
+    """Join the spans of all ranks in the order of iterations: the parts of a global batch are next to each other.
 
-    What does not fit together, because a rank read something else than the others, stays as it is.
+    Spans that do not fit together, because a rank read something else than the others, stay separate.
     """
-    together: dict[tuple[int, ...], list[Run]] = {}
-    for run in runs:
-        key = (run.segment, run.iteration, run.epoch, run.stride, run.count, run.update, run.micro)
-        together.setdefault(key, []).append(run)
-    joined: list[Run] = []
-    for place in sorted(together):
-        group = sorted(together[place], key=lambda run: run.start)
-        whole = replace(group[0])
-        for run in group[1:]:
-            if run.indices is None and whole.indices is None and run.start == whole.start + whole.length:
-                whole.length += run.length
-                whole.digest = (whole.digest + run.digest) & _MASK64
+    together: dict[tuple[int, ...], list[IterationSpan]] = {}
+    for span in spans:
+        key = (span.segment, span.iteration, span.epoch, span.stride, span.count, span.update, span.micro)
+        together.setdefault(key, []).append(span)
+    joined: list[IterationSpan] = []
+    for same_iteration in sorted(together):
+        group = sorted(together[same_iteration], key=lambda span: span.start)
+        merged = replace(group[0])
+        for span in group[1:]:
+            if span.indices is None and merged.indices is None and span.start == merged.start + merged.length:
+                merged.length += span.length
+                merged.digest = (merged.digest + span.digest) & _MASK64
             else:
-                joined.append(whole)
-                whole = replace(run)
-        joined.append(whole)
+                joined.append(merged)
+                merged = replace(span)
+        joined.append(merged)
     return joined

@@ -1,4 +1,4 @@
-"""The arguments of a data loader in two small groups, checked once."""
+"""The arguments of a data loader in two groups, checked once."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -9,10 +9,10 @@ from mmtrain.suggest import did_you_mean
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where in the run a loader stands.
+class LoaderContext:
+    """What a loader knows of its run: the seed, and this rank among those that divide the data.
 
-    ``path`` is the config key that errors name; ``per_sample`` seeds before each sample instead of each batch.
+    ``path`` is the config key that errors name. ``per_sample`` seeds before each sample instead of before each batch.
     """
 
     seed: int
@@ -24,10 +24,10 @@ class Place:
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """The options of ``torch.utils.data.DataLoader`` that concern its workers, with its meanings.
+    """The worker options of ``torch.utils.data.DataLoader``, with the same meanings.
 
-    ``pin_memory`` None pins when there is CUDA, and is ignored where there is no accelerator at all.
-    ``persistent_workers`` is accepted for training and has no effect there: workers always live for the whole run.
+    ``pin_memory=None`` pins if CUDA is available. Without any accelerator it is ignored. ``persistent_workers`` is
+    accepted for training and has no effect there: training workers always live for the whole run.
     """
 
     num_workers: int = 0
@@ -39,7 +39,7 @@ class WorkerOptions:
     multiprocessing_context: Any = None
 
     def check(self, path: str) -> None:
-        """Raise ConfigError for a number that cannot be."""
+        """Raise ConfigError for a value that is out of range or of the wrong type."""
         _check_integer(self.num_workers, f"{path}.num_workers", least=0)
         if self.prefetch_factor is not None:
             _check_integer(self.prefetch_factor, f"{path}.prefetch_factor", least=1)
@@ -49,21 +49,21 @@ class WorkerOptions:
             raise ConfigError(f"{path}.worker_init_fn: found {self.worker_init_fn!r}, expected a function")
 
 
-def split_options(options: Mapping[str, Any], *, path: str) -> tuple[Place, WorkerOptions]:
+def split_options(options: Mapping[str, Any], *, path: str) -> tuple[LoaderContext, WorkerOptions]:
     """Sort keyword arguments into the two groups.
 
     Raises:
-        ConfigError: an unknown name, with the nearest one; or a value that cannot be.
+        ConfigError: an unknown name, or an invalid value.
     """
-    place_names = {field.name for field in fields(Place)}
+    context_names = {field.name for field in fields(LoaderContext)}
     worker_names = {field.name for field in fields(WorkerOptions)}
     for name in options:
-        if name not in place_names | worker_names:
-            raise unknown_key(name, place_names | worker_names, path=path)
+        if name not in context_names | worker_names:
+            raise unknown_key(name, context_names | worker_names, path=path)
     workers = WorkerOptions(**{name: options[name] for name in worker_names & set(options)})
-    place = Place(**{"path": path} | {name: options[name] for name in place_names & set(options)})
-    workers.check(place.path)
-    return place, workers
+    context = LoaderContext(**{"path": path} | {name: options[name] for name in context_names & set(options)})
+    workers.check(context.path)
+    return context, workers
 
 
 def unknown_key(name: str, known: set[str], *, path: str) -> ConfigError:

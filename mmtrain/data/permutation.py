@@ -1,4 +1,4 @@
-"""The order of the samples in one pass over the data, as a pure function of (size, seed, epoch)."""
+"""The order of the samples in one epoch, as a pure function of (size, seed, epoch)."""
 
 from typing import Protocol
 
@@ -7,16 +7,16 @@ import torch
 
 from mmtrain.randomness import STREAM_SHUFFLE, mix
 
-# Up to this size the permutation is held (4 bytes a sample, 64 MiB at most, drawn in half a second); above it, it is
-# computed where it is needed. The bound decides the order of an epoch, so it is part of what a checkpoint relies on.
-HELD_LIMIT = 1 << 24
+# Up to this size the permutation is stored (4 bytes per sample, at most 64 MiB, drawn in half a second). Above it,
+# positions are computed on demand. Checkpoints rely on this limit: it decides the order of an epoch.
+STORED_LIMIT = 1 << 24
 
-_ROUNDS = 6  # even, so that the two halves have their first widths again at the end
-_CHUNK = 1024  # positions computed at a time: numpy's cost a call is shared by this many
+_ROUNDS = 6  # even, so that the two halves end with the widths they started with
+_CHUNK = 1024  # positions computed at a time, to spread the cost of a numpy call
 
 
-class Order(Protocol):
-    """The order of one pass: `take` gives the sample indices that stand at positions start <= p < stop."""
+class EpochOrder(Protocol):
+    """The order of one epoch: `take` returns the sample indices at positions start <= p < stop."""
 
     def take(self, start: int, stop: int) -> list[int]: ...
 
@@ -28,8 +28,8 @@ class SequentialOrder:
         return list(range(start, stop))
 
 
-class HeldOrder:
-    """A permutation drawn by ``torch.randperm`` with a generator of its own."""
+class StoredOrder:
+    """A permutation drawn by ``torch.randperm`` from a separate generator."""
 
     def __init__(self, size: int, seed: int, epoch: int) -> None:
         generator = torch.Generator()
@@ -41,11 +41,11 @@ class HeldOrder:
 
 
 class ComputedOrder:
-    """A pseudo-random permutation of ``range(size)`` that is computed position by position and holds nothing.
+    """A pseudo-random permutation of ``range(size)`` that is computed position by position and stores nothing.
 
     A Feistel network of six rounds (Luby and Rackoff, 1988) permutes the numbers of the bit length of ``size - 1``;
-    a result that lies outside is sent through again until it lies inside ("cycle walking", Black and Rogaway, 2002),
-    on average less than twice. The two halves may differ by one bit, and change sides after every round.
+    a result outside the range is sent through again until it is inside ("cycle walking", Black and Rogaway, 2002), on
+    average less than twice. The two halves may differ by one bit, and change sides after every round.
     """
 
     def __init__(self, size: int, seed: int, epoch: int) -> None:
@@ -53,7 +53,7 @@ class ComputedOrder:
         bits = max(2, (size - 1).bit_length())
         self._widths = (bits // 2, bits - bits // 2)
         self._keys = [np.uint64(mix(STREAM_SHUFFLE, seed, epoch, round_)) for round_ in range(_ROUNDS)]
-        self._asked = 0
+        self._last_start = 0
         self._ahead: dict[tuple[int, int], list[int]] = {}
 
     def take(self, start: int, stop: int) -> list[int]:
@@ -61,14 +61,14 @@ class ComputedOrder:
         if start >= stop:
             return []
         if (start, stop) not in self._ahead:
-            self._compute_ahead(start, stop, step=start - self._asked)
-        self._asked = start
+            self._compute_ahead(start, stop, step=start - self._last_start)
+        self._last_start = start
         return self._ahead[start, stop]
 
     def _compute_ahead(self, start: int, stop: int, *, step: int) -> None:
-        """Compute these positions, and those of the next calls if they go on in the same steps."""
+        """Compute these positions, and those of the next calls if they continue in the same steps."""
         count, rows = stop - start, 1
-        if step >= count:  # one rank of several takes a part of every step
+        if step >= count:  # one of several ranks takes part of every step
             rows = max(1, min(_CHUNK // count, (self._size - stop) // step + 1))
         starts = start + step * np.arange(rows, dtype=np.int64)
         positions = (starts[:, None] + np.arange(count)).astype(np.uint64)
@@ -93,20 +93,20 @@ class ComputedOrder:
 
 
 def scramble(x: np.ndarray) -> np.ndarray:
-    """Scramble every number by the SplitMix64 finaliser (Steele et al., 2014); uint64 arithmetic wraps around."""
+    """Scramble every number with the SplitMix64 finalizer (Steele et al., 2014); uint64 arithmetic wraps around."""
     x = x + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
 
-def epoch_order(size: int, seed: int, epoch: int, *, shuffle: bool, held_limit: int = HELD_LIMIT) -> Order:
-    """Return the order of pass ``epoch`` over ``size`` samples.
+def epoch_order(size: int, seed: int, epoch: int, *, shuffle: bool, stored_limit: int = STORED_LIMIT) -> EpochOrder:
+    """Return the order of epoch ``epoch`` over ``size`` samples.
 
-    No global generator is touched. Above ``held_limit`` samples the permutation takes no memory.
+    No global generator is used. Above ``stored_limit`` samples the permutation takes no memory.
     """
     if not shuffle:
         return SequentialOrder()
-    if size <= held_limit:
-        return HeldOrder(size, seed, epoch)
+    if size <= stored_limit:
+        return StoredOrder(size, seed, epoch)
     return ComputedOrder(size, seed, epoch)

@@ -1,4 +1,4 @@
-"""Reading a batch: what happens in a data worker, or in the main process when there are none."""
+"""Reading a batch, in a data worker, or in the main process if there are no workers."""
 
 import pickle
 import traceback
@@ -9,16 +9,16 @@ from typing import Any, NamedTuple, NoReturn
 
 from torch.utils.data import Subset
 
-from mmtrain.data.options import Place
-from mmtrain.data.sampler import Draw
+from mmtrain.data.options import LoaderContext
+from mmtrain.data.sampler import BatchIndices
 from mmtrain.errors import RunError
 from mmtrain.randomness import STREAM_BATCH, STREAM_SAMPLE, STREAM_VAL, fold, mix, seed_generators
 
 Collate = Callable[[list[Any]], Any]
 
 
-class Reported(NamedTuple):
-    """A batch with the pass and the sample indices (int64) that its reader read; it travels from a worker."""
+class IndexedBatch(NamedTuple):
+    """A batch with the epoch and the sample indices (int64) that the reader read; workers send it."""
 
     data: Any
     epoch: int
@@ -27,10 +27,9 @@ class Reported(NamedTuple):
 
 @dataclass
 class SampleError:
-    """An error on its way to the main process: the sentence to tell, the exception and, from a worker, its traceback.
+    """An error while a batch was read: the message, the exception and, from a worker, its traceback.
 
-    It travels as a result and is no exception itself, because torch re-raises a worker's exception as a new one of
-    the same type with the traceback for its message, which not every type can be made from.
+    It is sent to the main process as a result, in place of the batch, and raised there.
     """
 
     sentence: str
@@ -38,13 +37,13 @@ class SampleError:
     trace: str = ""
 
     def raise_it(self) -> NoReturn:
-        """Raise the RunError in the main process, chained to the original exception."""
+        """Raise the message as a RunError, chained to the original exception."""
         if self.error is not None and self.trace:
             self.error.__cause__ = RuntimeError(f"in a data worker:\n{self.trace}")
         raise RunError(self.sentence) from self.error
 
     def packed(self) -> "SampleError":
-        """Return a copy that can travel between processes: an exception that cannot becomes a RuntimeError."""
+        """Return a copy that can be pickled: an exception that cannot is replaced by a RuntimeError."""
         if self.error is None:
             return self
         trace = "".join(traceback.format_exception(self.error))
@@ -56,15 +55,15 @@ class SampleError:
 
 
 def describe(error: BaseException) -> str:
-    """Return type and message of an exception on one line."""
+    """Return the type and message of an exception on one line."""
     message = " ".join(str(error).split())
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def reads_whole_batches(dataset: Any) -> bool:
-    """Tell whether the data set has a ``__getitems__`` of its own, as Hugging Face's have.
+    """Return whether the dataset has ``__getitems__``, as those of Hugging Face have.
 
-    A plain ``torch.utils.data.Subset`` has one that only passes the indices on, so what it wraps decides.
+    That of a plain ``torch.utils.data.Subset`` only passes the indices on, so the wrapped dataset decides.
     """
     while type(dataset) is Subset:
         dataset = dataset.dataset
@@ -72,62 +71,68 @@ def reads_whole_batches(dataset: Any) -> bool:
 
 
 class SeededReader:
-    """Turns a `Draw` into a batch, with every generator seeded from the position.
+    """Reads the samples of a `BatchIndices`, with all generators seeded from the position.
 
-    With ``per_sample`` python's, numpy's and torch's generators are seeded before each ``dataset[i]`` by (seed, epoch,
-    i); without it once a batch by (seed, epoch, first global sample, rank). A data set with ``__getitems__`` reads a
-    whole batch in one call, so it is seeded once a batch in both cases.
-    ``validation`` seeds from the validation stream, where every pass counts as the same one.
+    With ``per_sample`` the generators of Python, numpy and torch are seeded before each ``dataset[i]`` by (seed, epoch,
+    i), otherwise once per batch by (seed, epoch, offset, rank). A dataset with ``__getitems__`` reads a whole batch in
+    one call, so it is seeded once per batch in both cases. ``validation`` seeds from the validation stream, where all
+    epochs are the same.
 
-    Called with a draw it returns what ``collate`` gave, None for a draw without samples, or a `SampleError`; with
-    ``reports`` what ``collate`` gave is in a `Reported`.
+    A call returns the result of ``collate``, None for a batch without samples, or a `SampleError`. With
+    ``returns_indices`` the result of ``collate`` is wrapped in an `IndexedBatch`.
     """
 
     def __init__(
-        self, dataset: Any, collate: Collate, *, place: Place, refuse_none: bool = False, validation: bool = False
+        self,
+        dataset: Any,
+        collate: Collate,
+        *,
+        context: LoaderContext,
+        refuse_none: bool = False,
+        validation: bool = False,
     ) -> None:
         self.dataset = dataset
         self._collate = collate
-        self.reports = False
-        self._place = place
+        self.returns_indices = False
+        self._context = context
         self._refuse_none = refuse_none
         self._sample_stream = STREAM_VAL if validation else STREAM_SAMPLE
         self._batch_stream = STREAM_VAL if validation else STREAM_BATCH
         self._whole = reads_whole_batches(dataset)
-        self._per_sample = place.per_sample and not self._whole
+        self._per_sample = context.per_sample and not self._whole
         self._prefix_of, self._prefix_value = (-1, -1), 0
 
-    def __call__(self, draw: Draw) -> Any:
-        if not draw.indices:
+    def __call__(self, batch: BatchIndices) -> Any:
+        if not batch.indices:
             return None
         if not self._per_sample:
-            seed_generators(fold(fold(self._prefix(self._batch_stream, draw.epoch), draw.offset), self._place.rank))
-        samples = self._read_whole(draw) if self._whole else self._read_each(draw)
+            seed_generators(fold(fold(self._prefix(self._batch_stream, batch.epoch), batch.offset), self._context.rank))
+        samples = self._read_whole(batch) if self._whole else self._read_each(batch)
         if isinstance(samples, SampleError):
             return samples
         try:
             data = self._collate(samples)
-            if not self.reports:
+            if not self.returns_indices:
                 return data
-            return Reported(data, draw.epoch, array("q", draw.indices[: len(samples)]).tobytes())
+            return IndexedBatch(data, batch.epoch, array("q", batch.indices[: len(samples)]).tobytes())
         except Exception as error:
             name = getattr(self._collate, "__name__", type(self._collate).__name__)
             return SampleError(
-                f"{self._place.path}.collate_fn: {name} failed with {describe(error)} on the samples "
-                f"{shortened(draw.indices)} of {type(self.dataset).__name__}; name one that fits: 'pad_collate' for "
-                "samples of different sizes, 'pseudo_collate' for MMEngine's data elements, or a function of your own",
+                f"{self._context.path}.collate_fn: {name} raised {describe(error)} on the samples "
+                f"{shortened(batch.indices)} of {type(self.dataset).__name__}. Choose one that fits: 'pad_collate' for "
+                "samples of different sizes, 'pseudo_collate' for MMEngine's data elements, or your own function.",
                 error,
             )
 
     def _prefix(self, stream: int, epoch: int) -> int:
-        """``mix(stream, seed, epoch)``, kept for the length of an epoch."""
+        """``mix(stream, seed, epoch)``, cached during an epoch."""
         if self._prefix_of != (stream, epoch):
-            self._prefix_of, self._prefix_value = (stream, epoch), mix(stream, self._place.seed, epoch)
+            self._prefix_of, self._prefix_value = (stream, epoch), mix(stream, self._context.seed, epoch)
         return self._prefix_value
 
-    def _read_each(self, draw: Draw) -> list[Any] | SampleError:
-        dataset, epoch = self.dataset, draw.epoch
-        waiting = iter(draw.indices)
+    def _read_each(self, batch: BatchIndices) -> list[Any] | SampleError:
+        dataset, epoch = self.dataset, batch.epoch
+        waiting = iter(batch.indices)
         samples: list[Any] = []
         try:
             if self._per_sample:
@@ -138,41 +143,41 @@ class SeededReader:
             else:
                 samples = [dataset[index] for index in waiting]
         except Exception as error:
-            failed_at = len(draw.indices) - len(list(waiting)) - 1
-            return self._failed(error, f"index {draw.indices[failed_at]}", epoch)
+            failed_at = len(batch.indices) - len(list(waiting)) - 1
+            return self._failed(error, f"dataset[{batch.indices[failed_at]}]", epoch)
         if self._refuse_none:
-            for index, sample in zip(draw.indices, samples, strict=True):
+            for index, sample in zip(batch.indices, samples, strict=True):
                 if sample is None:
-                    return self._gave_none(index, epoch)
+                    return self._got_none(index, epoch)
         return samples
 
-    def _read_whole(self, draw: Draw) -> list[Any] | SampleError:
+    def _read_whole(self, batch: BatchIndices) -> list[Any] | SampleError:
         try:
-            samples = self.dataset.__getitems__(draw.indices)
+            samples = self.dataset.__getitems__(batch.indices)
         except Exception as error:
-            return self._failed(error, f"one of the indices {shortened(draw.indices)}", draw.epoch)
+            return self._failed(error, f"dataset.__getitems__({shortened(batch.indices)})", batch.epoch)
         if self._refuse_none:
-            for index, sample in zip(draw.indices, samples, strict=False):
+            for index, sample in zip(batch.indices, samples, strict=False):
                 if sample is None:
-                    return self._gave_none(index, draw.epoch)
+                    return self._got_none(index, batch.epoch)
         return samples  # type: ignore[no-any-return]
 
-    def _failed(self, error: Exception, where: str, epoch: int) -> SampleError:
+    def _failed(self, error: Exception, call: str, epoch: int) -> SampleError:
         return SampleError(
-            f"{self._place.path}.dataset: {type(self.dataset).__name__} failed at {where} in epoch {epoch} with "
-            f"{describe(error)}; fix or skip this sample; run dataset[index] to reproduce the error",
+            f"{self._context.path}.dataset: {call} of {type(self.dataset).__name__} raised {describe(error)} (epoch "
+            f"{epoch + 1}). Fix or skip this sample; run {call} to reproduce.",
             error,
         )
 
-    def _gave_none(self, index: int, epoch: int) -> SampleError:
+    def _got_none(self, index: int, epoch: int) -> SampleError:
         return SampleError(
-            f"{self._place.path}.dataset: {type(self.dataset).__name__} gave None at index {index} in epoch {epoch}, "
-            "expected a sample; a transform of the pipeline rejected it: leave the sample out, let the data set draw "
-            "another one, or give a collate_fn of your own that drops None"
+            f"{self._context.path}.dataset: dataset[{index}] of {type(self.dataset).__name__} returned None (epoch "
+            f"{epoch + 1}), expected a sample. A transform may have rejected it: skip the sample, let the dataset "
+            "return another one, or use a collate_fn that drops None."
         )
 
 
 def shortened(indices: list[int]) -> str:
-    """Return the indices of a batch as text, at most eight of them."""
+    """Return the indices of a batch as text, the first eight if there are more."""
     shown = ", ".join(str(index) for index in indices[:8])
     return f"[{shown}, ... {len(indices)} in all]" if len(indices) > 8 else f"[{shown}]"

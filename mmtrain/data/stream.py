@@ -2,55 +2,54 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sized
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch.utils.data import IterableDataset
 
 from mmtrain.data.collate import is_built_in, resolve_collate
 from mmtrain.data.custom_sampler import choose_source
-from mmtrain.data.options import split_options
+from mmtrain.data.options import LoaderContext, WorkerOptions, split_options
 from mmtrain.data.reader import SeededReader, reads_whole_batches
-from mmtrain.data.sampler import Draw, share
+from mmtrain.data.sampler import BatchIndices, rank_slice
 from mmtrain.data.workers.pool import WorkerPool, crowding
 from mmtrain.errors import ConfigError
-from mmtrain.types import Batch, Reading, StateDict
+from mmtrain.types import Batch, SampleIndices, StateDict
 
 
 class Stream(ABC):
-    """What the train loop reads from: batches without end, pass after pass.
+    """The training data as the train loop reads it: batches without end, epoch after epoch.
 
     Attributes:
-        dataset: the data set, or the object that the batches come from.
-        batch_size: samples of one batch on this rank, None where an object of the user's decides.
-        notices: sentences to report at start about what this stream cannot keep.
+        dataset: the dataset, or the object that the batches come from.
+        batch_size: samples per batch on this rank, None if an object of the user decides.
+        notices: sentences to report at start about what this stream cannot save or guarantee.
     """
 
     dataset: Any
     batch_size: int | None
     notices: list[str]
-    can_skip = True  # whether `seek` goes to any offset; else only to one whose state is loaded
+    can_skip = True  # whether `seek` accepts any offset, or only one whose state is loaded
 
     @property
     @abstractmethod
     def iterations_per_epoch(self) -> int | None:
-        """Iterations of one full pass, None when unknown."""
+        """Iterations of one full epoch, None if unknown."""
 
     @property
     @abstractmethod
     def samples(self) -> int | None:
-        """Samples that all ranks together consume in one full pass, None when unknown."""
+        """Samples that all ranks together consume in one full epoch, None if unknown."""
 
     def iterations_left(self, epoch: int, offset: int) -> int | None:
-        """Iterations from a position to the end of its pass, None when unknown."""
+        """Iterations from a position to the end of its epoch, None if unknown."""
         return None
 
     @abstractmethod
     def seek(self, epoch: int, offset: int) -> tuple[int, int]:
-        """Go to a position: the next batch is the one that stands there.
+        """Move to a position, so that the next batch is the one there.
 
-        ``offset`` counts the samples that all ranks together have consumed in pass ``epoch``. Returns the position
-        at which the stream really stands, which is (epoch + 1, 0) when nothing is left of the pass: the caller's
-        progress must follow it.
+        ``offset`` counts the samples of epoch ``epoch`` that all ranks together have consumed. Returns the position
+        that was reached, which the caller's progress must follow: (epoch + 1, 0) if nothing is left of the epoch.
         """
 
     @abstractmethod
@@ -58,33 +57,37 @@ class Stream(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """End the workers. The next batch, if one is taken, starts them again where the stream stands."""
+        """End the workers.
 
-    def report_readings(self) -> None:
-        """Let every batch say which samples were read for it (`types.Batch.reading`); called before the first.
+        The next batch, if one is taken, starts new ones, which get the dataset as it is then and continue at the same
+        position.
+        """
+
+    def report_indices(self) -> None:
+        """Add the sample indices to every batch (`types.Batch.indices`); called before the first one is taken.
 
         Raises:
-            ConfigError: this stream cannot know.
+            ConfigError: this stream does not know them.
         """
         kind = type(self.dataset).__name__
         raise ConfigError(
             f"train_cfg.ledger: {kind} is iterable-style, so the sample indices of its batches are unknown; "
-            "leave the ledger out, or give a data set with __getitem__ and __len__"
+            "leave the ledger out, or use a dataset with __getitem__ and __len__"
         )
 
     def state_dict(self) -> StateDict:
-        """Return what the position does not say, as of the last batch handed over."""
+        """Return what the position does not determine, as of the last batch that was taken."""
         return {}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # noqa: B027 (most streams keep nothing)
-        """Take back what `state_dict` gave; before or after `seek`."""
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:  # noqa: B027 (most streams have no state)
+        """Restore what `state_dict` returned, before or after `seek`."""
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __len__(self) -> int:
         if self.iterations_per_epoch is None:
-            raise TypeError(f"{type(self).__name__} does not know its length")
+            raise TypeError(f"{type(self).__name__} has no known length")
         return self.iterations_per_epoch
 
     def __bool__(self) -> bool:
@@ -92,30 +95,31 @@ class Stream(ABC):
 
 
 class TrainStream(Stream):
-    """Batches of a map-style data set (``dataset[i]`` and ``len``) from any position, without end.
+    """Batches of a map-style dataset (``dataset[i]`` and ``len``) from any position, without end.
 
-    The order is a function of (seed, epoch, offset), and randomness inside ``dataset[i]`` of (seed, epoch, i), or with
-    ``per_sample=False`` of (seed, epoch, first sample of the global batch, rank); so any number of workers gives the
-    same batches to the bit, and going to a position reads no sample before it. A data set with ``__getitems__`` of its
-    own reads a whole batch in one call and is seeded once a batch in both cases. Workers live until `close`, and read
-    ahead over the end of a pass; the position is counted when a batch is handed over, so reading ahead cannot lie.
+    The order is a function of (seed, epoch, offset). Randomness inside ``dataset[i]`` is a function of (seed, epoch,
+    i), or with ``per_sample=False`` of (seed, epoch, offset, rank). So the batches are bit-for-bit the same with any
+    number of workers, and moving to a position reads no sample before it. A dataset with ``__getitems__`` reads a whole
+    batch in one call and is seeded once per batch in both cases. Workers live until `close` and read ahead past the end
+    of an epoch; the position counts only batches that were taken.
 
     Args:
-        dataset: anything with ``__getitem__`` and ``__len__``.
-        batch_size: samples of one batch on this rank.
-        sampler: None, ``dict(type='DefaultSampler'|'InfiniteSampler', shuffle=...)``, or a sampler of the user's
-            that shards by rank itself; see `custom_sampler.choose_source`.
-        shuffle: for ``sampler=None``; True if not said.
-        drop_last: drop the end of a pass that fills no global batch.
-        collate_fn: see `collate.resolve_collate`; torch's ``default_collate`` if not said.
-        options: ``seed`` (required), ``rank``, ``world_size``, ``per_sample``, ``path``, see `options.Place`;
+        dataset: an object with ``__getitem__`` and ``__len__``.
+        batch_size: samples per batch on this rank.
+        sampler: None, ``dict(type='DefaultSampler'|'InfiniteSampler', shuffle=...)``, or a user's sampler, which shards
+            by rank itself; see `custom_sampler.choose_source`.
+        shuffle: for ``sampler=None``; defaults to True.
+        drop_last: drop the incomplete last global batch of an epoch.
+        collate_fn: see `collate.resolve_collate`; defaults to torch's ``default_collate``.
+        options: ``seed`` (required), ``rank``, ``world_size``, ``per_sample``, ``path``, see `options.LoaderContext`;
             ``num_workers``, ``pin_memory``, ``prefetch_factor``, ``persistent_workers``, ``worker_init_fn``,
             ``timeout``, ``multiprocessing_context``, see `options.WorkerOptions`.
 
-    A batch has ``weight=0`` when this rank gets no sample of a pass's incomplete last batch; ``data`` is a stand-in.
+    A batch has ``weight=0`` if this rank gets no sample of the incomplete last batch of an epoch; its ``data`` is then
+    a stand-in.
 
     Raises:
-        ConfigError: an empty data set, a batch that the data set cannot fill, or an option that cannot be.
+        ConfigError: an empty dataset, a batch that it cannot fill, or an invalid option.
     """
 
     def __init__(
@@ -129,25 +133,23 @@ class TrainStream(Stream):
         collate_fn: Any = None,
         **options: Any,
     ) -> None:
-        place, workers = split_options(options, path="train_dataloader")
-        check_map_style(dataset, place.path)
+        context, workers = split_options(options, path="train_dataloader")
+        check_map_style(dataset, context.path)
         self.dataset = dataset
         self.batch_size = batch_size
-        self.sampler = choose_source(sampler, dataset, batch_size, shuffle=shuffle, drop_last=drop_last, place=place)
-        collate = resolve_collate(collate_fn, path=f"{place.path}.collate_fn")
-        reader = SeededReader(dataset, collate, place=place, refuse_none=is_built_in(collate))
-        self.notices = crowding(workers, place.path)
-        if place.per_sample and reads_whole_batches(dataset):
+        self.sampler = choose_source(
+            sampler, dataset, batch_size, shuffle=shuffle, drop_last=drop_last, context=context
+        )
+        self._reader, self._pool, self.notices = open_reader(dataset, collate_fn, context, workers)
+        if context.per_sample and reads_whole_batches(dataset):
             self.notices.append(
-                f"{place.path}.dataset: {type(dataset).__name__} reads whole batches (__getitems__), so its randomness "
-                "is seeded once a batch and depends on the batch size"
+                f"{context.path}.dataset: {type(dataset).__name__} reads whole batches (__getitems__), so its "
+                "randomness is seeded once per batch and depends on the batch size"
             )
-        self._reader = reader
-        self._place = place
-        self._pool = WorkerPool(reader, workers, path=place.path)
+        self._context = context
         self._started = False
-        self._from = (0, 0)  # where to start; behind `_last` once a batch was handed over
-        self._last: Draw | None = None
+        self._start = (0, 0)  # the position before the first batch is taken
+        self._last: BatchIndices | None = None  # the last batch that was taken
 
     @property
     def iterations_per_epoch(self) -> int:
@@ -161,46 +163,65 @@ class TrainStream(Stream):
         return self.sampler.iterations_left(epoch, offset)
 
     def seek(self, epoch: int, offset: int) -> tuple[int, int]:
-        self._from, self._last, self._started = self.sampler.normalise(epoch, offset), None, False
-        return self._from
+        self._start = self.sampler.normalise(epoch, offset)
+        self._last = None
+        self._started = False
+        return self._start
 
     @property
     def position(self) -> tuple[int, int]:
         """Epoch and offset of the next batch."""
         if self._last is None:
-            return self._from
+            return self._start
         epoch, offset, _, samples, epoch_end, _ = self._last
         return (epoch + 1, 0) if epoch_end else (epoch, offset + samples)
 
     def __next__(self) -> Batch:
         if not self._started:
-            self._pool.start(self.sampler.draws(*self.position))
+            self._pool.start(self.sampler.batch_indices(*self.position))
             self._started = True
-        draw, data = self._pool.take()
-        self._last = draw
-        if not self._reader.reports:
-            return Batch(data, draw.samples, draw.epoch_end, draw.weight)
-        start, _ = share(draw.offset, draw.samples, self._place.rank, self._place.world_size)
-        reading = Reading(data.epoch, start, data.indices)
-        return Batch(data.data, draw.samples, draw.epoch_end, draw.weight, reading)
+        batch, data = self._pool.take()
+        self._last = batch
+        if not self._reader.returns_indices:
+            return Batch(data, batch.samples, batch.epoch_end, batch.weight)
+        start, _ = rank_slice(batch.offset, batch.samples, self._context.rank, self._context.world_size)
+        indices = SampleIndices(data.epoch, start, data.indices)
+        return Batch(data.data, batch.samples, batch.epoch_end, batch.weight, indices)
 
-    def report_readings(self) -> None:
-        self._reader.reports = True
+    def report_indices(self) -> None:
+        self._reader.returns_indices = True
 
     def close(self) -> None:
         self._pool.close()
         self._started = False
 
 
+class OpenReader(NamedTuple):
+    """A reader of a map-style dataset, the pool that calls it, and the notices to report at start."""
+
+    reader: SeededReader
+    pool: WorkerPool
+    notices: list[str]
+
+
+def open_reader(
+    dataset: Any, collate_fn: Any, context: LoaderContext, workers: WorkerOptions, *, validation: bool = False
+) -> OpenReader:
+    """Make what reads a map-style dataset, in training and in validation. No worker is started yet."""
+    collate = resolve_collate(collate_fn, path=f"{context.path}.collate_fn")
+    reader = SeededReader(dataset, collate, context=context, refuse_none=is_built_in(collate), validation=validation)
+    return OpenReader(reader, WorkerPool(reader, workers, path=context.path), crowding(workers, context.path))
+
+
 def is_iterable_style(dataset: Any) -> bool:
-    """Tell whether a data set can only be iterated over."""
+    """Return whether a dataset can only be iterated over."""
     return isinstance(dataset, IterableDataset) or (
         hasattr(dataset, "__iter__") and not hasattr(type(dataset), "__getitem__")
     )
 
 
 def check_map_style(dataset: Any, path: str) -> None:
-    """Raise ConfigError unless ``dataset[i]`` and ``len(dataset)`` are there."""
+    """Raise ConfigError unless the dataset has ``__getitem__`` and ``__len__``."""
     if is_iterable_style(dataset):
         raise ConfigError(
             f"{path}.dataset: {type(dataset).__name__} is iterable-style, expected __getitem__ and __len__; "
@@ -208,6 +229,6 @@ def check_map_style(dataset: Any, path: str) -> None:
         )
     if not hasattr(type(dataset), "__getitem__") or not isinstance(dataset, Sized):
         raise ConfigError(
-            f"{path}.dataset: found {type(dataset).__name__}, expected a data set with __getitem__ and __len__, or an "
+            f"{path}.dataset: found {type(dataset).__name__}, expected a dataset with __getitem__ and __len__, or an "
             "iterable one"
         )

@@ -4,6 +4,7 @@ from mmtrain.hooks.base import Hook
 from mmtrain.hooks.checkpoint import CheckpointHook
 from mmtrain.hooks.early_stopping import EarlyStoppingHook
 from mmtrain.hooks.ema import EMAHook
+from mmtrain.hooks.ledger import LedgerHook
 from mmtrain.hooks.logger import LoggerHook
 from mmtrain.hooks.memory import EmptyCacheHook, SyncBuffersHook
 from mmtrain.hooks.named import DistSamplerSeedHook, IterTimerHook, ParamSchedulerHook, RuntimeInfoHook
@@ -19,6 +20,7 @@ __all__ = [
     "EmptyCacheHook",
     "Hook",
     "IterTimerHook",
+    "LedgerHook",
     "LoggerHook",
     "ParamSchedulerHook",
     "ProfilerHook",

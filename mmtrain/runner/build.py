@@ -19,11 +19,12 @@ from mmtrain.errors import ConfigError
 from mmtrain.logging import build_visualizer
 from mmtrain.optim import OptimWrapper, ScheduleSet, build_optim_wrapper, build_schedules, scale_lr
 from mmtrain.randomness import STREAM_BUILD, mix, seed_generators
-from mmtrain.registry import STRATEGIES, build
+from mmtrain.registry import HOOKS, STRATEGIES, build
 from mmtrain.runner.build_model import build_model
 from mmtrain.runner.checkpointer import Checkpointer
 from mmtrain.runner.choose import choose_start
 from mmtrain.runner.data_identity import data_fingerprint
+from mmtrain.runner.hook_points import HookList
 from mmtrain.runner.requests import StepRequests
 from mmtrain.runner.run import EvaluationSet, Randomness, Run
 from mmtrain.runner.run_directory import RunDirectory, apply_env, make_run_directory, occupy, watch_seconds, work_dir_of
@@ -113,7 +114,7 @@ def _build_run(cfg: Any, make: Callable[..., R], task: str, strategy: Strategy, 
     }
     check_same_data_on_all_ranks(parts["train_dataloader"], val=parts["val_sets"], test=parts["test_sets"])
     if trains:
-        parts |= _training_parts(cfg, strategy, randomness, parts["train_dataloader"])
+        parts |= _training_parts(cfg, strategy, randomness, parts["train_dataloader"], hooks)
     else:
         prepare_model(cfg, strategy, randomness, None)
     visualizer = build_visualizer(cfg.get("visualizer"), save_dir=directory.log_dir, name=directory.experiment_name)
@@ -135,20 +136,23 @@ def _open_store(
     return CheckpointStore(root, exclusive=trains, topology=topology)
 
 
-def _training_parts(cfg: Any, strategy: Strategy, randomness: Randomness, stream: Stream) -> dict[str, Any]:
+def _training_parts(
+    cfg: Any, strategy: Strategy, randomness: Randomness, stream: Stream, hooks: HookList
+) -> dict[str, Any]:
     """What only training needs: its schedule, the model with its optimizer, the parameter schedules, the ledger."""
     notices = list(stream.notices)
     train_schedule = build_train_schedule(cfg.get("train_cfg"), stream)
     prepare_model(cfg, strategy, randomness, _optim_factory(cfg, stream, notices))
     schedules = _schedules(cfg, strategy, train_schedule, stream, notices)
-    ledger = None
     if train_schedule.ledger and strategy.optim is not None:
         ledger = build_ledger(stream, accumulative_counts=strategy.optim.accumulative_counts)
+        ledger_hook = build(HOOKS, {"type": "LedgerHook", "ledger": ledger}, path="train_cfg.ledger")
+        hooks = HookList([*hooks.named.items(), ("ledger", ledger_hook)])
     return {
         "train_schedule": train_schedule,
         "train_loop_class": loop_class(cfg.get("train_cfg")),
         "schedules": schedules,
-        "ledger": ledger,
+        "hooks": hooks,
         "notices": notices,
     }
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from mmtrain import dist, heartbeat
+from mmtrain.data.batch import count_samples
 from mmtrain.errors import RunError
 from mmtrain.modes import evaluation_mode
 from mmtrain.optim import OptimWrapperDict
@@ -103,7 +104,7 @@ class EvaluationLoop:
                 for hook in before:
                     hook(runner, batch_idx=index, data_batch=batch)
             outputs = self._predict(batch, evaluator, losses)
-            count += batch_samples(batch)
+            count += count_samples(batch)
             if not quiet:
                 for hook in after:
                     hook(runner, batch_idx=index, data_batch=batch, outputs=outputs)
@@ -135,7 +136,7 @@ class EvaluationLoop:
                 prepared = call.prepare(batch, training=False)
                 outputs = call(prepared)
                 if call.has_mode or evaluator is None or _has_loss(outputs):
-                    losses.add(call.losses(outputs)[1], batch_samples(batch))
+                    losses.add(call.losses(outputs)[1], count_samples(batch))
         if evaluator is not None:
             evaluator.process(data_samples=outputs, data_batch=batch)
         return outputs
@@ -165,16 +166,3 @@ class _LossMean:
 
 def _has_loss(outputs: Any) -> bool:
     return ("loss" in outputs) if isinstance(outputs, Mapping) else hasattr(outputs, "loss")
-
-
-def batch_samples(batch: Any) -> int:
-    """The number of samples in a collated batch: the length of its first tensor or list."""
-    if isinstance(batch, torch.Tensor):
-        return batch.shape[0] if batch.dim() else 1
-    if isinstance(batch, Mapping):
-        return batch_samples(next(iter(batch.values()))) if batch else 0
-    if isinstance(batch, (list, tuple)) and batch:
-        first = batch[0]
-        # A list of tensors is (inputs, labels, ...); a list of anything else is one entry a sample.
-        return batch_samples(first) if isinstance(first, (torch.Tensor, Mapping)) else len(batch)
-    return 1

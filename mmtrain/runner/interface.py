@@ -15,11 +15,17 @@ from mmtrain.optim import OptimWrapper, ScheduleSet
 from mmtrain.progress import Progress
 from mmtrain.runner.hook_points import HookList
 from mmtrain.strategies import Strategy
-from mmtrain.types import StepResult
+from mmtrain.types import Batch, MicroBatch, StepResult
 
 
 class TrainLoopView(Protocol):
-    """What a hook may use of the train loop."""
+    """What a hook may use of the train loop.
+
+    ``batch`` and ``micro_batch`` are those of the iteration in progress; ``batch`` is None between iterations.
+    """
+
+    batch: Batch | None
+    micro_batch: MicroBatch
 
     @property
     def by_epoch(self) -> bool:
@@ -67,7 +73,8 @@ class Runner(Protocol):
     ``iter`` and ``epoch`` are the 0-based index of the iteration and epoch in progress at every point; ``progress`` is
     the position. ``max_iters``, ``max_epochs`` and ``iterations_per_epoch`` are None where they are unknown.
     ``update_result`` is the result of the update that this iteration ended, None inside an accumulation window.
-    ``metrics`` are those of the last validation or test.
+    ``metrics`` are those of the last validation or test. ``data_moved_by`` is ``resume_data`` if a resume moved the
+    data position deliberately.
     """
 
     # ---- the run
@@ -98,6 +105,7 @@ class Runner(Protocol):
     update_result: StepResult | None
     metrics: dict[str, float]
     resumed_from: str | None
+    data_moved_by: Any
 
     @property
     def train_loop(self) -> TrainLoopView | None: ...

@@ -39,6 +39,7 @@ class TrainLoop:
         self._optim = runner.optim_wrapper
         self.schedule = runner.train_schedule
         self.accumulative_counts = self._optim.accumulative_counts
+        self.batch: Batch | None = None  # of the iteration in progress
         self._checkpointer = checkpointer
         self._val_loop = val_loop
         self._optim.skip_nonfinite = self.schedule.nonfinite == "skip"
@@ -50,13 +51,13 @@ class TrainLoop:
                 f"{type(runner.strategy).__name__} does not exchange; return the loss from forward(), or train it with "
                 "FSDPStrategy"
             )
-        self._ledger = runner.ledger
         self._rank = dist.data_rank() if runner.randomness.diff_rank_seed else 0
         self._positional = runner.randomness.positional
         self._log_intervals = [hook.interval for hook in runner.hooks if getattr(hook, "shows_grad_norm", False)]
         self._next_logged = -1
         self._window_is_logged = False  # whether the current window holds a logged iteration
         self._window = accumulation_window(1)
+        self.micro_batch: MicroBatch = self._window[0]  # of the iteration in progress
         self._micro = 0  # micro-batches of the current window that are done or in progress; 0 between windows
         self._warned_of_gradients = False
 
@@ -103,8 +104,6 @@ class TrainLoop:
         self._before = runner.hooks.points["before_train_iter"]
         self._after = runner.hooks.points["after_train_iter"]
         self._next_logged = self._logged_after(runner.progress.iteration)
-        if self._ledger is not None:
-            self._ledger.begin(runner.progress, moved_by=runner.data_moved_by)
         self._untrained = UntrainedGuard(runner.model, self._optim.optimizers.values())
         runner.strategy.module.train()
 
@@ -121,7 +120,7 @@ class TrainLoop:
     def _step(self) -> None:
         runner, progress, record = self.runner, self.runner.progress, self._record
         started = perf_counter()
-        batch: Batch = self._take()
+        self.batch = batch = self._take()
         arrived = perf_counter()
         if self._positional:
             seed_step(runner.seed, self._rank, progress.iteration)
@@ -132,8 +131,6 @@ class TrainLoop:
         weight = batch.weight
         compute = self._own_train_step if self._call.has_own_train_step else self._forward_backward
         outputs = compute(data, mb, weight)
-        if self._ledger is not None:
-            self._ledger.observe(batch, mb.index)
         for name, value in outputs.items():
             record(name, value if weight == 1.0 else value * weight)
         progress.advance(batch.samples, epoch_end=batch.epoch_end)
@@ -142,13 +139,14 @@ class TrainLoop:
         record("time", perf_counter() - started)
         for hook in self._after:
             hook(runner, batch_idx=batch_idx, data_batch=data, outputs=outputs)
+        self.batch = None  # its memory is free before the next one is read
         self._end_step(epoch_end=batch.epoch_end)
 
     def _next_micro_batch(self) -> MicroBatch:
         """The position of this iteration in its window; opens a window if none is open."""
         if self._micro == 0 and self.accumulative_counts > 1:
             self._window = accumulation_window(self._window_length())
-        mb = self._window[self._micro]
+        self.micro_batch = mb = self._window[self._micro]
         self._micro += 1
         if mb.is_last:
             # If nothing is clipped, the norm is measured only in the update whose window contains a logged iteration.

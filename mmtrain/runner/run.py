@@ -12,7 +12,6 @@ from torch import nn
 
 from mmtrain import dist
 from mmtrain.data import Stream
-from mmtrain.data.ledger import Ledger
 from mmtrain.logging import Scalars, ScalarWriter
 from mmtrain.optim import OptimWrapper, ScheduleSet
 from mmtrain.progress import Progress
@@ -71,7 +70,6 @@ class Run:
     train_dataloader: Stream | None = None
     train_schedule: TrainSchedule | None = None
     schedules: ScheduleSet | None = None
-    ledger: Ledger | None = None
     val_sets: Mapping[str, EvaluationSet] = field(default_factory=dict)
     test_sets: Mapping[str, EvaluationSet] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)  # what to tell the user about the set-up, at the start

@@ -22,8 +22,6 @@ def small_state_table(run: Run, best: BestRecords) -> dict[str, Stateful]:
     table: dict[str, Stateful] = {"progress": run.progress, "log": run.scalars}
     if run.optim_wrapper is not None:
         table["scaler"] = run.optim_wrapper
-    if run.ledger is not None:
-        table["ledger"] = run.ledger
     if run.schedules is not None:
         table["schedules"] = run.schedules
     if best.metrics or best.records:
@@ -33,7 +31,7 @@ def small_state_table(run: Run, best: BestRecords) -> dict[str, Stateful]:
         table["modules"] = extra
     for name, hook in run.hooks.named.items():
         if isinstance(hook, Stateful):
-            table[f"hooks.{name}"] = hook
+            table[getattr(hook, "state_name", f"hooks.{name}")] = hook
     for name, metric in _metrics(run):
         if isinstance(metric, Stateful):
             table[f"metrics.{name}"] = metric

@@ -101,13 +101,13 @@ def test_a_changed_record_names_its_samples(tmp_path, audit):
 
 
 def test_a_sampler_that_repeats_and_skips_is_found(tmp_path, audit, monkeypatch):
-    sound = PositionSampler.draws
+    sound = PositionSampler.batch_indices
 
     def faulty(self, epoch, offset):
         for draw in sound(self, epoch, offset):
             yield draw._replace(indices=[draw.indices[1], *draw.indices[1:]]) if draw.offset == 16 else draw
 
-    monkeypatch.setattr(PositionSampler, "draws", faulty)
+    monkeypatch.setattr(PositionSampler, "batch_indices", faulty)
     train(tmp_path, iterations=4)
     status, out, _ = audit(tmp_path)
     assert status == 1

@@ -72,7 +72,7 @@ def test_a_data_set_that_raises_is_named():
         def __getitem__(self, index):
             raise OSError("gone")
 
-    with pytest.raises(RunError, match=r"val_dataloader\.dataset: Faulty failed at index 0 .*OSError: gone"):
+    with pytest.raises(RunError, match=r"val_dataloader\.dataset: dataset\[0\] of Faulty raised OSError: gone"):
         list(loader(Faulty()))
 
 

@@ -125,7 +125,7 @@ def test_lengths():
 
 
 def test_a_data_set_without_data_is_an_error():
-    with pytest.raises(RunError, match="no batch in pass 0"):
+    with pytest.raises(RunError, match="no batch in epoch 1"):
         next(stream(Words(0)))
 
 
@@ -137,7 +137,7 @@ def test_a_data_set_that_raises_is_named(num_workers):
             raise ValueError("boom")
 
     read = stream(Faulty(), num_workers=num_workers)
-    with pytest.raises(RunError, match=r"train_dataloader\.dataset: Faulty failed .* pass 0 with ValueError: boom"):
+    with pytest.raises(RunError, match=r"train_dataloader\.dataset: Faulty raised ValueError: boom at .* of epoch 1"):
         take(read, 9)
     read.close()
 
@@ -209,5 +209,5 @@ def test_the_epoch_reaches_a_foreign_loaders_sampler():
 def test_a_one_shot_iterator_is_told_at_its_second_pass():
     read = ForeignStream(iter([{"index": torch.tensor([1])}]), seed=5)
     assert next(read).epoch_end
-    with pytest.raises(RunError, match="generator does so once"):
+    with pytest.raises(RunError, match="generator does so only once"):
         next(read)

@@ -10,8 +10,8 @@ from ledger_jobs import by_ledger
 
 from mmtrain import dist
 from mmtrain.data import build_ledger, build_train_stream
-from mmtrain.data.account import account
-from mmtrain.data.ledger import digest, order_of, write_run
+from mmtrain.data.ledger import digest, order_of, write_span
+from mmtrain.data.ledger_audit import audit_ledger
 from mmtrain.data.sampler import PositionSampler
 from mmtrain.data.stream import TrainStream
 from mmtrain.errors import CheckpointError, ConfigError
@@ -66,7 +66,12 @@ class Ranks:
             micro = self.progress.iteration % self.accumulation
             seen = []
             for ledger, batch in zip(self.ledgers, batches, strict=True):
-                ledger.observe(change(batch) if change else batch, micro)
+                ledger.observe(
+                    change(batch) if change else batch,
+                    iteration=self.progress.iteration,
+                    update=self.progress.update,
+                    micro=micro,
+                )
                 seen += batch.data.tolist() if batch.weight else []
             self.read.append((self.progress.update, sorted(seen)))
             self.progress.advance(batches[0].samples, epoch_end=batches[0].epoch_end)
@@ -75,7 +80,7 @@ class Ranks:
         return self
 
     def save(self):
-        self.gathered = [[write_run(run) for run in ledger._own] for ledger in self.ledgers]
+        self.gathered = [[write_span(run) for run in ledger._recent] for ledger in self.ledgers]
         states = [ledger.state_dict() for ledger in self.ledgers]
         assert all(state == states[0] for state in states), "the ranks hold different histories"
         for stream in self.streams:
@@ -89,12 +94,12 @@ def ranks(monkeypatch):
 
 
 def totals(state):
-    found = account(state["ledger"])
+    found = audit_ledger(state["ledger"])
     return tuple(sum(getattr(one, kind) for one in found) for kind in ("lost", "repeated", "unproven"))
 
 
 def told(state):
-    return "\n".join(text for one in account(state["ledger"]) for text in [*one.faults, *one.notices])
+    return "\n".join(text for one in audit_ledger(state["ledger"]) for text in [*one.faults, *one.notices])
 
 
 def merged(read):
@@ -113,7 +118,7 @@ def test_the_record_is_what_the_ranks_read(ranks, world, size, accumulation):
     state = run.save()
     assert by_ledger(state["ledger"]) == merged(run.read)
     assert totals(state) == (0, 0, 0)
-    passes = account(state["ledger"])
+    passes = audit_ledger(state["ledger"])
     assert [one.samples for one in passes[:2]] == [size, size]
     assert [one.finished for one in passes] == [True, True, *[False] * (len(passes) - 2)]
     assert len(state["ledger"]["runs"]) <= 2 * len(passes), "the record grows with the iterations"
@@ -143,7 +148,7 @@ def test_workers_report_what_they_read(ranks):
 def test_a_rank_without_a_sample_counts_nothing(ranks):
     state = ranks(4, size=49).begin().step(5).save()  # the fifth batch has one sample for four ranks
     assert totals(state) == (0, 0, 0)
-    assert account(state["ledger"])[0].samples == 49
+    assert audit_ledger(state["ledger"])[0].samples == 49
 
 
 @pytest.mark.parametrize("size", [97, 1 << 25])
@@ -152,7 +157,7 @@ def test_what_is_done_after_a_checkpoint_and_lost_with_it_does_not_count(ranks, 
     ranks(2, size=size).begin(copy.deepcopy(state)).step(2)  # and killed
     state = ranks(2, size=size).begin(state).step(4).save()
     assert totals(state) == (0, 0, 0)
-    assert account(state["ledger"])[0].samples == 7 * 12
+    assert audit_ledger(state["ledger"])[0].samples == 7 * 12
 
 
 def test_worlds_and_batches_that_change_in_the_middle_of_a_pass(ranks):
@@ -162,7 +167,7 @@ def test_worlds_and_batches_that_change_in_the_middle_of_a_pass(ranks):
     assert totals(state) == (0, 0, 0)
     record = state["ledger"]
     assert [(s["world_size"], s["batch_size"]) for s in record["segments"]] == [(2, 6), (3, 4), (1, 20), (4, 2), (2, 6)]
-    assert sum(one.samples for one in account(record)) == state["progress"]["samples"]
+    assert sum(one.samples for one in audit_ledger(record)) == state["progress"]["samples"]
 
 
 def test_the_digest_of_parts_adds_up():
@@ -236,12 +241,12 @@ def iter_only():
 
 def test_without_a_ledger_a_batch_says_nothing():
     stream = build_train_stream({"dataset": Numbers(10), "batch_size": 2}, seed=1)
-    assert next(stream).reading is None
+    assert next(stream).indices is None
 
 
 # ---- faults put in ---------------------------------------------------------------------------------------------------
 def test_a_sampler_that_jumps_over_a_sample(ranks, monkeypatch):
-    sound = PositionSampler.draws
+    sound = PositionSampler.batch_indices
 
     def faulty(self, epoch, offset):
         for draw in sound(self, epoch, offset):
@@ -249,7 +254,7 @@ def test_a_sampler_that_jumps_over_a_sample(ranks, monkeypatch):
                 yield from sound(self, 0, 37)
             yield draw
 
-    monkeypatch.setattr(PositionSampler, "draws", faulty)
+    monkeypatch.setattr(PositionSampler, "batch_indices", faulty)
     state = ranks(2).begin().step(8).save()
     state["ledger"]["position"] = [0, 97]  # where such a stream stands
     missing = order_of(state["ledger"]["segments"][0]["order"], 0).take(36, 37)[0]
@@ -294,9 +299,9 @@ def test_a_stream_that_drops_a_batch(ranks, monkeypatch):
 
 def test_a_worker_that_reads_another_sample(ranks):
     def other(batch):
-        indices = np.frombuffer(batch.reading.indices, dtype=np.int64).copy()
+        indices = np.frombuffer(batch.indices.values, dtype=np.int64).copy()
         indices[0] = order[5]
-        return replace(batch, reading=replace(batch.reading, indices=indices.tobytes()))
+        return replace(batch, indices=replace(batch.indices, values=indices.tobytes()))
 
     run = ranks(1).begin()
     order = order_of(run.streams[0].sampler.order, 0).take(0, 100)
@@ -377,4 +382,4 @@ def test_a_record_that_cannot_be_read(ranks, change):
     state = ranks().begin().step(2).save()
     change(state["ledger"])
     with pytest.raises(CheckpointError, match="ledger"):
-        account(state["ledger"])
+        audit_ledger(state["ledger"])

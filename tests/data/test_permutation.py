@@ -59,14 +59,14 @@ def test_computed_order_of_ten_billion_samples_holds_nothing_and_looks_random():
 
 def test_orders_differ_between_epochs_and_seeds_and_repeat_for_the_same():
     orders = {
-        (limit, seed, epoch): tuple(epoch_order(50, seed, epoch, shuffle=True, held_limit=limit).take(0, 50))
+        (limit, seed, epoch): tuple(epoch_order(50, seed, epoch, shuffle=True, stored_limit=limit).take(0, 50))
         for limit in (0, 100)
         for seed in (1, 2)
         for epoch in (0, 1)
     }
     assert len(set(orders.values())) == 8
     for (limit, seed, epoch), order in orders.items():
-        assert tuple(epoch_order(50, seed, epoch, shuffle=True, held_limit=limit).take(0, 50)) == order
+        assert tuple(epoch_order(50, seed, epoch, shuffle=True, stored_limit=limit).take(0, 50)) == order
         assert sorted(order) == list(range(50))
 
 

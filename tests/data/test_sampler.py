@@ -25,7 +25,7 @@ def consumed(draw):
 def one_pass(all_ranks, offset=0):
     """Read one pass on all ranks: a list of iterations, each the draws of all ranks."""
     iterations = []
-    for draws in zip(*(sampler.draws(0, offset) for sampler in all_ranks), strict=True):
+    for draws in zip(*(sampler.batch_indices(0, offset) for sampler in all_ranks), strict=True):
         iterations.append(draws)
         if draws[0].epoch_end:
             return iterations
@@ -67,7 +67,7 @@ def test_entering_anywhere_goes_on_as_if_never_stopped(size, batch_size, world_s
     if drop_last and size < batch_size * world_size:
         return
     for sampler in samplers(size, batch_size, world_size, drop_last):
-        run = list(islice(sampler.draws(0, 0), 3 * sampler.iterations_per_epoch + 2))
+        run = list(islice(sampler.batch_indices(0, 0), 3 * sampler.iterations_per_epoch + 2))
         for position, draw in enumerate(run):
             fresh = PositionSampler(
                 size,
@@ -77,15 +77,15 @@ def test_entering_anywhere_goes_on_as_if_never_stopped(size, batch_size, world_s
                 rank=sampler.rank,
                 world_size=world_size,
             )
-            assert list(islice(fresh.draws(draw.epoch, draw.offset), len(run) - position)) == run[position:]
+            assert list(islice(fresh.batch_indices(draw.epoch, draw.offset), len(run) - position)) == run[position:]
 
 
 def test_a_changed_batch_size_goes_on_in_the_middle_of_a_pass():
     before = samplers(50, 8, 1, False)
-    taken = [index for draw in islice(before[0].draws(2, 0), 3) for index in draw.indices]
+    taken = [index for draw in islice(before[0].batch_indices(2, 0), 3) for index in draw.indices]
     after = samplers(50, 5, 2, False)
     rest = []
-    for draws in zip(*(sampler.draws(2, 24) for sampler in after), strict=True):
+    for draws in zip(*(sampler.batch_indices(2, 24) for sampler in after), strict=True):
         rest += [index for draw in draws for index in draw.indices]
         if draws[0].epoch_end:
             break
@@ -98,7 +98,7 @@ def test_a_changed_batch_size_goes_on_in_the_middle_of_a_pass():
 def test_a_position_with_nothing_left_is_the_next_pass(offset, drop_last, where):
     sampler = PositionSampler(50, 8, seed=1, drop_last=drop_last)
     assert sampler.normalise(3, offset) == where
-    first = next(sampler.draws(3, offset))
+    first = next(sampler.batch_indices(3, offset))
     assert (first.epoch, first.offset) == where
 
 

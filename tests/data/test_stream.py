@@ -232,7 +232,7 @@ def message(read, error=RunError):
 def test_a_data_set_that_raises_is_named_with_index_and_cause(num_workers):
     text, cause = message(stream(Faulty(fail_plainly), num_workers=num_workers, shuffle=False))
     assert all(
-        word in text for word in ("train_dataloader.dataset", "Faulty", "index 6", "epoch 0", "ValueError: boom on")
+        word in text for word in ("train_dataloader.dataset", "dataset[6] of Faulty", "epoch 1", "ValueError: boom on")
     )
     assert isinstance(cause, ValueError)
     if num_workers:
@@ -241,7 +241,7 @@ def test_a_data_set_that_raises_is_named_with_index_and_cause(num_workers):
     assert "PickyError: one and two" in text
     assert isinstance(cause, RuntimeError if num_workers else PickyError)
     text, _ = message(stream(Faulty(end_iteration), num_workers=num_workers))
-    assert "index 6" in text
+    assert "dataset[6]" in text
     assert "StopIteration" in text
 
 
@@ -255,7 +255,7 @@ def test_an_interrupt_in_the_data_set_passes_through():
 
 def test_none_is_refused_unless_a_collate_function_of_the_user_takes_it():
     text, _ = message(stream(Faulty(lambda: None)))
-    assert "None at index 6" in text
+    assert "dataset[6] of Faulty returned None" in text
 
     def without_none(samples):
         return torch.utils.data.default_collate([sample for sample in samples if sample is not None])

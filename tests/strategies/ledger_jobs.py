@@ -8,7 +8,7 @@ import strategy_parts
 
 from mmtrain import dist
 from mmtrain.checkpoint import CheckpointStore
-from mmtrain.data.ledger import order_of, read_run
+from mmtrain.data.ledger import order_of, read_span
 from mmtrain.registry import DATASETS, HOOKS, MODELS
 
 
@@ -73,7 +73,7 @@ def by_ledger(record):
     """Update to the samples that a ledger says it consumed: the runs, expanded through the seed's order."""
     found = {}
     for values in record["runs"]:
-        run = read_run(values)
+        run = read_span(values)
         segment = record["segments"][run.segment]
         order = order_of(segment["order"], run.epoch)
         for k in range(run.count):

@@ -8,7 +8,7 @@ from typing import Any
 from mmtrain.checkpoint import Checkpoint
 from mmtrain.cli.checkpoint.find import find_checkpoint, is_checkpoint, work_dir
 from mmtrain.cli.checkpoint.text import counted, table
-from mmtrain.data.account import PassAccount, account
+from mmtrain.data.ledger_audit import EpochAudit, audit_ledger
 from mmtrain.errors import CheckpointError
 
 
@@ -25,16 +25,16 @@ def audit(arguments: argparse.Namespace) -> int:
             f"{checkpoint.path} has no ledger, so the samples that its run consumed are unknown; train with "
             "train_cfg=dict(ledger=True, ...)"
         )
-    passes = account(_at_checkpoint(record, checkpoint))
+    epochs = audit_ledger(_at_checkpoint(record, checkpoint))
     position = checkpoint.manifest.position
     print(f"{checkpoint.path}: {counted(position['update'], 'update')}, {counted(position['samples'], 'sample')}")
-    print("\n".join(["", *_segments(record["segments"]), "", *_passes(passes)]))
-    notices = [(one, text) for one in passes for text in one.notices]
-    faults = [(one, text) for one in passes for text in one.faults]
+    print("\n".join(["", *_segments(record["segments"]), "", *_epochs(epochs)]))
+    notices = [(one, text) for one in epochs for text in one.notices]
+    faults = [(one, text) for one in epochs for text in one.faults]
     for title, lines in (("by design", notices), ("faults", faults)):
         if lines:
             print("\n".join(["", title, *(f"  epoch {one.epoch + 1}: {text}" for one, text in lines)]))
-    lost, repeated, unproven = (sum(getattr(one, kind) for one in passes) for kind in ("lost", "repeated", "unproven"))
+    lost, repeated, unproven = (sum(getattr(one, kind) for one in epochs) for kind in ("lost", "repeated", "unproven"))
     print(f"\nsamples lost: {lost}, repeated: {repeated}" + (f", unproven: {unproven}" if unproven else ""))
     return 1 if lost or repeated or unproven else 0
 
@@ -59,9 +59,9 @@ def _segments(segments: list[dict[str, Any]]) -> list[str]:
     return table(rows, right=range(7))
 
 
-def _passes(passes: list[PassAccount]) -> list[str]:
+def _epochs(epochs: list[EpochAudit]) -> list[str]:
     rows = [("EPOCH", "UPDATES", "SAMPLES", "OF", "LOST", "REPEATED", "")]
-    for one in passes:
+    for one in epochs:
         updates = " to ".join(f"{number:,}" for number in sorted(set(one.updates))) if one.updates else "-"
         size = "?" if one.size is None else f"{one.size:,}"
         end = "" if one.finished else "not finished"

@@ -1,1 +1,1 @@
-"""Data sets that can only be iterated over, and ready-made loaders."""
+"""Iterable-style datasets, and loaders that the user built."""

@@ -1,11 +1,11 @@
-"""Streams over data that can only be iterated over: a data set, or a loader that the user has built."""
+"""Streams over data that can only be iterated over: an iterable-style dataset, or a loader that the user built."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 from mmtrain.data.collate import resolve_collate
-from mmtrain.data.iterable.reader import IterableReader, Order, Piece, keeps_state
-from mmtrain.data.options import Place, WorkerOptions, split_options
+from mmtrain.data.iterable.reader import IterableReader, ReadRequest, ReadResult, keeps_state
+from mmtrain.data.options import LoaderContext, WorkerOptions, split_options
 from mmtrain.data.sampler import check_sizes
 from mmtrain.data.stream import Stream
 from mmtrain.data.workers.pool import WorkerPool, crowding
@@ -14,15 +14,15 @@ from mmtrain.types import Batch, StateDict
 
 
 class IterableStream(Stream):
-    """Batches of an iterable data set, pass after pass, in batches of ``batch_size``.
+    """Batches of ``batch_size`` samples of an iterable dataset, epoch after epoch.
 
-    With several workers each iterates over its own copy (the data set shards with ``get_worker_info``, as everywhere
-    in torch) and they take turns. The end of a pass is known by reading one batch ahead. Its position is kept when the
-    data set has ``state_dict`` and ``load_state_dict``: then its state, as of the last batch handed over, is in
-    `state_dict`, one for each worker, and ``iter(dataset)`` after ``load_state_dict`` must go on behind it. If it has
-    not, `seek` begins the pass anew, and a notice says so. Randomness is seeded once a batch.
+    With several workers each iterates over its copy (the dataset shards with ``get_worker_info``, as usual in torch)
+    and they take turns. Reading one batch ahead finds the end of an epoch. If the dataset has ``state_dict`` and
+    ``load_state_dict``, its position can be saved: the stream's state holds that of each worker's copy, as of the last
+    batch that was taken, and ``iter(dataset)`` after ``load_state_dict`` must continue there. Otherwise `seek` restarts
+    the epoch, and a notice says so. Randomness is seeded once per batch.
 
-    Args: see `TrainStream`; the data set shards by rank itself, and all ranks must get equally many batches.
+    Args: see `TrainStream`. The dataset shards by rank itself, and all ranks must get the same number of batches.
     """
 
     can_skip = False
@@ -37,34 +37,38 @@ class IterableStream(Stream):
         validation: bool = False,
         **options: Any,
     ) -> None:
-        place, workers = split_options(options, path="train_dataloader")
-        check_sizes(1, batch_size, world_size=1, drop_last=False, path=place.path)
+        context, workers = split_options(options, path="train_dataloader")
+        check_sizes(1, batch_size, world_size=1, drop_last=False, path=context.path)
         self.batch_size = batch_size
         self._drop_last = drop_last
-        collate = resolve_collate(collate_fn, path=f"{place.path}.collate_fn")
-        reader = IterableReader(dataset, batch_size, collate, drop_last=drop_last, place=place, validation=validation)
-        self._set_up(reader, place, workers, one_pass=validation)
+        collate = resolve_collate(collate_fn, path=f"{context.path}.collate_fn")
+        reader = IterableReader(
+            dataset, batch_size, collate, drop_last=drop_last, context=context, validation=validation
+        )
+        self._set_up(reader, context, workers, saves_position=not validation)
 
-    def _set_up(self, reader: IterableReader, place: Place, workers: WorkerOptions, *, one_pass: bool) -> None:
+    def _set_up(
+        self, reader: IterableReader, context: LoaderContext, workers: WorkerOptions, *, saves_position: bool
+    ) -> None:
         self.dataset = reader.dataset
-        self.notices = crowding(workers, place.path)
-        self._place = place
+        self.notices = crowding(workers, context.path)
+        self._context = context
         self._readers = max(1, workers.num_workers)
-        self._pool = WorkerPool(reader, workers, path=place.path)
+        self._pool = WorkerPool(reader, workers, path=context.path)
         self._stateful = keeps_state(self.dataset)
-        if not self._stateful and not one_pass:
-            self.notices.append(self._position_remark())
-        if place.world_size > 1:
+        if saves_position and not self._stateful:
+            self.notices.append(self._position_notice())
+        if context.world_size > 1:
             self.notices.append(
-                f"{place.path}: each of the {place.world_size} ranks iterates over {type(self.dataset).__name__} by "
-                "itself: it must shard by rank and give every rank equally many batches"
+                f"{context.path}: each of the {context.world_size} ranks iterates over {type(self.dataset).__name__}, "
+                "which must shard by rank and give all ranks the same number of batches"
             )
         self._begin_at(0, 0, None)
 
-    def _position_remark(self) -> str:
+    def _position_notice(self) -> str:
         return (
-            f"{self._place.path}.dataset: {type(self.dataset).__name__} has no state_dict and load_state_dict, so its "
-            "position cannot be saved: a resumed run restarts its epoch"
+            f"{self._context.path}.dataset: {type(self.dataset).__name__} has no state_dict and load_state_dict, so "
+            "its position cannot be saved: a resumed run restarts its epoch"
         )
 
     @property
@@ -79,12 +83,12 @@ class IterableStream(Stream):
         length, iterations = _length(self.dataset), self.iterations_per_epoch
         if length is None or iterations is None or self.batch_size is None:
             return None
-        return min(length, iterations * self.batch_size) * self._place.world_size
+        return min(length, iterations * self.batch_size) * self._context.world_size
 
     def seek(self, epoch: int, offset: int) -> tuple[int, int]:
         if not (self.can_skip or self._stateful):
             offset = 0
-        here = (epoch, offset) == (self._epoch, self._offset)  # after `load_state_dict`, or already there
+        here = (epoch, offset) == (self._epoch, self._offset)  # e.g. after `load_state_dict`
         self._begin_at(epoch, offset, (self.state_dict() or None) if here else None)
         return epoch, offset
 
@@ -94,36 +98,36 @@ class IterableStream(Stream):
         return {"epoch": self._epoch, "offset": self._offset, "turn": self._turn, "readers": list(self._states)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take back the state of the data set.
+        """Restore the state of the dataset.
 
         Raises:
-            ConfigError: it was saved with another number of workers, which cut the data otherwise.
+            ConfigError: it was saved with another number of workers, which divided the data differently.
         """
         if not state_dict or not self._stateful:
             return
         saved = len(state_dict["readers"])
         if saved != self._readers:
             raise ConfigError(
-                f"{self._place.path}.num_workers: the checkpoint's state of {type(self.dataset).__name__} is that of "
+                f"{self._context.path}.num_workers: the checkpoint holds the state of {type(self.dataset).__name__} in "
                 f"{saved} worker(s), found {self._readers}; use num_workers={saved}, or resume_data='restart'"
             )
         self._begin_at(int(state_dict["epoch"]), int(state_dict["offset"]), dict(state_dict))
 
     def _begin_at(self, epoch: int, offset: int, state: StateDict | None) -> None:
-        """Stand at a position; nothing is read before the next batch is taken."""
-        self._epoch, self._offset = epoch, offset  # of the next batch to hand over
-        self._reading = epoch  # the pass that is being read, one ahead at a pass's end
-        self._turn = int(state["turn"]) if state else 0  # whose batch is the next to hand over
+        """Set the position. Nothing is read before the next batch is taken."""
+        self._epoch, self._offset = epoch, offset  # of the next batch to return
+        self._reading = epoch  # the epoch that is being read, the next one at the end of an epoch
+        self._turn = int(state["turn"]) if state else 0  # the worker whose batch is returned next
         self._states: list[StateDict | None] = list(state["readers"]) if state else [None] * self._readers
         self._ended: set[int] = set()
         self._answering = 0
-        self._ahead: tuple[int, Piece] | None = None
+        self._ahead: tuple[int, ReadResult] | None = None
         self._started = False
 
-    def _orders(self, first_turn: int) -> Iterator[Order]:
-        """Give the workers their orders in turns: worker k gets order number k, k + n, k + 2n, ...
+    def _requests(self, first_turn: int) -> Iterator[ReadRequest]:
+        """Yield the requests to the workers in turn: worker k of n gets request number k, k + n, k + 2n, ...
 
-        A pass begins with worker 0, and a loaded one with the worker whose turn it was; idle orders fill the gap.
+        An epoch begins with worker 0, a loaded one with the worker whose turn it was; idle requests fill the gap.
         """
         number, epoch, begun = 0, self._reading, [False] * self._readers
         turn = first_turn
@@ -132,42 +136,42 @@ class IterableStream(Stream):
                 epoch, turn = self._reading, 0
             worker = number % self._readers
             if worker == turn:
-                yield Order(epoch, not begun[worker], None if begun[worker] else self._states[worker])
+                yield ReadRequest(epoch, not begun[worker], None if begun[worker] else self._states[worker])
                 begun[worker] = True
                 turn = (turn + 1) % self._readers
             else:
-                yield Order(epoch, idle=True)
+                yield ReadRequest(epoch, idle=True)
             number += 1
 
-    def _take(self) -> tuple[int, Piece] | None:
-        """Return the next batch and whose it is, or None at the end of the pass."""
+    def _take(self) -> tuple[int, ReadResult] | None:
+        """Return the next batch and its worker, or None at the end of the epoch."""
         while len(self._ended) < self._readers:
-            order, piece = self._pool.take()
+            request, result = self._pool.take()
             worker = self._answering
             self._answering = (worker + 1) % self._readers
-            if order.idle or order.epoch != self._reading or worker in self._ended:
+            if request.idle or request.epoch != self._reading or worker in self._ended:
                 continue
-            if not piece.ended:
-                return worker, piece
+            if not result.ended:
+                return worker, result
             self._ended.add(worker)
-            self._states[worker] = piece.state
+            self._states[worker] = result.state
         self._ended.clear()
         self._reading += 1
         return None
 
     def _start(self) -> None:
-        self._pool.start(self._orders(self._turn))
+        self._pool.start(self._requests(self._turn))
         self._started = True
         self._ahead = self._take()
         if self._ahead is None:
             if not self._offset:
                 self._raise_no_batch()
-            self._epoch, self._offset, self._turn = self._reading, 0, 0  # nothing was left of the pass
+            self._epoch, self._offset, self._turn = self._reading, 0, 0  # nothing was left of the epoch
 
     def _raise_no_batch(self) -> NoReturn:
         raise RunError(
-            f"{self._place.path}.dataset: {type(self.dataset).__name__} gave no batch in pass {self._epoch}; it must "
-            "give data each time it is iterated over (a generator does so once only)"
+            f"{self._context.path}.dataset: {type(self.dataset).__name__} yielded no batch in epoch {self._epoch + 1}. "
+            "It must yield data each time it is iterated over; a generator does so only once."
         )
 
     def __next__(self) -> Batch:
@@ -177,51 +181,51 @@ class IterableStream(Stream):
             self._ahead = self._take()
         if self._ahead is None:
             self._raise_no_batch()
-        worker, piece = self._ahead
-        self._states[worker] = piece.state
+        worker, result = self._ahead
+        self._states[worker] = result.state
         self._turn = (worker + 1) % self._readers
         self._ahead = self._take()
-        samples = piece.samples * self._place.world_size
+        samples = result.samples * self._context.world_size
         epoch_end = self._ahead is None
         if epoch_end:
             self._epoch, self._offset, self._turn = self._epoch + 1, 0, 0
         else:
             self._offset += samples
-        return Batch(piece.data, samples, epoch_end)
+        return Batch(result.data, samples, epoch_end)
 
     def close(self) -> None:
-        """End the workers; a data set with state goes on where the last batch was handed over, another begins anew."""
+        """End the workers. A dataset with state continues after the last batch that was taken, another one restarts."""
         self._pool.close()
         self._begin_at(self._epoch, self._offset, self.state_dict() or None)
 
 
 class ForeignStream(IterableStream):
-    """Batches of an object that the user has built: a torch ``DataLoader``, a ``StatefulDataLoader``, any iterable.
+    """Batches of an object that the user built: a torch ``DataLoader``, a ``StatefulDataLoader``, or any iterable.
 
-    It is iterated over again and again, in this process. The end of a pass is known by reading one batch ahead. Where
-    it has ``state_dict`` and ``load_state_dict`` they keep its position; where not, `seek` reads the pass from its
-    beginning up to the position, which is slow and only right when its order depends on nothing but the global
-    generators (seeded by seed and epoch) or ``set_epoch``. A batch's samples are counted by its first tensor.
+    It is iterated over once per epoch, in this process. Reading one batch ahead finds the end of an epoch. If it has
+    ``state_dict`` and ``load_state_dict``, they save its position. Otherwise `seek` reads the epoch from its start up
+    to the position, which is slow, and exact only if its order depends on nothing but the global generators (seeded by
+    seed and epoch) or ``set_epoch``. The samples of a batch are counted by `count_samples`.
     """
 
     can_skip = True  # it reads and drops
 
     def __init__(self, loader: Any, **options: Any) -> None:
-        place, _ = split_options(options, path="train_dataloader")
+        context, _ = split_options(options, path="train_dataloader")
         self.batch_size = getattr(loader, "batch_size", None)
-        reader = IterableReader(loader, None, None, drop_last=False, place=place)
-        self._set_up(reader, place, WorkerOptions(), one_pass=False)
+        reader = IterableReader(loader, None, None, drop_last=False, context=context)
+        self._set_up(reader, context, WorkerOptions(), saves_position=True)
         if self._stateful and getattr(loader, "num_workers", None):
             self.notices.append(
-                f"{place.path}: {type(loader).__name__} keeps the order of its samples but not its workers' random "
-                "generators, so random augmentation differs after a resume; a dict with the data set keeps both"
+                f"{context.path}: {type(loader).__name__} saves the order of its samples but not its workers' random "
+                "generators, so random augmentation differs after a resume; a dict with the dataset saves both"
             )
 
-    def _position_remark(self) -> str:
+    def _position_notice(self) -> str:
         return (
-            f"{self._place.path}: {type(self.dataset).__name__} was built outside and has no state_dict and "
-            "load_state_dict, so a resumed run reads and drops every batch of its pass up to its position; a dict with "
-            "the data set is resumed without reading anything"
+            f"{self._context.path}: {type(self.dataset).__name__} is a ready-made object without state_dict and "
+            "load_state_dict, so a resumed run reads and drops every batch of its epoch up to its position; a dict "
+            "with the dataset is resumed without reading anything"
         )
 
     @property
