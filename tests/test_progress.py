@@ -40,5 +40,5 @@ def test_the_last_window_is_shorter():
     assert window_length(0, 4, remaining=10) == 4
     assert window_length(8, 4, remaining=2) == 2
     assert window_length(8, 4, remaining=None) == 4
-    with pytest.raises(ValueError, match="none is left"):
+    with pytest.raises(ValueError, match="no iteration is left"):
         window_length(10, 4, remaining=0)
