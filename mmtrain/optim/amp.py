@@ -117,7 +117,7 @@ class AmpOptimWrapper(OptimWrapper):
             return None
         self.scaler.unscale_(self.optimizer)
         found = self.scaler._found_inf_per_device(self.optimizer)
-        if dist.model_parallel() > 1:  # torch tells only the ranks of the first gradient's mesh
+        if dist.model_parallel() > 1:  # torch informs only the ranks of the first gradient's mesh
             for flag in found.values():
                 flag.copy_(dist.sum_over_ranks(flag))
         return any(flag.item() for flag in found.values())

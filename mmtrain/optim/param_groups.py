@@ -72,7 +72,7 @@ class ParamwiseRules:
             needs += [name for name in ("lr_mult", "decay_mult") if name in own]
         for kind, base, argument in (("lr_mult", self.base_lr, "lr"), ("decay_mult", self.base_decay, "weight_decay")):
             if base is None and (asking := [name for name in needs if name.endswith(kind)]):
-                raise config_error(self.path, f"{asking[0]} multiplies {argument}, which the optimizer has not")
+                raise config_error(self.path, f"{asking[0]} multiplies {argument}, which this optimizer does not have")
 
     def settings(self, module: nn.Module, prefix: str, name: str, in_dcn: bool) -> Group:
         """What differs from the optimizer's defaults for one parameter; ``frozen`` where its ``lr_mult`` is 0."""

@@ -1,4 +1,4 @@
-"""Several optimizers, each in a wrapper of its own, for models whose ``train_step`` tells them apart (GANs)."""
+"""Several optimizers, each in its own wrapper, for models whose ``train_step`` uses them separately (GANs)."""
 
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from contextlib import AbstractContextManager

@@ -115,14 +115,14 @@ class _SteadyBuckets(DistributedDataParallel):
             self._check_reducer_finalized()
         except RuntimeError as error:
             raise RunError(
-                f"model: no gradient came to {self._without_gradient(str(error))}, and the ranks could not exchange "
-                "theirs; set strategy=dict(type='DDPStrategy', find_unused_parameters=True), or freeze what the loss "
-                "never uses (requires_grad_(False))"
+                f"model: {self._without_gradient(str(error))} got no gradient, so the ranks could not exchange "
+                "gradients; set strategy=dict(type='DDPStrategy', find_unused_parameters=True), or freeze what the "
+                "loss never uses (requires_grad_(False))"
             ) from error
 
-    def _without_gradient(self, told: str) -> str:
-        """The names of the parameters whose numbers torch tells."""
-        found = re.search(r"did not receive grad for rank \d+: ([\d ]+)", told)
+    def _without_gradient(self, message: str) -> str:
+        """The names of the parameters whose numbers are in torch's message."""
+        found = re.search(r"did not receive grad for rank \d+: ([\d ]+)", message)
         ours = self._build_params_for_reducer()[0]
         missing = {id(ours[int(number)]) for number in found[1].split()} if found else set()
         names = [name for name, parameter in self.module.named_parameters() if id(parameter) in missing]

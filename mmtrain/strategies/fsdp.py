@@ -83,7 +83,9 @@ class FSDPStrategy(TorchEngine):
         shape = mesh_shape(self._mesh_shape, dist.world_size())
         self.model_parallel = shape.get("tp", 1)
         if self._plan is not None and "tp" not in self._mesh_shape:
-            raise ConfigError("strategy.tensor_parallel: a plan needs ranks to cut among; add strategy.mesh=dict(tp=2)")
+            raise ConfigError(
+                "strategy.tensor_parallel: a plan needs ranks to split layers over; add strategy.mesh=dict(tp=2)"
+            )
         self.mesh = init_device_mesh(self.device.type, tuple(shape.values()), mesh_dim_names=tuple(shape))
         self._tp_mesh = None
         if self.model_parallel > 1:
@@ -111,7 +113,9 @@ class FSDPStrategy(TorchEngine):
         groups = self._groups(model)
         if self._tp_mesh is not None:
             if compile_options is not None:
-                raise ConfigError("compile: torch cannot compile the layers that strategy.mesh.tp cuts; leave one out")
+                raise ConfigError(
+                    "compile: torch cannot compile the layers that strategy.mesh.tp splits; leave one out"
+                )
             parallelise(model, self._tp_mesh, plan_for(model, self._plan, self.model_parallel))
         checkpoint_activations(modules_of_class(model, self._recompute, "strategy.activation_checkpointing"))
         ties = shared_parameters(model)

@@ -5,9 +5,7 @@ from collections.abc import Mapping
 from mmtrain.errors import ConfigError
 
 _DIMENSIONS = ("replicate", "shard", "dp", "tp")
-_PIPELINE = (
-    "pipeline parallelism is not there: no part of a model can be on other processes than the rest; use dp and tp"
-)
+_PIPELINE = "pipeline parallelism is not supported; use dp and tp"
 _REFUSED = {
     "pp": _PIPELINE,
     "pipeline_stage": _PIPELINE,
@@ -36,8 +34,8 @@ def mesh_shape(asked: Mapping[str, int], world: int) -> dict[str, int]:
     for size in shape.values():
         product *= size
     if product != world:
-        told = " x ".join(f"{name} {size}" for name, size in shape.items())
-        raise ConfigError(f"strategy.mesh: {told} makes {product} processes and {world} were started")
+        product_text = " x ".join(f"{name} {size}" for name, size in shape.items())
+        raise ConfigError(f"strategy.mesh: {product_text} makes {product} processes, but {world} were started")
     return shape
 
 
@@ -50,7 +48,7 @@ def _check(asked: Mapping[str, int]) -> None:
                 f"strategy.mesh.{name}: unknown dimension; expected 'dp' and 'tp', or 'replicate' and 'shard'"
             )
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ConfigError(f"strategy.mesh.{name} is {size!r}; expected a positive whole number")
+            raise ConfigError(f"strategy.mesh.{name} is {size!r}; expected a positive integer")
     other = sorted({"replicate", "shard"} & asked.keys())
     if "dp" in asked and other:
         raise ConfigError(

@@ -45,8 +45,8 @@ def optimizer_tensors(model: nn.Module, optim: OptimWrapper) -> dict[str, Tensor
                 raise ConfigError(
                     f"optim_wrapper.optimizer: {type(optimizer).__name__} keeps a {type(value).__name__} as {slot!r} "
                     f"of {name}, and a checkpoint holds tensors and numbers only; save without it by "
-                    "default_hooks.checkpoint.save_optimizer=False (a resume then begins its state anew), or use "
-                    "another optimizer"
+                    "default_hooks.checkpoint.save_optimizer=False (a resume then starts its state from scratch), or "
+                    "use another optimizer"
                 )
     return tensors
 

@@ -48,7 +48,7 @@ def plan_for(model: nn.Module, asked: Mapping[str, str] | None, size: int) -> di
         names = [name for name in modules if _fits(name, pattern)]
         if not names:
             linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
-            raise ConfigError(f"{where}: no module has such a name; linear layers are {', '.join(linear[:8])}, ...")
+            raise ConfigError(f"{where}: no module has this name; the linear layers are {', '.join(linear[:8])}, ...")
         found |= dict.fromkeys(names, style)
     for names in shared_parameters(model):
         cut = [name for name in names if name.rpartition(".")[0] in found]
@@ -70,7 +70,7 @@ def _fits(name: str, pattern: str) -> bool:
 def _check_layer(name: str, module: nn.Module, style: str, size: int) -> None:
     if not isinstance(module, nn.Linear):
         raise ConfigError(
-            f"strategy.tensor_parallel: {name} is a {type(module).__name__}; only Linear layers can be cut"
+            f"strategy.tensor_parallel: {name} is a {type(module).__name__}; only Linear layers can be split"
         )
     channels, what = (module.out_features, "outputs") if style == "colwise" else (module.in_features, "inputs")
     if channels % size:

@@ -189,5 +189,7 @@ def test_mistakes_are_told(case, sentence):
 
 def test_a_multiplier_of_what_the_optimizer_has_not_is_an_error():
     cfg = dict(optimizer=dict(type="Rprop", lr=0.1), paramwise_cfg=dict(norm_decay_mult=0.0))
-    with pytest.raises(ConfigError, match="norm_decay_mult multiplies weight_decay, which the optimizer has not"):
+    with pytest.raises(
+        ConfigError, match="norm_decay_mult multiplies weight_decay, which this optimizer does not have"
+    ):
         build_optim_wrapper(Model(), cfg)

@@ -428,11 +428,11 @@ def test_mmengines_classes_mean_ours_and_recursive_ones_are_refused():
         ),
         (
             [dict(type="StepLR", step_size=5, begin=20)],
-            ["param_scheduler[0] StepLR begins at iteration 1000 of 1000: it never acts"],
+            ["param_scheduler[0] StepLR (begin=1000) never takes effect: the run ends at iteration 1000"],
         ),
         (
             [dict(type="LinearLR", end=0.01, **CONVERT), dict(type="CosineAnnealingLR", begin=0.01, **CONVERT)],
-            ["param_scheduler[0] LinearLR covers less than one iteration: it never acts"],
+            ["param_scheduler[0] LinearLR never takes effect: it covers less than one iteration"],
         ),
         (
             [dict(type="LinearMomentum", end=3)],
@@ -474,7 +474,7 @@ def test_remarks(cfgs, notices):
         (dict(type="WarmupCosineLR", warmup_iters=5000), "expected 0 to 1000"),
         (dict(type="ReduceOnPlateauLR", rule="max"), "rule is 'max'"),
         (dict(type="ReduceOnPlateauLR", by_epoch=False), "by_epoch=True"),
-        (3, "no schedule"),
+        (3, "is not a schedule"),
     ],
     ids=lambda value: str(value)[:50],
 )  # fmt: skip
@@ -592,7 +592,7 @@ def test_a_plateaus_state_is_kept_by_name():
         "ReduceOnPlateauLR.lr.loss: not in today's config, its counters are dropped",
         "ReduceOnPlateauLR.lr.accuracy: not in the checkpoint, it starts afresh",
     ]
-    with pytest.raises(RunError, match="gave no 'accuracy'; it gave: loss"):
+    with pytest.raises(RunError, match="did not report 'accuracy'; it reported: loss"):
         other.observe({"loss": 1.0})
 
 

@@ -272,7 +272,7 @@ OWN_SAMPLER = {"dataset": {"type": "GPTTokens", "size": 21}, "batch_size": 8, "s
 @pytest.mark.parametrize(
     ("mesh", "options", "words"),
     [
-        ({"dp": 2, "tp": 2}, {}, ["strategy.mesh", "dp 2 x tp 2 makes 4 processes and 2 were started"]),
+        ({"dp": 2, "tp": 2}, {}, ["strategy.mesh", "dp 2 x tp 2 makes 4 processes, but 2 were started"]),
         (TP2, {"model": HEADS3}, ["strategy.mesh.tp", "3 heads", "2 processes"]),
         (TP2, {"strategy": {"tensor_parallel": {"blocks.*.mlp.dwon": "rowwise"}}}, ["'blocks.*.mlp.dwon'", "no module"]),
         (TP2, {"strategy": {"tensor_parallel": {"blocks.*.mlp.up": "columns"}}}, ["'columns'", "'colwise' or 'rowwise'"]),
@@ -315,7 +315,7 @@ def test_a_parameter_between_cut_layers_is_found(groups, tmp_path):
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        ({"tp": 3}, "dp 1 x tp 3 makes 3 processes and 4 were started"),
+        ({"tp": 3}, "dp 1 x tp 3 makes 3 processes, but 4 were started"),
         ({"pp": 2}, "strategy.mesh.pp: pipeline parallelism is not there"),
         ({"pipeline_stage": 2}, "strategy.mesh.pipeline_stage: pipeline parallelism is not there"),
         ({"model_parallel": 2}, "strategy.mesh.model_parallel: is called tp here: write strategy.mesh=dict(tp=...)"),

@@ -70,7 +70,7 @@ class ReduceOnPlateau(Schedule):
             return
         if self.monitor not in metrics:
             names = ", ".join(sorted(metrics)) or "none"
-            raise RunError(f"{self.path}.monitor: the validation gave no {self.monitor!r}; it gave: {names}")
+            raise RunError(f"{self.path}.monitor: validation did not report {self.monitor!r}; it reported: {names}")
         value = float(metrics[self.monitor])
         if self._improves(value):
             self.best, self.bad = value, 0

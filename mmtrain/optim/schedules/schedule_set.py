@@ -192,7 +192,7 @@ def _build_for(cfgs: Any, optim: OptimWrapper, horizon: Horizon, path: str) -> t
     notices: list[str] = []
     by_value: dict[str, list[Schedule]] = {}
     for schedule in _build_list(cfgs, horizon, path):
-        if notice := _never_acts(schedule, horizon):
+        if notice := _never_takes_effect(schedule, horizon):
             notices.append(notice)
         else:
             by_value.setdefault(schedule.param_name, []).append(schedule)
@@ -230,17 +230,17 @@ def _check_kind(cls: Callable[..., Any], path: str) -> None:
             f"{name} is a scheduler of MMEngine's kind, which steps from one value to the next; here a value is a "
             "function of the position: derive from mmtrain.optim.Schedule and give multiple(t)",
         )
-    raise config_error(path, f"{name} is no schedule: expected a class derived from mmtrain.optim.Schedule")
+    raise config_error(path, f"{name} is not a schedule; expected a subclass of mmtrain.optim.Schedule")
 
 
-def _never_acts(schedule: Schedule, horizon: Horizon) -> str | None:
+def _never_takes_effect(schedule: Schedule, horizon: Horizon) -> str | None:
     if isinstance(schedule, ReduceOnPlateau):
         return None
     name = f"{schedule.path} {type(schedule).__name__}"
     begin, _ = schedule.span(horizon)
     if horizon.iterations is not None and begin >= horizon.iterations:
-        return f"{name} begins at iteration {begin} of {horizon.iterations}: it never acts"
-    return None if schedule.length else f"{name} covers less than one iteration: it never acts"
+        return f"{name} (begin={begin}) never takes effect: the run ends at iteration {horizon.iterations}"
+    return None if schedule.length else f"{name} never takes effect: it covers less than one iteration"
 
 
 def _remarks(track: Track, schedules: Sequence[Schedule], horizon: Horizon) -> list[str]:

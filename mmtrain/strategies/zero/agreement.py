@@ -64,7 +64,7 @@ def _clipping(options: Options, optim: Mapping[str, Any]) -> float:
     clip, place = optim.get("clip_grad") or {}, "optim_wrapper.clip_grad"
     if clip.get("type", "norm") != "norm" or float(clip.get("norm_type", 2)) != 2.0:
         raise ConfigError(
-            f"`{place}`{position(place)} is {dict(clip)!r}, and DeepSpeed clips by the 2-norm alone; write "
+            f"`{place}`{position(place)} is {dict(clip)!r}, and DeepSpeed only clips by the 2-norm; write "
             "clip_grad=dict(max_norm=...), or use another strategy"
         )
     if clip.get("error_if_nonfinite"):

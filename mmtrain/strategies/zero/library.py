@@ -32,7 +32,7 @@ def load() -> Any:
     if importlib.util.find_spec("deepspeed") is None:
         raise ConfigError(
             "strategy.type: DeepSpeedStrategy needs the package deepspeed, which is not installed; pip install "
-            "deepspeed, or take FSDPStrategy, which shards as ZeRO-3 does"
+            "deepspeed, or use FSDPStrategy, which shards as ZeRO-3 does"
         )
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -109,10 +109,10 @@ def plain_files(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        told = next((line for line in lines if "nsupported" in line), lines[0] if lines else repr(error))
-        if "nsupported" in told:
-            told = f"refused, it may carry code, and nothing in it was run ({told})"
-        raise CheckpointError(f"{what}: {told}") from error
+        reason = next((line for line in lines if "nsupported" in line), lines[0] if lines else repr(error))
+        if "nsupported" in reason:
+            reason = f"refused because it may contain code; nothing in it was run ({reason})"
+        raise CheckpointError(f"{what}: {reason}") from error
     finally:
         if before is None:
             del os.environ[variable]

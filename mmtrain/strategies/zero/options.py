@@ -120,7 +120,7 @@ def preset_or_file(name: str) -> dict[str, Any] | str:
     if Path(name).is_file():
         return name
     hint = did_you_mean(name, PRESETS) or f"; expected {', '.join(PRESETS)}"
-    raise ConfigError(f"--deepspeed {name}: there is no such file, and no such preset{hint}")
+    raise ConfigError(f"--deepspeed {name}: no such file or preset{hint}")
 
 
 def overrides_for(argument: str, strategy_cfg: Any) -> dict[str, Any]:
@@ -171,11 +171,11 @@ def check_keys(options: Options) -> None:
     """Raise ConfigError for a key that DeepSpeed does not know, or that belongs elsewhere in a run's config."""
     for key, value in options.values.items():
         if key in _ELSEWHERE:
-            raise ConfigError(f"{options.where(key)}: not taken here: {_ELSEWHERE[key]}")
+            raise ConfigError(f"{options.where(key)}: not supported here: {_ELSEWHERE[key]}")
         if key not in _PLAIN and key not in _MODELLED:
             known = (*_PLAIN, *_MODELLED)
             hint = did_you_mean(key, known) or f"; expected one of {', '.join(known)}"
-            raise ConfigError(f"{options.where(key)}: mmtrain's DeepSpeedStrategy knows no such key{hint}")
+            raise ConfigError(f"{options.where(key)}: mmtrain's DeepSpeedStrategy has no such key{hint}")
         keys = _PLAIN.get(key)
         if key in _PLAIN and keys is None:
             _check_single(options, key, value)
@@ -187,7 +187,9 @@ def _check_single(options: Options, key: str, value: Any) -> None:
     if isinstance(value, (Mapping, list)):
         raise ConfigError(f"{options.where(key)} is {value!r}; expected a single value")
     if value == "auto" and key not in _AUTO_KEYS:
-        raise ConfigError(f"{options.where(key)} is 'auto', which says nothing; leave it out for DeepSpeed's default")
+        raise ConfigError(
+            f"{options.where(key)} is 'auto', which has no meaning here; leave it out for DeepSpeed's default"
+        )
     if key in _AUTO_KEYS and value != "auto" and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise ConfigError(f"{options.where(key)} is {value!r}; expected a number or 'auto'")
 
@@ -198,7 +200,7 @@ def _check_names(value: Any, known: tuple[str, ...], where: str) -> None:
     for name in value:
         if name not in known:
             hint = did_you_mean(name, known) or f"; expected one of {', '.join(known)}"
-            raise ConfigError(f"{where}.{name}: DeepSpeed knows no such key{hint}")
+            raise ConfigError(f"{where}.{name}: DeepSpeed has no such key{hint}")
 
 
 def check_models(options: Options) -> None:

@@ -249,7 +249,7 @@ def _put_number(own: dict[str, Any], slot: str, value: Any, key: str) -> None:
     if slot in own and float(own[slot]) != float(value):
         raise CheckpointError(
             f"optimizer state {key!r} is {float(value):g} and {float(own[slot]):g} for another parameter of its group: "
-            "DeepSpeed keeps one step count a group; resume with the strategy that saved, or begin from the weights"
+            "DeepSpeed keeps one step count per group; resume with the strategy that saved, or start from the weights"
         )
     own[slot] = value
 

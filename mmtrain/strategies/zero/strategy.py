@@ -110,7 +110,7 @@ class DeepSpeedStrategy(Strategy):
             return
         if type(self.optim).step is not OptimWrapper.step:
             raise ConfigError(
-                f"optim_wrapper.type: {type(self.optim).__name__} has a step of its own, and under DeepSpeedStrategy "
+                f"optim_wrapper.type: {type(self.optim).__name__} has its own step(), but under DeepSpeedStrategy "
                 "the engine steps; use OptimWrapper or AmpOptimWrapper"
             )
         self._initialise(self.optim)

@@ -81,13 +81,13 @@ def _convert(checkpoint: Path, folder: Path, native: Mapping[str, Any]) -> None:
 
 
 def _beating(save: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that tells the watchdog each time it is called."""
+    """The same function, which also reports progress to the watchdog each time it is called."""
 
-    def told(*args: Any) -> Any:
+    def reporting(*args: Any) -> Any:
         heartbeat.beat()
         return save(*args)
 
-    return told
+    return reporting
 
 
 def _refuse_what_would_be_lost(checkpoint: Path, native: Mapping[str, Any]) -> None:
