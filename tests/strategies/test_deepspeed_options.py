@@ -9,7 +9,7 @@ import torch
 from mmtrain.errors import ConfigError
 from mmtrain.strategies import DeepSpeedStrategy
 from mmtrain.strategies.zero import library
-from mmtrain.strategies.zero.agreement import settled
+from mmtrain.strategies.zero.config_check import settled
 from mmtrain.strategies.zero.options import PRESETS, check_models, joined, preset_or_file
 
 pytestmark = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed is optional and not installed")

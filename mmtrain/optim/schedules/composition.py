@@ -10,7 +10,7 @@ closed forms that is:
   multiplied along the way, and the result has no closed form. The overlap is stepped through as MMEngine does, once,
   and remembered; the cost is bounded by the length of the overlap and none of it depends on the run's history.
 
-A `Stretch` is a maximal set of overlapping schedules; stretches follow one another in time.
+A `ScheduleSegment` is a maximal set of overlapping schedules; segments follow one another in time.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from mmtrain.optim.schedules.schedule import Horizon, Schedule
 
 
-class Stretch:
+class ScheduleSegment:
     """One schedule alone. ``entry`` is each group's value where it begins, ``bases`` the values in the config."""
 
     def __init__(self, schedule: Schedule, entry: Sequence[float], bases: Sequence[float]) -> None:
@@ -45,7 +45,7 @@ class Stretch:
         return [floor + (source(t, entry, base) - floor) * multiple for floor, entry, base in self._parts]
 
 
-class ProductStretch:
+class ProductSegment:
     """Overlapping schedules that are all plain multiples of what they find."""
 
     def __init__(self, schedules: Sequence[Schedule], entry: Sequence[float]) -> None:
@@ -67,7 +67,7 @@ class ProductStretch:
         return [value * product for value in self._entry]
 
 
-class SteppedStretch:
+class SteppedSegment:
     """Overlapping schedules of which at least one has a floor, in MMEngine's recursive form.
 
     A function of the iteration alone: epochs are taken to end every ``iterations_per_epoch``. ``bases`` holds, for each
@@ -133,8 +133,8 @@ class SteppedStretch:
 
 def compose(
     schedules: Sequence[Schedule], horizon: Horizon, values: Sequence[float], *, groups: int
-) -> list[Stretch | ProductStretch | SteppedStretch]:
-    """The stretches of the schedules of one group value, in the order of time.
+) -> list[ScheduleSegment | ProductSegment | SteppedSegment]:
+    """The segments of the schedules of one group value, in the order of time.
 
     ``schedules`` are placed and act at some time; ``values`` are the config's, one for each of the optimizer's
     ``groups``, and one more where a group without multipliers is kept for the log.
@@ -146,18 +146,18 @@ def compose(
         if own is not None:
             current = own + own[-1:] * (len(values) - groups)
         bases[id(schedule)] = current
-    stretches: list[Stretch | ProductStretch | SteppedStretch] = []
+    segments: list[ScheduleSegment | ProductSegment | SteppedSegment] = []
     for members in overlapping(schedules, horizon):
-        entry = stretches[-1].exit if stretches else list(values)
-        stretch: Stretch | ProductStretch | SteppedStretch
+        entry = segments[-1].exit if segments else list(values)
+        segment: ScheduleSegment | ProductSegment | SteppedSegment
         if len(members) == 1:
-            stretch = Stretch(members[0], entry, bases[id(members[0])])
+            segment = ScheduleSegment(members[0], entry, bases[id(members[0])])
         elif all(member.multiplicative for member in members):
-            stretch = ProductStretch(members, entry)
+            segment = ProductSegment(members, entry)
         else:
-            stretch = SteppedStretch(members, horizon, entry, [bases[id(member)] for member in members])
-        stretches.append(stretch)
-    return stretches
+            segment = SteppedSegment(members, horizon, entry, [bases[id(member)] for member in members])
+        segments.append(segment)
+    return segments
 
 
 def overlapping(schedules: Sequence[Schedule], horizon: Horizon) -> list[list[Schedule]]:

@@ -17,7 +17,7 @@ from mmtrain.suggest import did_you_mean
 Group = dict[str, Any]
 
 
-class Track:
+class ParamTrack:
     """One value, ``lr`` say, in all groups of one optimizer: its schedules and its values in the config."""
 
     def __init__(self, name: str, optim: OptimWrapper, schedules: Sequence[Schedule], horizon: Horizon) -> None:
@@ -34,11 +34,11 @@ class Track:
                 bounds = plateau.bounds(count)
                 self.plateaus.append((plateau, bounds + bounds[-1:] * (len(groups) - count)))
         timed = [schedule for schedule in schedules if not isinstance(schedule, ReduceOnPlateau)]
-        self.stretches = compose(timed, horizon, self.initial, groups=count)
-        self._latest_first = self.stretches[::-1]
-        if len(self.stretches) == 1 and not self.plateaus and self.stretches[0].begun(0, 0):
+        self.segments = compose(timed, horizon, self.initial, groups=count)
+        self._latest_first = self.segments[::-1]
+        if len(self.segments) == 1 and not self.plateaus and self.segments[0].begun(0, 0):
             # The common case without its questions; this runs in every iteration.
-            self.values = self.stretches[0].values  # type: ignore[method-assign]
+            self.values = self.segments[0].values  # type: ignore[method-assign]
 
     def groups(self) -> list[Group]:
         """The groups to which `values` belong; asked each time, because loading a state makes new ones."""
@@ -59,9 +59,9 @@ class Track:
     def values(self, iteration: int, epoch: int) -> list[float]:
         """The value of every group at a position; a pure function of it and of the plateaus' state."""
         values = self.initial
-        for stretch in self._latest_first:
-            if stretch.begun(iteration, epoch):
-                values = stretch.values(iteration, epoch)
+        for segment in self._latest_first:
+            if segment.begun(iteration, epoch):
+                values = segment.values(iteration, epoch)
                 break
         for plateau, bounds in self.plateaus:
             if plateau.reductions:
@@ -96,7 +96,7 @@ class ScheduleSet:
     ``notices`` holds one sentence for each schedule that ends before the run, begins inside another or never acts.
     """
 
-    def __init__(self, tracks: Sequence[Track] = (), notices: Sequence[str] = ()) -> None:
+    def __init__(self, tracks: Sequence[ParamTrack] = (), notices: Sequence[str] = ()) -> None:
         self.tracks = list(tracks)
         self.notices = list(notices)
         self._plateaus = _named([plateau for track in self.tracks for plateau, _ in track.plateaus])
@@ -174,7 +174,7 @@ def build_schedules(
     horizon = Horizon(max_iters, max_epochs, iterations_per_epoch)
     if not isinstance(optim, OptimWrapperDict):
         return ScheduleSet(*_build_for(cfgs, optim, horizon, path))
-    tracks: list[Track] = []
+    tracks: list[ParamTrack] = []
     notices: list[str] = []
     by_name = isinstance(cfgs, Mapping) and "type" not in cfgs
     if by_name and (unknown := sorted(set(cfgs) - set(optim.keys()))):
@@ -187,7 +187,7 @@ def build_schedules(
     return ScheduleSet(tracks, notices)
 
 
-def _build_for(cfgs: Any, optim: OptimWrapper, horizon: Horizon, path: str) -> tuple[list[Track], list[str]]:
+def _build_for(cfgs: Any, optim: OptimWrapper, horizon: Horizon, path: str) -> tuple[list[ParamTrack], list[str]]:
     """The tracks and notices of one optimizer."""
     notices: list[str] = []
     by_value: dict[str, list[Schedule]] = {}
@@ -196,9 +196,9 @@ def _build_for(cfgs: Any, optim: OptimWrapper, horizon: Horizon, path: str) -> t
             notices.append(notice)
         else:
             by_value.setdefault(schedule.param_name, []).append(schedule)
-    tracks = [Track(name, optim, schedules, horizon) for name, schedules in by_value.items()]
+    tracks = [ParamTrack(name, optim, schedules, horizon) for name, schedules in by_value.items()]
     for track in tracks:
-        notices += _remarks(track, by_value[track.name], horizon)
+        notices += _segment_notices(track, by_value[track.name], horizon)
     return tracks, notices
 
 
@@ -243,7 +243,7 @@ def _never_takes_effect(schedule: Schedule, horizon: Horizon) -> str | None:
     return None if schedule.length else f"{name} never takes effect: it covers less than one iteration"
 
 
-def _remarks(track: Track, schedules: Sequence[Schedule], horizon: Horizon) -> list[str]:
+def _segment_notices(track: ParamTrack, schedules: Sequence[Schedule], horizon: Horizon) -> list[str]:
     """Overlaps, and an end before the run's, of the schedules of one value."""
     notices = []
     timed = [schedule for schedule in schedules if not isinstance(schedule, ReduceOnPlateau)]
@@ -262,7 +262,7 @@ def _remarks(track: Track, schedules: Sequence[Schedule], horizon: Horizon) -> l
         last = max(timed, key=lambda one: one.span(horizon)[1])
         end = last.span(horizon)[1]
         if end < run:
-            value = track.stretches[-1].exit[-1]
+            value = track.segments[-1].exit[-1]
             notices.append(
                 f"{last.path} {type(last).__name__} ends at iteration {end} of {run}: "
                 f"the {track.name} stays at {value:g} after it"

@@ -16,7 +16,7 @@ from mmtrain.registry import STRATEGIES
 from mmtrain.strategies.base import Native, Strategy, TrainedTensor
 from mmtrain.strategies.state_dict import broadcast_buffers, module_state
 from mmtrain.strategies.zero import library, native, shards
-from mmtrain.strategies.zero.agreement import settled
+from mmtrain.strategies.zero.config_check import settled
 from mmtrain.strategies.zero.inputs import cast_inputs
 from mmtrain.strategies.zero.options import check_models, joined
 from mmtrain.types import MicroBatch, StepResult
