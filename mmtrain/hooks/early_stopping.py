@@ -8,6 +8,7 @@ from mmtrain.errors import ConfigError, RunError
 from mmtrain.evaluation.metric_rule import infer_rule
 from mmtrain.hooks.base import Hook
 from mmtrain.registry import HOOKS
+from mmtrain.runner.interface import Runner
 
 
 @HOOKS.register_module()
@@ -53,11 +54,11 @@ class EarlyStoppingHook(Hook):
         self.last_score: float | None = None
         self._warned_missing = False
 
-    def before_train(self, runner: Any) -> None:
+    def before_train(self, runner: Runner) -> None:
         """Stop a run that was started again although its last validation had stopped it."""
         self._stop(runner)
 
-    def after_val_epoch(self, runner: Any, metrics: Mapping[str, Any] | None = None) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: Mapping[str, Any] | None = None) -> None:
         metrics = metrics or {}
         if self.monitor not in metrics:
             self._missing(runner, metrics)
@@ -65,12 +66,12 @@ class EarlyStoppingHook(Hook):
         self._note(float(metrics[self.monitor]))
         self._stop(runner)
 
-    def _stop(self, runner: Any) -> None:
+    def _stop(self, runner: Runner) -> None:
         reason = self._reason()
         if reason is not None:
             runner.request_stop(f"{reason} (EarlyStoppingHook)", for_good=True)
 
-    def _missing(self, runner: Any, metrics: Mapping[str, Any]) -> None:
+    def _missing(self, runner: Runner, metrics: Mapping[str, Any]) -> None:
         sentence = (
             f"EarlyStoppingHook: validation did not report {self.monitor!r}; "
             f"it reported {', '.join(sorted(metrics)) or 'no metrics'}"

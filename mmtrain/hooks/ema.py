@@ -10,6 +10,7 @@ from mmtrain.dtensor import copy_from_full, full_tensor, is_dtensor, local_tenso
 from mmtrain.errors import CheckpointError, ConfigError
 from mmtrain.hooks.base import Hook
 from mmtrain.registry import HOOKS
+from mmtrain.runner.interface import Runner
 
 _TYPES = ("ExponentialMovingAverage", "MomentumAnnealingEMA", "StochasticWeightAverage")
 
@@ -79,7 +80,7 @@ class EMAHook(Hook):
                 raise ConfigError(f"EMAHook: {name} is {getattr(self, name)}; expected {least} or more")
 
     # ---- training -----------------------------------------------------------------------------------------------
-    def before_train(self, runner: Any) -> None:
+    def before_train(self, runner: Runner) -> None:
         """Note which parameters train, and refuse a beginning after the end of the run."""
         for name, end in (("begin_iter", runner.max_iters), ("begin_epoch", runner.max_epochs)):
             if end is not None and getattr(self, name) > end:
@@ -89,7 +90,7 @@ class EMAHook(Hook):
         self._parameters = {name: found.tensor for name, found in trained.items()}
         self._shapes = {name: found.shape for name, found in trained.items()}
 
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         result = runner.update_result
         if result is not None and result.applied:
             begun = runner.epoch + 1 >= self.begin_epoch if self.begin_epoch else runner.iter + 1 >= self.begin_iter
@@ -157,21 +158,21 @@ class EMAHook(Hook):
         return matched
 
     # ---- validation and test ------------------------------------------------------------------------------------
-    def before_val_epoch(self, runner: Any) -> None:
+    def before_val_epoch(self, runner: Runner) -> None:
         self._swap_in(runner.model)
 
-    def after_val_epoch(self, runner: Any, metrics: Mapping[str, Any] | None = None) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: Mapping[str, Any] | None = None) -> None:
         self._swap_out(runner.model)
         runner.strategy.forget_gathered()  # copies of the averages
 
-    def before_test_epoch(self, runner: Any) -> None:
+    def before_test_epoch(self, runner: Runner) -> None:
         self._swap_in(runner.model)
 
-    def after_test_epoch(self, runner: Any, metrics: Mapping[str, Any] | None = None) -> None:
+    def after_test_epoch(self, runner: Runner, metrics: Mapping[str, Any] | None = None) -> None:
         self._swap_out(runner.model)
         runner.strategy.forget_gathered()
 
-    def on_exception(self, runner: Any, error: BaseException) -> None:
+    def on_exception(self, runner: Runner, error: BaseException) -> None:
         """Put the trained weights back after an error inside a validation."""
         self._swap_out(runner.model)
 

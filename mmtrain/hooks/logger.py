@@ -14,6 +14,7 @@ from mmtrain.hooks.base import Hook
 from mmtrain.logging import LinePosition, ScalarReader, format_train_line, format_val_line
 from mmtrain.progress import Progress
 from mmtrain.registry import HOOKS
+from mmtrain.runner.interface import Runner
 
 
 @HOOKS.register_module()
@@ -72,7 +73,7 @@ class LoggerHook(Hook):
         self._is_first = True
 
     # ---- training -----------------------------------------------------------------------------------------------
-    def before_run(self, runner: Any) -> None:
+    def before_run(self, runner: Runner) -> None:
         processor = (runner.cfg or {}).get("log_processor") or {}
         self._digits = processor.get("num_digits", 4)
         if self.by_epoch is None:
@@ -85,31 +86,31 @@ class LoggerHook(Hook):
             name = next(name for name, hook in loggers.items() if hook is self)
             self._reader = runner.scalars.reader(name)
 
-    def before_train(self, runner: Any) -> None:
+    def before_train(self, runner: Runner) -> None:
         """Start the clock."""
         self._began_at, self._began_done = self.clock(), runner.progress.iteration
         self._written = runner.progress.iteration
         self._end = runner.max_iters
 
-    def before_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None) -> None:
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         """Note the learning rates of an iteration that gets a line; afterwards the next update's are set already."""
         done = runner.progress.iteration + 1
         if done % self.interval == 0 or done == self._end or not self.ignore_last:
             self._rates = learning_rates(runner.optim_wrapper)
 
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         done = runner.progress.iteration
         if done % self.interval == 0 or done == self._end:
             self._write_train_line(runner, batch_idx + 1)
         if self._is_first and done % self.interval_exp_name == 0:
             runner.logger.info("Exp name: %s", runner.experiment_name)
 
-    def after_train_epoch(self, runner: Any) -> None:
+    def after_train_epoch(self, runner: Runner) -> None:
         """Write what is left of the epoch, if asked to."""
         if not self.ignore_last and runner.progress.iteration > self._written:
             self._write_train_line(runner, runner.iterations_per_epoch or 0)
 
-    def _write_train_line(self, runner: Any, batches_done: int) -> None:
+    def _write_train_line(self, runner: Runner, batches_done: int) -> None:
         progress: Progress = runner.progress
         done = self._written = progress.iteration
         runner.scalars.record("memory", memory_megabytes(runner.device))
@@ -128,7 +129,7 @@ class LoggerHook(Hook):
         if runner.checkpointer.failure and self._is_first:
             runner.logger.warning("%s", runner.checkpointer.failure)
 
-    def _eta(self, runner: Any) -> float | None:
+    def _eta(self, runner: Runner) -> float | None:
         """Seconds to the end at the mean pace since this process began to train."""
         done_here = runner.progress.iteration - self._began_done
         if runner.max_iters is None or done_here <= 0:
@@ -136,13 +137,13 @@ class LoggerHook(Hook):
         return (self.clock() - self._began_at) / done_here * max(runner.max_iters - runner.progress.iteration, 0)
 
     # ---- validation and test ------------------------------------------------------------------------------------
-    def after_val_epoch(self, runner: Any, metrics: Mapping[str, Any] | None = None) -> None:
+    def after_val_epoch(self, runner: Runner, metrics: Mapping[str, Any] | None = None) -> None:
         self._write_metrics(runner, "val", metrics or {}, runner.val_dataloader)
 
-    def after_test_epoch(self, runner: Any, metrics: Mapping[str, Any] | None = None) -> None:
+    def after_test_epoch(self, runner: Runner, metrics: Mapping[str, Any] | None = None) -> None:
         self._write_metrics(runner, "test", metrics or {}, runner.test_dataloader)
 
-    def _write_metrics(self, runner: Any, kind: str, metrics: Mapping[str, Any], loader: Any) -> None:
+    def _write_metrics(self, runner: Runner, kind: str, metrics: Mapping[str, Any], loader: Any) -> None:
         if runner.rank != 0 or not self._is_first:
             return
         epoch = epoch_of(runner.progress)
@@ -152,12 +153,12 @@ class LoggerHook(Hook):
         self._write(runner, scalars, kind, format_val_line(metrics, position, digits=self._digits))
 
     # ---- checkpoints and the end --------------------------------------------------------------------------------
-    def before_save_checkpoint(self, runner: Any, checkpoint: Any) -> None:
+    def before_save_checkpoint(self, runner: Runner, checkpoint: Any) -> None:
         """Write out the log up to the checkpoint: it is complete whatever stops the process afterwards."""
         for writer in runner.writers:
             writer.flush()
 
-    def after_run(self, runner: Any) -> None:
+    def after_run(self, runner: Runner) -> None:
         """Write what the last save cost, as no train line follows it, and copy the logs to ``out_dir``."""
         if self._reader is not None and self._is_first:
             means = _whole(self._reader.read())
@@ -169,7 +170,7 @@ class LoggerHook(Hook):
                 writer.flush()
             self._copy_logs(runner)
 
-    def _copy_logs(self, runner: Any) -> None:
+    def _copy_logs(self, runner: Runner) -> None:
         source = Path(runner.log_dir)
         target = Path(str(self.out_dir)) / Path(runner.work_dir).resolve().name / source.name
         for path in sorted(source.rglob("*")):
@@ -181,7 +182,7 @@ class LoggerHook(Hook):
                     path.unlink()
         runner.logger.info("Logs are in %s", target)
 
-    def _write(self, runner: Any, scalars: Mapping[str, Any], kind: str, text: str | None) -> None:
+    def _write(self, runner: Runner, scalars: Mapping[str, Any], kind: str, text: str | None) -> None:
         for writer in runner.writers:
             writer.write(scalars, runner.progress.iteration, kind=kind, text=text)
 

@@ -7,6 +7,7 @@ import torch
 from mmtrain import dist
 from mmtrain.hooks.base import Hook
 from mmtrain.registry import HOOKS
+from mmtrain.runner.interface import Runner
 
 
 @HOOKS.register_module()
@@ -18,13 +19,13 @@ class EmptyCacheHook(Hook):
     def __init__(self, before_epoch: bool = False, after_epoch: bool = True, *, after_iter: bool = False) -> None:
         self._wanted = {"before_epoch": before_epoch, "after_epoch": after_epoch, "after_iter": after_iter}
 
-    def before_train_epoch(self, runner: Any) -> None:
+    def before_train_epoch(self, runner: Runner) -> None:
         self._empty("before_epoch")
 
-    def after_train_epoch(self, runner: Any, metrics: Any = None) -> None:
+    def after_train_epoch(self, runner: Runner, metrics: Any = None) -> None:
         self._empty("after_epoch")
 
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         self._empty("after_iter")
 
     before_val_epoch = before_test_epoch = before_train_epoch
@@ -49,13 +50,13 @@ class SyncBuffersHook(Hook):
     def __init__(self) -> None:
         self._synced_at = -1
 
-    def after_train_epoch(self, runner: Any) -> None:
+    def after_train_epoch(self, runner: Runner) -> None:
         self._sync(runner)
 
-    def before_val_epoch(self, runner: Any) -> None:
+    def before_val_epoch(self, runner: Runner) -> None:
         self._sync(runner)
 
-    def _sync(self, runner: Any) -> None:
+    def _sync(self, runner: Runner) -> None:
         if dist.world_size() == 1 or self._synced_at == runner.progress.iteration:
             return
         self._synced_at = runner.progress.iteration

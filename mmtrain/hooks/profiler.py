@@ -9,6 +9,7 @@ import torch
 from mmtrain.errors import ConfigError
 from mmtrain.hooks.base import Hook
 from mmtrain.registry import HOOKS
+from mmtrain.runner.interface import Runner
 
 Handler = Callable[[Any], Any]
 
@@ -67,7 +68,7 @@ class ProfilerHook(Hook):
         self._profiler: torch.profiler.profile | None = None
         self._done = 0
 
-    def before_train(self, runner: Any) -> None:
+    def before_train(self, runner: Runner) -> None:
         activities = []
         if self._cpu:
             activities.append(torch.profiler.ProfilerActivity.CPU)
@@ -83,7 +84,7 @@ class ProfilerHook(Hook):
         self._profiler.start()
         runner.logger.info("The profiler is recording; training is slower until it ends")
 
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if self._profiler is None:
             return
         self._profiler.step()
@@ -91,21 +92,21 @@ class ProfilerHook(Hook):
         if not self.by_epoch and self._done == self.profile_times:
             self._end(runner)
 
-    def after_train_epoch(self, runner: Any) -> None:
+    def after_train_epoch(self, runner: Runner) -> None:
         """One epoch at most is recorded, in iteration-based runs too."""
         self._end(runner)
 
-    def after_train(self, runner: Any) -> None:
+    def after_train(self, runner: Runner) -> None:
         self._end(runner)
 
-    def on_exception(self, runner: Any, error: BaseException) -> None:
+    def on_exception(self, runner: Runner, error: BaseException) -> None:
         """Stop recording; the trace of a run that failed is not worth the minutes it may take to write."""
         profiler, self._profiler = self._profiler, None
         if profiler is not None:
             profiler.on_trace_ready = None
             profiler.stop()
 
-    def _end(self, runner: Any) -> None:
+    def _end(self, runner: Runner) -> None:
         profiler, self._profiler = self._profiler, None
         if profiler is None:
             return
@@ -116,7 +117,7 @@ class ProfilerHook(Hook):
             path.parent.mkdir(parents=True, exist_ok=True)
             profiler.export_chrome_trace(str(path))
 
-    def _handler(self, runner: Any) -> Handler | None:
+    def _handler(self, runner: Runner) -> Handler | None:
         if not isinstance(self.on_trace_ready, Mapping):
             return self.on_trace_ready
         options = dict(self.on_trace_ready)

@@ -7,6 +7,7 @@ from typing import Any
 from mmtrain.hooks.base import Hook
 from mmtrain.logging import ProgressBar, Shown
 from mmtrain.registry import HOOKS
+from mmtrain.runner.interface import Runner
 
 
 @HOOKS.register_module()
@@ -22,30 +23,30 @@ class ProgressBarHook(Hook):
     def __init__(self) -> None:
         self.bar = ProgressBar()
 
-    def before_train(self, runner: Any) -> None:
+    def before_train(self, runner: Runner) -> None:
         if runner.rank == 0:
             self.bar.start(runner.progress.iteration, runner.progress.samples)
 
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if perf_counter() >= self.bar.due:
             self._draw(runner)
 
-    def after_val_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if perf_counter() >= self.bar.due:
             self.bar.note(f"val {batch_idx + 1}")
 
-    def after_train(self, runner: Any) -> None:
+    def after_train(self, runner: Runner) -> None:
         if self.bar.live:  # the last drawing shows the end
             self._draw(runner)
         self.bar.finish()
 
-    def on_exception(self, runner: Any, error: BaseException) -> None:
+    def on_exception(self, runner: Runner, error: BaseException) -> None:
         self.bar.abandon()
 
-    def _draw(self, runner: Any) -> None:
+    def _draw(self, runner: Runner) -> None:
         progress, scalars = runner.progress, runner.scalars
         time, data_time = scalars.latest("time"), scalars.latest("data_time")
-        groups = runner.optim_wrapper.param_groups
+        groups = runner.optim_wrapper.param_groups if runner.optim_wrapper is not None else []
         groups = next(iter(groups.values())) if isinstance(groups, Mapping) else groups
         lr = groups[0]["lr"] if groups else None
         shown = Shown(

@@ -9,6 +9,7 @@ from mmtrain.errors import ConfigError
 from mmtrain.hooks.base import Hook
 from mmtrain.modes import evaluation_mode
 from mmtrain.registry import HOOKS
+from mmtrain.runner.interface import Runner
 
 
 @HOOKS.register_module()
@@ -41,27 +42,28 @@ class TextSampleHook(Hook):
         self._options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k}
         self._sampled_at = -1
 
-    def before_train(self, runner: Any) -> None:
+    def before_train(self, runner: Runner) -> None:
         if not callable(getattr(runner.model, "generate", None)):
             raise ConfigError(
                 f"TextSampleHook: the model {type(runner.model).__name__} has no method "
                 "generate(prompt, max_new_tokens=, temperature=, top_k=, generator=); add one, or drop the hook"
             )
 
-    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if self.interval and runner.progress.iteration % self.interval == 0:
             self._sample(runner)
 
-    def after_train(self, runner: Any) -> None:
+    def after_train(self, runner: Runner) -> None:
         if self._sampled_at != runner.progress.iteration:
             self._sample(runner)
 
-    def _sample(self, runner: Any) -> None:
+    def _sample(self, runner: Runner) -> None:
         self._sampled_at = runner.progress.iteration
         generator = torch.Generator(device=runner.device).manual_seed(self.seed)
         devices = [runner.device] if runner.device.type == "cuda" else []
+        generate: Any = runner.model.generate
         with evaluation_mode(runner.model), torch.random.fork_rng(devices), torch.no_grad():
-            texts = [runner.model.generate(prompt, generator=generator, **self._options) for prompt in self.prompts]
+            texts = [generate(prompt, generator=generator, **self._options) for prompt in self.prompts]
         if runner.rank == 0:
             for text in texts:
                 runner.logger.info("Sample at iteration %d:\n%s", runner.progress.iteration, text)
