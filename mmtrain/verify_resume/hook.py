@@ -10,7 +10,6 @@ from typing import Any
 from mmtrain import dist
 from mmtrain.hooks.base import Hook
 from mmtrain.registry import HOOKS
-from mmtrain.runner import FlexibleRunner
 
 STARTS = "starts.jsonl"
 
@@ -34,7 +33,7 @@ class ResumeTrialHook(Hook):
         self.record = Path(record)
         self._due: set[int] = set()
 
-    def before_train(self, runner: FlexibleRunner) -> None:
+    def before_train(self, runner: Any) -> None:
         """Find the kills that are still due, and record where this start begins and what may explain a difference."""
         self._due = dist.on_main(lambda: {kill for kill in self.kills if not self._mark(kill).exists()})
         if not dist.is_main():
@@ -49,9 +48,7 @@ class ResumeTrialHook(Hook):
         with (self.record / STARTS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(facts) + "\n")
 
-    def after_train_iter(
-        self, runner: FlexibleRunner, batch_idx: int, data_batch: Any = None, outputs: Any = None
-    ) -> None:
+    def after_train_iter(self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         done = runner.progress.iteration
         if done in self._due:
             runner.checkpointer.finish(runner)  # a kill during the first save would leave nothing to resume from
