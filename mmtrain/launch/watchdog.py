@@ -162,7 +162,7 @@ class Watchdog:
                     missing.remove(rank)
             if time.monotonic() > deadline or (missing and self._over.wait(0.2)):
                 break
-        cause = RankFailure(*_cause(locations, missing, self._no_progress(), self._where()), RunError.exit_status)
+        cause = RankFailure(*find_cause(locations, missing, self._no_progress(), self._where()), RunError.exit_status)
         note = store.ask(lambda it: it.compare_set(FAILURE_KEY, "", json.dumps(asdict(cause))))
         if note is None or self._alarm is None:
             self._print_and_leave(cause.sentence)
@@ -205,7 +205,7 @@ def _read(store: Any, *, key: str) -> Any:
     return store.get(key) if store.check([key]) else b""
 
 
-def _cause(locations: dict[int, RankLocation], missing: list[int], no_progress: str, where: str) -> tuple[int, str]:
+def find_cause(locations: dict[int, RankLocation], missing: list[int], no_progress: str, where: str) -> tuple[int, str]:
     """The rank that the others wait for, and the sentence.
 
     It is a rank that did not answer; otherwise, of those that did the fewest iterations, one that waits for no other.

@@ -10,7 +10,7 @@ from ledger_jobs import by_ledger
 
 from mmtrain import dist
 from mmtrain.data import build_ledger, build_train_stream
-from mmtrain.data.ledger import digest, order_of, write_span
+from mmtrain.data.ledger import digest, order_of
 from mmtrain.data.ledger_audit import audit_ledger
 from mmtrain.data.sampler import PositionSampler
 from mmtrain.data.stream import TrainStream
@@ -38,12 +38,15 @@ class Ranks:
 
     def __init__(self, monkeypatch, world=1, batch=12, size=100, *, accumulation=1, seed=SEED, **options):
         monkeypatch.setattr(dist, "world_size", lambda: world)
-        monkeypatch.setattr(dist, "gather_objects", lambda value: self.gathered)
+        monkeypatch.setattr(dist, "gather_objects", self.gather)
         cfg = {"dataset": Numbers(size), "batch_size": batch // world, **options}
         self.streams = [build_train_stream(cfg, seed=seed, rank=rank, world_size=world) for rank in range(world)]
         self.ledgers = [build_ledger(stream, accumulative_counts=accumulation) for stream in self.streams]
         self.progress, self.accumulation, self.read = Progress(), accumulation, []
-        self.gathered = []
+
+    def gather(self, value):
+        """In place of `dist.gather_objects`: what `exchange` makes of one rank's value."""
+        return self.exchange(value)
 
     def begin(self, state=None, *, at=None, moved_by=None):
         """Start, or go on from a state at its position, or at another one."""
@@ -80,7 +83,11 @@ class Ranks:
         return self
 
     def save(self):
-        self.gathered = [[write_span(run) for run in ledger._recent] for ledger in self.ledgers]
+        records = []
+        self.exchange = lambda value: records.append(value) or [value]
+        for ledger in copy.deepcopy(self.ledgers):  # what each rank will contribute
+            ledger.state_dict()
+        self.exchange = lambda value: records
         states = [ledger.state_dict() for ledger in self.ledgers]
         assert all(state == states[0] for state in states), "the ranks hold different histories"
         for stream in self.streams:

@@ -10,8 +10,8 @@ import strategy_parts
 import torch
 from strategy_parts import Tokens
 
+from mmtrain import launch
 from mmtrain.errors import RunError
-from mmtrain.launch import group
 from mmtrain.registry import DATASETS, HOOKS
 
 
@@ -44,10 +44,10 @@ class Trouble:
         os.kill(os.getpid(), getattr(signal, self.kind))
 
 
-def be_impatient(seconds):
-    """From here on the watchdog of this process gives so many seconds for anything to move."""
-    watchdog = group._Group.watchdog
-    watchdog._seconds, watchdog._period = seconds, seconds / 4
+def watch_again(seconds, position=None):
+    """From here on the watchdog of this process allows so many seconds without progress."""
+    launch.end_watch()
+    launch.watch(seconds, position)
 
 
 @HOOKS.register_module()
@@ -61,7 +61,7 @@ class Impatient:
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.iter == 0:
-            be_impatient(self.seconds)
+            watch_again(self.seconds, lambda: runner.progress.iteration)
 
 
 @DATASETS.register_module()
@@ -99,7 +99,7 @@ class HangWhenBuilt:
     """Never comes out of its constructor on one rank."""
 
     def __init__(self, rank):
-        be_impatient(4)
+        watch_again(4)
         if int(os.environ["RANK"]) == rank:
             time.sleep(600)
 

@@ -14,7 +14,7 @@ from ranks import environment, outcomes, start_all
 from mmtrain.errors import ConfigError
 from mmtrain.launch import group
 from mmtrain.launch.stacks import RankLocation
-from mmtrain.launch.watchdog import _cause
+from mmtrain.launch.watchdog import Watchdog, find_cause
 
 SHORT = {"custom_hooks": [{"type": "Impatient", "seconds": 4}]}
 
@@ -138,7 +138,7 @@ WAITING = (RankLocation(0, 16, "look", True), RankLocation(2, 16, "look", True))
     ],
 )
 def test_which_rank_is_the_cause(locations, missing, rank, words):
-    named, sentence = _cause({s.rank: s for s in locations}, missing, "nothing moved", "the stacks are there")
+    named, sentence = find_cause({s.rank: s for s in locations}, missing, "nothing moved", "the stacks are there")
     assert named == rank
     assert words in sentence
 
@@ -177,17 +177,15 @@ def test_a_limit_that_is_none_is_refused(tmp_path, timeout):
         make_runner(tmp_path, env_cfg={"timeout": timeout})
 
 
-def test_the_limit_is_that_of_the_config(tmp_path):
+def test_the_limit_is_that_of_the_config(tmp_path, monkeypatch):
     found = []
 
-    class Look:
-        priority = "NORMAL"
+    def watch(seconds, **options):
+        found.append(seconds)
+        return Watchdog(seconds, **options)
 
-        def before_train(self, runner):
-            found.append(group._Group.watchdog._seconds)
-
-    changes = {"train_cfg": {"max_iters": 1}, "custom_hooks": [Look()]}
-    make_runner(tmp_path, env_cfg={"timeout": 77}, **changes).train()
+    monkeypatch.setattr(group, "Watchdog", watch)
+    make_runner(tmp_path, env_cfg={"timeout": 77}, train_cfg={"max_iters": 1}).train()
     assert found == [77]
 
 
