@@ -94,9 +94,10 @@ class _SteadyBuckets(DistributedDataParallel):
     """torch's wrapper, which never moves gradients into other buckets.
 
     torch exchanges all gradients as one in the first iteration, and then cuts them into buckets in the order in which
-    they came. A sum over three ranks or more is rounded by where in its bucket a gradient lies: the first update after
-    a resume would have other bits than in the run that was not interrupted. So the buckets are cut before the first
-    iteration, the last parameters first: mostly gradients come so. With ``find_unused_parameters`` torch does that.
+    they came. How a sum over three ranks or more is rounded depends on where in its bucket a gradient is, so the first
+    update after a resume would differ in its bits from the uninterrupted run. The buckets are therefore built before
+    the first iteration, the last parameters first, as gradients mostly arrive in that order.
+    With ``find_unused_parameters`` torch does that.
     """
 
     def __init__(self, module: nn.Module, **options: Any) -> None:

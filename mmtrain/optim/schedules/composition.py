@@ -94,7 +94,7 @@ class SteppedSegment:
         from_zero = schedule.length > 1 and schedule.multiple(0) == 0 != schedule.multiple(1)
         if not schedule.chainable or from_zero:
             others = ", ".join(other.path for other in schedules if other is not schedule)
-            why = "it starts at 0" if from_zero else "it is no step from one value to the next"
+            why = "it starts at 0" if from_zero else "it does not step from one value to the next"
             schedule.refuse(f"it overlaps with {others}, and {why}: let one begin where the other ends")
 
     def _rewind(self) -> None:

@@ -188,7 +188,7 @@ class CosineRestart(CosineFloor):
         self._starts = list(accumulate(self._lengths, initial=0))
 
     def _position(self, t: int) -> tuple[int, int]:
-        """The number of the period in which ``t`` lies, and the step inside it."""
+        """The number of the period that contains ``t``, and the step inside it."""
         t = min(t, self._starts[-1] - 1)
         index = bisect_right(self._starts, t) - 1
         return index, t - self._starts[index]

@@ -66,7 +66,7 @@ class Schedule:
     last_step: int = -1
     verbose: bool = False
 
-    # Where the schedule lies, in its own unit; `place` sets them.
+    # Where the schedule begins and ends, in its own unit; `place` sets them.
     epoch_unit = False
     start = 0
     length = 0
@@ -80,7 +80,7 @@ class Schedule:
         """The multiple of the value found at ``begin`` that holds at step ``t`` of the span, 0 <= t < ``length``."""
         raise NotImplementedError(f"{type(self).__name__} gives no multiple(t)")
 
-    # ---- what the shapes that are no plain multiple give besides ----
+    # ---- for curves that are not a plain multiple ----
     def floor(self, base: float) -> float:
         """The value that `multiple` approaches: the result is ``floor + (source - floor) * multiple``."""
         return 0.0
@@ -120,7 +120,7 @@ class Schedule:
         Own lengths are multiplied by ``per_epoch`` (1 unless ``convert_to_iter_based``). Raises ConfigError.
         """
 
-    # ---- where it lies ----
+    # ---- where it begins and ends ----
     def place(self, horizon: Horizon, path: str) -> None:
         """Fix ``start`` and ``length`` for a run of this length. Raises ConfigError."""
         self.path = path

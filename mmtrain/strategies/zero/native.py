@@ -78,7 +78,7 @@ def writer(engine: Any, *, exclude_frozen: bool, dtype: torch.dtype) -> Native:
 def load(engine: Any, optim: OptimWrapper, directory: Path, description: Mapping[str, Any]) -> None:
     """Read the engine's files. Hyperparameters stay today's.
 
-    Raises CheckpointError for a file that is no plain data, or does not fit.
+    Raises CheckpointError for a file that is not plain data, or does not fit.
     """
     optimizer, own = optim.optimizer, engine.optimizer
     groups = list(optimizer.param_groups)

@@ -75,7 +75,7 @@ def _mapped(groups: Any, flats: Any) -> Iterator[tuple[int, Fragment]]:
     for group, flat in zip(groups, flats, strict=True):
         for parameter in group:
             mapping = parameter._hp_mapping
-            if mapping is None:  # all of it lies on other ranks
+            if mapping is None:  # all of it is on other ranks
                 yield id(parameter), Fragment(flat, 0, 0, 0)
             else:
                 own, low = mapping.hp_fragment_address, mapping.lp_fragment_address
@@ -157,7 +157,7 @@ def load_model(model: nn.Module, engine: Any, state: Mapping[str, Tensor]) -> No
 def clear_padding(model: nn.Module, engine: Any) -> None:
     """Stage 3: zero what fills up the last rank's partition of a parameter, which DeepSpeed leaves as memory was.
 
-    Else files of one and the same run differ, and a NaN may lie in them.
+    Otherwise files of identical runs differ, and may contain a NaN.
     """
     found = fragments(engine)
     for parameter in model.parameters():
@@ -182,7 +182,7 @@ def make_whole(model: nn.Module) -> None:
 
 
 def gather_persistent(engine: Any) -> None:
-    """Gather anew what stage 3 keeps gathered, and drop what else is: the partitions have changed. A collective."""
+    """Gather again what stage 3 keeps gathered and drop the rest, because the partitions have changed. A collective."""
     engine.optimizer.checkpoint_event_prologue()
     engine.optimizer.checkpoint_event_epilogue()
 
