@@ -149,7 +149,7 @@ def test_code_in_a_file_is_refused_and_does_not_run(pair, work, tmp_path, stage)
     marker = tmp_path / "ran"
     poison(work, "mp_rank_00_model_states.pt", marker)
     options = {"work_dir": str(work), "iterations": 30}
-    with pytest.raises(RankError, match="CheckpointError: .*iter_28.pth: refused, it may carry code"):
+    with pytest.raises(RankError, match="CheckpointError: .*iter_28.pth: refused because it may contain code"):
         pair.run("strategy_parts", "train", world=2, strategy=zero(2), **options)
     with pytest.raises(CheckpointError, match="refused because it may contain code; nothing in it was run"):
         strategy_parts.train(**options, world=1)

@@ -316,8 +316,8 @@ def test_a_parameter_between_cut_layers_is_found(groups, tmp_path):
     ("asked", "words"),
     [
         ({"tp": 3}, "dp 1 x tp 3 makes 3 processes, but 4 were started"),
-        ({"pp": 2}, "strategy.mesh.pp: pipeline parallelism is not there"),
-        ({"pipeline_stage": 2}, "strategy.mesh.pipeline_stage: pipeline parallelism is not there"),
+        ({"pp": 2}, "strategy.mesh.pp: pipeline parallelism is not supported"),
+        ({"pipeline_stage": 2}, "strategy.mesh.pipeline_stage: pipeline parallelism is not supported"),
         ({"model_parallel": 2}, "strategy.mesh.model_parallel: is called tp here: write strategy.mesh=dict(tp=...)"),
         ({"data_parallel": 2}, "strategy.mesh.data_parallel: is called dp here"),
         ({"dp": 2, "shard": 2}, "strategy.mesh.dp: found beside 'shard'"),

@@ -49,7 +49,7 @@ def test_hybrid_sharding_repeats(job):
         (fsdp(wrap="TinyBlok"), ["strategy.wrap", "'TinyBlok'", "did you mean 'TinyBlock'"]),
         (fsdp(wrap=["Embedding"]), ["strategy.wrap", "embed.weight and head.weight are one parameter"]),
         (fsdp(activation_checkpointing="Nothing"), ["strategy.activation_checkpointing", "'Nothing'", "TinyBlock"]),
-        (fsdp(mesh={"shard": 3}), ["strategy.mesh", "3 processes and 2 were started"]),
+        (fsdp(mesh={"shard": 3}), ["strategy.mesh", "3 processes, but 2 were started"]),
         (fsdp(mesh={"ddp": 2}), ["strategy.mesh.ddp", "'replicate'"]),
         (fsdp(mesh={"shard": 0}), ["strategy.mesh.shard", "positive"]),
         (fsdp(mixed_precision={"param_type": "bfloat16"}), ["mixed_precision.param_type", "param_dtype"]),
