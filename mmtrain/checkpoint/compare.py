@@ -78,8 +78,11 @@ def ignored(names: Iterable[str], patterns: Iterable[str]) -> bool:
 
 def tensor_difference(a: Tensor, b: Tensor) -> str:
     """How two CPU tensors differ; an empty string if they are bit-for-bit equal."""
-    if a.dtype != b.dtype or a.shape != b.shape:
+    if a.dtype != b.dtype or a.shape != b.shape or (a.layout is torch.strided) != (b.layout is torch.strided):
         return f"{_kind(a)} != {_kind(b)}"
+    if torch.strided not in (a.layout, b.layout):
+        same = a.layout == b.layout and not tensor_difference(a.to_dense(), b.to_dense())
+        return "" if same else "the sparse tensors differ"
     bits_a, bits_b = _bits(a), _bits(b)
     if torch.equal(bits_a, bits_b):
         return ""
@@ -210,7 +213,8 @@ def _distance(a: Tensor, b: Tensor) -> str:
 
 
 def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+    sparse = "" if tensor.layout is torch.strided else "sparse "
+    return f"{sparse}{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
 def _short(value: Any) -> str:

@@ -21,6 +21,7 @@ from mmtrain.optim import OptimWrapper, ScheduleSet, build_optim_wrapper, build_
 from mmtrain.randomness import STREAM_BUILD, mix, seed_generators
 from mmtrain.registry import HOOKS, STRATEGIES, build
 from mmtrain.runner.build_model import build_model
+from mmtrain.runner.check_model import check_savable
 from mmtrain.runner.checkpointer import Checkpointer
 from mmtrain.runner.choose import choose_start
 from mmtrain.runner.data_identity import data_fingerprint
@@ -181,6 +182,8 @@ def prepare_model(
 ) -> None:
     """Build the model and hand it to the strategy."""
     model = build_model(cfg, seed=randomness.seed, context=strategy.build_context())
+    if make_optim is not None:
+        check_savable(model)
     strategy.prepare(model, make_optim, _compile_options(cfg.get("compile")))
 
 

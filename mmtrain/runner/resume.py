@@ -8,19 +8,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mmtrain import dist, randomness
+from mmtrain import dist, model_state, randomness
 from mmtrain.checkpoint import Checkpoint, CheckpointStore, Manifest, copy_matched, describe, load_weights
 from mmtrain.errors import CheckpointError, ConfigError
 from mmtrain.logging import LogPosition, cut_logs, note_start
 from mmtrain.progress import Progress
 from mmtrain.runner import compare, data_identity
 from mmtrain.runner.best import BestRecords
+from mmtrain.runner.checkpoint_fields import saved_kinds
 from mmtrain.runner.choose import StartPoint
 from mmtrain.runner.frozen import FrozenParameters, frozen_names
 from mmtrain.runner.geometry import geometry_lines, move_in_data, recount_line, rescale, saved_geometry
 from mmtrain.runner.run import Run
-from mmtrain.runner.state import restore_small_state
+from mmtrain.runner.state import restore_small_state, saved_model_entries
 from mmtrain.strategies import native as native_format
+from mmtrain.strategies.base import SavedTensor
 
 
 @dataclass
@@ -38,11 +40,11 @@ def load_start_weights(run: Run, start: StartPoint) -> list[str]:
     options = dict(run.cfg.get("load_options") or {})
     revise_keys = {"revise_keys": options["revise_keys"]} if "revise_keys" in options else {}
     weights = load_weights(start.weights_from, verify=start.verify == "full", **revise_keys)
-    targets = run.strategy.model_state()
+    targets = run.strategy.model_targets({name: SavedTensor(w.shape, w.dtype) for name, w in weights.tensors.items()})
     report = copy_matched(
         weights.tensors, targets, source=weights.source, allow_mismatch=options.get("allow_mismatch", False)
     )
-    run.strategy.commit_model_state(targets)
+    run.strategy.load_model_state({name: targets[name] for name in report.matched})
     return [f"Loaded the weights of {weights.source} ({weights.kind}): {'; '.join(describe(report))}."]
 
 
@@ -55,6 +57,7 @@ def restore(run: Run, start: StartPoint, store: CheckpointStore, best: BestRecor
     if store.topology.is_divided:
         run.strategy.check_separate_disks(store.root)
     run.frozen = FrozenParameters(run.model)
+    run.buffer_kinds = model_state.buffer_kinds(run.model)
     report = ResumeReport(list(start.notices))
     if start.checkpoint is not None:
         _Restorer(run, start, store, best, report).restore(start.checkpoint)
@@ -85,8 +88,8 @@ class _Restorer:
         meta = checkpoint.manifest.meta
         values = compare.flat_config(run.cfg)
         self._check_belongs(checkpoint, values)
-        self._restore_tensors(checkpoint)
         state = checkpoint.state()
+        self._restore_tensors(checkpoint, saved_model_entries(state))
         state_report = restore_small_state(run, self._best, state)
         self._restore_position(checkpoint)
         own = self._store.own_rng(checkpoint)
@@ -119,7 +122,8 @@ class _Restorer:
             run.data_moved_by = choice
 
     # ---- tensors ------------------------------------------------------------------------------------------------
-    def _restore_tensors(self, checkpoint: Checkpoint) -> None:
+    def _restore_tensors(self, checkpoint: Checkpoint, entries: Mapping[str, Any]) -> None:
+        """Restore the model's and the optimizer's tensors; ``entries`` are the others of the model's state."""
         run = self._run
         meta = checkpoint.manifest.meta
         native = meta.get("native")
@@ -127,11 +131,12 @@ class _Restorer:
         if partial and run.cfg.get("resume") == "auto" and run.cfg.get("load_from") is not None:
             frozen_from = replace(self._start, weights_from=str(run.cfg["load_from"]))
             self._report.lines += load_start_weights(run, frozen_from)  # the only place that has the frozen weights
+        model_state.reshape_buffers(run.model, saved_kinds(meta.get("buffers", {})))
         if native is not None and run.strategy.takes_native(native):
             run.strategy.load_native(checkpoint.path, native)
         else:
             with self._by_name(checkpoint, native) as source:
-                self._restore_by_name(source, meta, partial=partial)
+                self._restore_by_name(source, meta, entries, partial=partial)
         if partial:
             run.frozen.check(meta.get("frozen") or {}, run.strategy, where=str(checkpoint.path))
 
@@ -149,16 +154,18 @@ class _Restorer:
         )
         return native_format.open_by_name(checkpoint.path, native, room=self._store.root)
 
-    def _restore_by_name(self, source: Any, meta: Mapping[str, Any], *, partial: bool) -> None:
+    def _restore_by_name(
+        self, source: Any, meta: Mapping[str, Any], entries: Mapping[str, Any], *, partial: bool
+    ) -> None:
         run = self._run
-        targets = run.strategy.model_state()
+        saved = native_format.saved_tensors(source, "model")
+        targets = run.strategy.model_targets(saved)
         if partial:
-            saved = set(source.tensor_names("model"))
             frozen = frozen_names(run.model)
             targets = {name: value for name, value in targets.items() if name in saved or name not in frozen}
-            run.frozen.remove(saved)
+            run.frozen.remove(set(saved))
         source.load("model", targets)
-        run.strategy.commit_model_state(targets)
+        run.strategy.load_model_state({**targets, **entries})
         if meta.get("has_optimizer", True):
             moments = run.strategy.optimizer_targets(native_format.saved_tensors(source, "optimizer"))
             source.load("optimizer", moments)

@@ -13,6 +13,7 @@ from torch import nn
 from mmtrain import dist
 from mmtrain.data import Stream
 from mmtrain.logging import Scalars, ScalarWriter
+from mmtrain.model_state import Kind
 from mmtrain.optim import OptimWrapper, ScheduleSet
 from mmtrain.progress import Progress
 from mmtrain.runner.data_identity import data_fingerprint
@@ -94,6 +95,7 @@ class Run:
         self.optim_wrapper: OptimWrapper | None = self.strategy.optim
         self.device: torch.device = self.strategy.device
         self.frozen = FrozenParameters()
+        self.buffer_kinds: dict[str, Kind] = {}  # as the model was built; those that change are noted in checkpoints
         stream = self.train_dataloader
         self.data_fingerprint = data_fingerprint(stream.dataset) if stream is not None else ""
 

@@ -4,9 +4,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmtrain import randomness
+from mmtrain import model_state, randomness
 from mmtrain.dtensor import full_state
 from mmtrain.errors import CheckpointError
 from mmtrain.runner.best import BestRecords
@@ -15,7 +15,7 @@ from mmtrain.types import Stateful
 
 
 def small_state_table(run: Run, best: BestRecords) -> dict[str, Stateful]:
-    """Name to object, for everything but the model's and the optimizer's tensors and the generators.
+    """Name to object, for everything but the model, the optimizer's tensors and the generators.
 
     ``progress`` comes first, because the others may want to know the position when they are restored.
     """
@@ -26,9 +26,6 @@ def small_state_table(run: Run, best: BestRecords) -> dict[str, Stateful]:
         table["schedules"] = run.schedules
     if best.metrics or best.records:
         table["best"] = best
-    extra = ModuleExtras(run.model)
-    if extra.modules:
-        table["modules"] = extra
     for name, hook in run.hooks.named.items():
         if isinstance(hook, Stateful):
             table[getattr(hook, "state_name", f"hooks.{name}")] = hook
@@ -36,22 +33,6 @@ def small_state_table(run: Run, best: BestRecords) -> dict[str, Stateful]:
         if isinstance(metric, Stateful):
             table[f"metrics.{name}"] = metric
     return table
-
-
-class ModuleExtras:
-    """What modules keep beside their tensors: torch's ``get_extra_state`` and ``set_extra_state``, by module name."""
-
-    def __init__(self, model: nn.Module) -> None:
-        plain = nn.Module.get_extra_state
-        self.modules = {n: module for n, module in model.named_modules() if type(module).get_extra_state is not plain}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {name: module.get_extra_state() for name, module in self.modules.items()}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        for name, module in self.modules.items():
-            if name in state_dict:
-                module.set_extra_state(state_dict[name])
 
 
 def _metrics(run: Run) -> Iterator[tuple[str, Any]]:
@@ -64,7 +45,17 @@ def _metrics(run: Run) -> Iterator[tuple[str, Any]]:
 def capture_small_state(run: Run, best: BestRecords) -> dict[str, Any]:
     """The state of everything in the table, by name."""
     state = {name: item.state_dict() for name, item in small_state_table(run, best).items()}
+    model = model_state.others_of(run.model)
+    if model:
+        state["model"] = model
     return full_state(state) if run.strategy.forward_is_collective else state
+
+
+def saved_model_entries(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """What a small state holds of the model: the entries of its state that are not plain tensors, by name."""
+    extras = saved.get("modules", {})  # earlier versions: the extra states alone, by the names of their modules
+    entries = {f"{name}._extra_state".removeprefix("."): value for name, value in extras.items()}
+    return entries | saved.get("model", {})
 
 
 def capture_tensors(
@@ -121,7 +112,8 @@ def restore_small_state(run: Run, best: BestRecords, saved: Mapping[str, Any]) -
             report.restored.append(name)
         else:
             report.absent.append(name)
-    report.unused = [name for name in state if name not in table and name != "extra"]
+    elsewhere = ("extra", "model", "modules")  # taken by others
+    report.unused = [name for name in state if name not in table and name not in elsewhere]
     return report
 
 

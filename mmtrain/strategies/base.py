@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mmtrain import model_state
 from mmtrain.optim import OptimWrapper
 from mmtrain.types import MicroBatch, StepResult
 
@@ -104,10 +105,19 @@ class Strategy(ABC):
 
     @abstractmethod
     def model_state(self) -> dict[str, Tensor]:
-        """Parameters and persistent buffers by name; tensors may be sharded (DTensor) and share the model's memory."""
+        """The tensors of the model's state by name; they may be sharded (DTensor) and share the model's memory."""
 
-    def commit_model_state(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027 (most states share the memory)
-        """Take over tensors of `model_state` that were filled in place, where they do not share the model's memory."""
+    def model_targets(self, saved: Mapping[str, SavedTensor]) -> dict[str, Tensor]:
+        """Memory for saved tensors of the model, to be filled and given to `load_model_state`.
+
+        It is the model's own where possible. What the model has and ``saved`` lacks is among them, what the model does
+        not know is not.
+        """
+        return model_state.targets(self.model, saved)
+
+    def load_model_state(self, state: Mapping[str, Any]) -> None:
+        """Put back filled `model_targets`, and what `mmtrain.model_state.others_of` gave. Raises CheckpointError."""
+        model_state.load(self.model, state)
 
     def trained_tensors(self) -> dict[str, TrainedTensor]:
         """The parameters that train by name, for whoever averages them."""

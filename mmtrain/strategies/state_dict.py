@@ -15,15 +15,6 @@ from mmtrain.optim import OptimWrapper
 from mmtrain.strategies.base import SavedTensor
 
 
-def module_state(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name, sharing the module's memory; other extra state is left out."""
-    return {
-        name: value
-        for name, value in module.state_dict().items()
-        if isinstance(value, Tensor) and name.rpartition(".")[2] != "_extra_state"
-    }
-
-
 def broadcast_buffers(module: nn.Module) -> None:
     """Copy rank 0's persistent buffers to all ranks; a collective."""
     kept = module.state_dict(keep_vars=True)

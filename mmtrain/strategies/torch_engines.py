@@ -6,13 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
-from mmtrain import dist
+from mmtrain import dist, model_state
 from mmtrain.errors import ConfigError
 from mmtrain.strategies.base import Strategy
 from mmtrain.strategies.state_dict import (
     broadcast_buffers,
     load_optimizer_tensors,
-    module_state,
     optimizer_tensors,
 )
 from mmtrain.types import MicroBatch, StepResult
@@ -34,7 +33,7 @@ class OwnOptimizer(Strategy):
         return self.optim.finish_window()
 
     def model_state(self) -> dict[str, Tensor]:
-        return module_state(self.model)
+        return model_state.tensors_of(self.model)
 
     def optimizer_state(self) -> dict[str, Tensor]:
         return {} if self.optim is None else optimizer_tensors(self.model, self.optim)

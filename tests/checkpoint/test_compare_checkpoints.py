@@ -23,6 +23,9 @@ from mmtrain.checkpoint.compare import MEASURED, ignored, leaves, tensor_differe
         (torch.ones(2), torch.ones(2).double(), "float32 [2] != float64 [2]"),
         (torch.empty(0), torch.empty(0), ""),
         (torch.ones(2, 2).bfloat16(), torch.ones(2, 2).bfloat16().t(), ""),
+        (torch.eye(2).to_sparse(), torch.eye(2).to_sparse(), ""),
+        (torch.eye(2).to_sparse(), 2 * torch.eye(2).to_sparse(), "the sparse tensors differ"),
+        (torch.eye(2).to_sparse(), torch.eye(2), "sparse float32 [2, 2] != float32 [2, 2]"),
     ],
 )
 def test_tensors_are_compared_by_their_bits(a, b, how):

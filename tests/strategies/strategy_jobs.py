@@ -240,11 +240,11 @@ def state_there_and_back(work_dir, **changes):
 
 def put_model_state(strategy, state):
     """Fill the strategy's model state as a resume does."""
-    targets = strategy.model_state()
+    targets = strategy.model_targets({name: (value.shape, value.dtype) for name, value in state.items()})
     with torch.no_grad():
         for name, value in targets.items():
             value.copy_(state[name])
-    strategy.commit_model_state(targets)
+    strategy.load_model_state(targets)
 
 
 def train_with_a_full_disk(work_dir, fails_on, **options):

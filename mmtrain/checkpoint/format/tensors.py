@@ -31,7 +31,9 @@ _DTYPE_NAMES = {
     "uint64": "U64", "uint32": "U32", "uint16": "U16", "uint8": "U8",
     "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
     "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ", "float8_e8m0fnu": "F8_E8M0",
+    "complex128": "C128", "complex32": "C32",
 }  # fmt: skip
+_PAIRS = {"C128": "F64", "C32": "F16"}  # complex types that safetensors lacks: pairs of numbers in a file's header
 DTYPES = {code: getattr(torch, name) for name, code in _DTYPE_NAMES.items() if hasattr(torch, name)}
 _NAMES = {dtype: code for code, dtype in DTYPES.items()}
 
@@ -52,7 +54,7 @@ class Layout:
 
 
 def dtype_name(dtype: torch.dtype, where: str) -> str:
-    """The safetensors name of a type. Raises CheckpointError naming ``where`` for a type that the format lacks."""
+    """The name of a type, safetensors' where it has one. Raises CheckpointError naming ``where`` for an unknown one."""
     if dtype not in _NAMES:
         raise CheckpointError(f"{where}: type {dtype} cannot be written to a safetensors file")
     return _NAMES[dtype]
@@ -87,7 +89,8 @@ def lay_out_one(section: str, path: str, shards: Iterable[TensorShard]) -> Layou
     for shard in ordered:
         end = position + shard.tensor.nbytes
         code = dtype_name(shard.tensor.dtype, f"{section}/{shard.name}")
-        header[shard.name] = {"dtype": code, "shape": list(shard.tensor.shape), "data_offsets": [position, end]}
+        shape = [*shard.tensor.shape, 2] if code in _PAIRS else [*shard.tensor.shape]
+        header[shard.name] = {"dtype": _PAIRS.get(code, code), "shape": shape, "data_offsets": [position, end]}
         if tuple(shard.tensor.shape) != shard.shape:
             parts[shard.name] = {"shape": shard.shape, "offsets": shard.offsets}
         starts.append(position)

@@ -7,7 +7,8 @@ JSON has fewer types than Python, so the rest is written as an object with one k
 ``{"$bytes": "<base64>"}`` · ``{"$tuple": [..]}`` · ``{"$set": [..]}`` · ``{"$frozenset": [..]}`` ·
 ``{"$ordered": [[key, value], ..]}`` an OrderedDict · ``{"$dict": [[key, value], ..]}`` a dict whose keys are not all
 plain strings · ``{"$tensor": key}`` · ``{"$array": key, "dtype": .., "shape": [..]}`` a numpy array,
-its bytes kept as a uint8 tensor · ``{"$scalar": "<base64>", "dtype": ..}`` a numpy scalar.
+its bytes kept as a uint8 tensor · ``{"$scalar": "<base64>", "dtype": ..}`` a numpy scalar ·
+``{"$sparse": layout, "shape": [..], "parts": [..], ..}`` a sparse tensor, its indices and values kept as tensors.
 """
 
 import base64
@@ -26,6 +27,11 @@ from mmtrain.dtensor import is_dtensor
 from mmtrain.errors import CheckpointError
 
 _INT64 = range(-(1 << 63), 1 << 63)
+_ROWS, _COLUMNS = ("crow_indices", "col_indices", "values"), ("ccol_indices", "row_indices", "values")
+_SPARSE_PARTS = {
+    torch.sparse_coo: ("_indices", "_values"),  # as they are: the public names want the sum of repeated elements
+    torch.sparse_csr: _ROWS, torch.sparse_bsr: _ROWS, torch.sparse_csc: _COLUMNS, torch.sparse_bsc: _COLUMNS,
+}  # fmt: skip
 
 
 def split(value: Any, *, path: str = "state") -> tuple[Any, dict[str, Tensor]]:
@@ -53,7 +59,7 @@ def join(document: Any, tensors: Mapping[str, Tensor]) -> Any:
         )
     try:
         return decoder(document, tensors)
-    except (KeyError, ValueError, TypeError, struct.error) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError, StopIteration, struct.error) as error:
         raise CheckpointError(f"the state contains a malformed {tag} value: {error!r}") from error
 
 
@@ -107,13 +113,23 @@ class _Splitter:
         ]
         return {"$dict" if type(value) is dict else "$ordered": pairs}
 
-    def _tensor(self, value: Tensor, path: str) -> dict[str, str]:
+    def _tensor(self, value: Tensor, path: str) -> dict[str, Any]:
+        if value.layout in _SPARSE_PARTS and not is_dtensor(value):
+            return self._sparse(value, path)
         if is_dtensor(value) or value.layout is not torch.strided or value.is_meta or value.is_quantized:
             raise CheckpointError(
                 f"{path}: a {type(value).__name__} with layout {value.layout} on {value.device} cannot be part of a "
                 "state; pass sharded tensors to the store as a section of tensors"
             )
         return {"$tensor": self._put(path, value.detach().to("cpu", copy=True))}
+
+    def _sparse(self, value: Tensor, path: str) -> dict[str, Any]:
+        parts = [getattr(value.detach(), method)() for method in _SPARSE_PARTS[value.layout]]
+        document: dict[str, Any] = {"$sparse": str(value.layout).removeprefix("torch."), "shape": [*value.shape]}
+        document["parts"] = [self._tensor(part, f"{path}.part{index}") for index, part in enumerate(parts)]
+        if value.layout is torch.sparse_coo:
+            document["coalesced"] = value.is_coalesced()
+        return document
 
     def _numpy(self, value: Any, path: str) -> dict[str, Any]:
         known = isinstance(value, np.generic) or type(value) in (np.ndarray, np.memmap)  # a masked array has a mask too
@@ -139,6 +155,17 @@ def _array(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> np.nda
     return np.frombuffer(bytearray(raw), np.dtype(document["dtype"])).reshape(document["shape"])
 
 
+def _sparse(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
+    layout = next(known for known in _SPARSE_PARTS if str(known) == f"torch.{document['$sparse']}")
+    *indices, values = (tensors[part["$tensor"]] for part in document["parts"])
+    size = document["shape"]
+    if layout is torch.sparse_coo:
+        coalesced = document["coalesced"]
+        return torch.sparse_coo_tensor(indices[0], values, size, is_coalesced=coalesced, check_invariants=True)
+    compressed, plain = indices
+    return torch.sparse_compressed_tensor(compressed, plain, values, size, layout=layout, check_invariants=True)
+
+
 def _pairs(items: list[Any], tensors: Mapping[str, Tensor]) -> list[tuple[Any, Any]]:
     return [(join(key, tensors), join(item, tensors)) for key, item in items]
 
@@ -154,5 +181,6 @@ _DECODERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], Any]] =
     "$ordered": lambda d, t: OrderedDict(_pairs(d["$ordered"], t)),
     "$tensor": lambda d, t: t[d["$tensor"]],
     "$array": _array,
+    "$sparse": _sparse,
     "$scalar": lambda d, t: np.frombuffer(base64.b64decode(d["$scalar"]), np.dtype(d["dtype"]))[0],
 }

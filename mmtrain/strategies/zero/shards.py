@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmtrain import dist
+from mmtrain import dist, model_state
 from mmtrain.errors import CheckpointError
 from mmtrain.optim import OptimWrapper
-from mmtrain.strategies.base import TrainedTensor
+from mmtrain.strategies.base import SavedTensor, TrainedTensor
 from mmtrain.strategies.state_dict import not_trained, placed
 
 
@@ -87,15 +87,21 @@ def whole_model(model: nn.Module, engine: Any) -> dict[str, Tensor]:
     """Parameters and persistent buffers by name: masters where there are any. Tied names are one tensor."""
     found, done = fragments(engine), {}
     state: dict[str, Tensor] = {}
-    for name, value in _entries(model).items():
+    for name, value in model_state.tensors_of(model, keep_vars=True).items():
         if id(value) not in done:
             done[id(value)] = _whole_value(value, found.get(id(value)), engine.device)
         state[name] = done[id(value)]
     return state
 
 
-def _entries(model: nn.Module) -> dict[str, Tensor]:
-    return {n: value for n, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
+def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    return dict(model.named_parameters(remove_duplicate=False))
+
+
+def model_targets(model: nn.Module, engine: Any, saved: Mapping[str, SavedTensor]) -> dict[str, Tensor]:
+    """Memory for saved tensors: of parameters the full tensor, for the rest that of `mmtrain.model_state.targets`."""
+    found = model_state.targets(model, saved)
+    return found | {name: value for name, value in whole_model(model, engine).items() if name in _parameters(model)}
 
 
 def _shape(value: Any) -> torch.Size:
@@ -135,10 +141,11 @@ def _put(flat: Tensor, fragment: Fragment, value: Tensor) -> None:
 
 
 @torch.no_grad()
-def load_model(model: nn.Module, engine: Any, state: Mapping[str, Tensor]) -> None:
-    """Copy full tensors into masters and parameters; entries without a tensor of their shape are left alone."""
-    entries, found = _entries(model), fragments(engine)
-    for name, value in entries.items():
+def load_model(model: nn.Module, engine: Any, state: Mapping[str, Any]) -> None:
+    """Copy full tensors into masters and parameters; parameters without a tensor of their shape are left alone."""
+    found, parameters = fragments(engine), _parameters(model)
+    rest = {name: value for name, value in state.items() if name not in parameters}
+    for name, value in parameters.items():
         if name not in state or state[name].shape != _shape(value):
             continue
         fragment = found.get(id(value))
@@ -149,7 +156,10 @@ def load_model(model: nn.Module, engine: Any, state: Mapping[str, Tensor]) -> No
             _put(own.flat, own, state[name])
         elif fragment is None or fragment.flat is not value:
             value.copy_(state[name])
-    if any(hasattr(value, "ds_id") for value in entries.values()):
+        if not hasattr(value, "ds_id"):
+            rest[name] = value  # it is in its place; a module that loads in its own way may want to see it
+    model_state.load(model, rest)
+    if any(hasattr(value, "ds_id") for value in parameters.values()):
         gather_persistent(engine)
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmtrain import dist
+from mmtrain import dist, model_state
 from mmtrain.errors import ConfigError
 from mmtrain.optim import OptimWrapper
 from mmtrain.registry import STRATEGIES
-from mmtrain.strategies.base import Native, Strategy, TrainedTensor
-from mmtrain.strategies.state_dict import broadcast_buffers, module_state
+from mmtrain.strategies.base import Native, SavedTensor, Strategy, TrainedTensor
+from mmtrain.strategies.state_dict import broadcast_buffers
 from mmtrain.strategies.zero import library, native, shards
 from mmtrain.strategies.zero.config_check import settled
 from mmtrain.strategies.zero.inputs import cast_inputs
@@ -188,11 +188,18 @@ class DeepSpeedStrategy(Strategy):
 
     def model_state(self) -> dict[str, Tensor]:
         if self.engine is None:
-            return module_state(self.model)
+            return model_state.tensors_of(self.model)
         return shards.whole_model(self.model, self.engine)
 
-    def commit_model_state(self, state: Mapping[str, Tensor]) -> None:
-        if self.engine is not None:
+    def model_targets(self, saved: Mapping[str, SavedTensor]) -> dict[str, Tensor]:
+        if self.engine is None:
+            return super().model_targets(saved)
+        return shards.model_targets(self.model, self.engine, saved)
+
+    def load_model_state(self, state: Mapping[str, Any]) -> None:
+        if self.engine is None:
+            super().load_model_state(state)
+        else:
             shards.load_model(self.model, self.engine, state)
 
     def optimizer_state(self) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ def bits(tensor: torch.Tensor) -> bytes:
 
 def every_kind() -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    raw = torch.randint(0, 256, (48,), dtype=torch.uint8)
+    raw = torch.randint(0, 256, (96,), dtype=torch.uint8)
     tensors = {}
     for code, dtype in DTYPES.items():
         if code == "BOOL":
@@ -49,9 +49,11 @@ def test_safetensors_reads_what_we_write(tmp_path):
     loaded = load_file(tmp_path / "a.safetensors")
     assert loaded.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert loaded[name].dtype == tensor.dtype
-        assert loaded[name].shape == tensor.shape
-        assert bits(loaded[name]) == bits(tensor), name
+        paired = name in ("C128", "C32")  # types that safetensors lacks are pairs of real numbers there
+        expected = torch.view_as_real(tensor) if paired else tensor
+        assert loaded[name].dtype == expected.dtype
+        assert loaded[name].shape == expected.shape
+        assert bits(loaded[name]) == bits(expected), name
 
 
 def test_the_file_is_the_librarys_own_byte_for_byte(tmp_path):
@@ -106,7 +108,7 @@ def test_contiguous_memory_is_not_copied():
 
 def test_what_has_no_place_in_a_file_is_named():
     for tensor, reason in [
-        (torch.ones(2, dtype=torch.complex128), "complex128"),
+        (torch.ones(8, dtype=torch.uint8).view(torch.bits8), "bits8"),
         (torch.ones(2, device="meta"), "meta"),
         (torch.eye(2).to_sparse(), "sparse"),
         (3, "int"),
