@@ -28,7 +28,40 @@ def tensors_of(module: nn.Module, *, keep_vars: bool = False) -> dict[str, Tenso
 
 def others_of(module: nn.Module) -> dict[str, Any]:
     """The other entries of the state: extra states, plain values, sparse tensors."""
+    if not any(_may_have_others(part) for part in module.modules()):
+        return {}  # most models; their state is collected once a save, not twice
     return {name: value for name, value in module.state_dict().items() if not _is_plain(name, value)}
+
+
+def own_entries(module: nn.Module) -> dict[str, Any]:
+    """The entries that are not the module's parameters and buffers, which ranks may hold differently.
+
+    What is sharded belongs to all ranks and is left out.
+    """
+    if not any(_may_have_others(part) for part in module.modules()):
+        return {}
+    own = _own_tensors(module)
+    entries: dict[str, Any] = module.state_dict(keep_vars=True)
+    return {name: value for name, value in entries.items() if own.get(name) is not value and not _has_dtensor(value)}
+
+
+def _may_have_others(part: nn.Module) -> bool:
+    kind, plain = type(part), nn.Module
+    return bool(
+        kind._save_to_state_dict is not plain._save_to_state_dict
+        or kind.state_dict is not plain.state_dict
+        or kind.get_extra_state is not plain.get_extra_state
+        or part._state_dict_hooks
+        or any(buffer is not None and buffer.layout is not torch.strided for buffer in part._buffers.values())
+    )
+
+
+def _has_dtensor(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return any(_has_dtensor(item) for item in value)
+    return is_dtensor(value)
 
 
 def _is_plain(name: str, value: Any) -> bool:
@@ -107,15 +140,11 @@ Kind = tuple[tuple[int, ...], torch.dtype] | None
 
 def buffer_kinds(module: nn.Module) -> dict[str, Kind]:
     """Shape and type of each dense persistent buffer; None for one that is registered and has no value."""
-    kept: dict[str, Any] = module.state_dict(keep_vars=True)
-    kinds: dict[str, Kind] = {}
-    for name, value in _buffers(module):
-        is_kept = kept.get(name) is value
-        if value is None:
-            kinds[name] = None
-        elif is_kept and value.layout is torch.strided:
-            kinds[name] = (tuple(value.shape), value.dtype)
-    return kinds
+    return {
+        name: None if value is None else (tuple(value.shape), value.dtype)
+        for name, value in _buffers(module, persistent=True)
+        if value is None or value.layout is torch.strided
+    }
 
 
 def changed_kinds(before: Mapping[str, Kind], now: Mapping[str, Kind]) -> dict[str, Kind]:
@@ -148,11 +177,12 @@ def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(parameters), **dict(module.named_buffers(remove_duplicate=False))}
 
 
-def _buffers(module: nn.Module) -> Iterator[tuple[str, Tensor | None]]:
+def _buffers(module: nn.Module, *, persistent: bool = False) -> Iterator[tuple[str, Tensor | None]]:
     """All buffers, also those that are registered and have no value, which torch's `named_buffers` leaves out."""
     for prefix, part in module.named_modules(remove_duplicate=False):
         for last, value in part._buffers.items():
-            yield f"{prefix}.{last}" if prefix else last, value
+            if not (persistent and last in part._non_persistent_buffers_set):
+                yield f"{prefix}.{last}" if prefix else last, value
 
 
 def _device(module: nn.Module) -> torch.device:

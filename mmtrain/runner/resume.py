@@ -88,11 +88,10 @@ class _Restorer:
         meta = checkpoint.manifest.meta
         values = compare.flat_config(run.cfg)
         self._check_belongs(checkpoint, values)
-        state = checkpoint.state()
-        self._restore_tensors(checkpoint, saved_model_entries(state))
+        state, own = checkpoint.state(), self._store.own_rng(checkpoint)
+        self._restore_tensors(checkpoint, saved_model_entries(state), (own or {}).get("model", {}))
         state_report = restore_small_state(run, self._best, state)
         self._restore_position(checkpoint)
-        own = self._store.own_rng(checkpoint)
         if own is not None:
             randomness.restore(own["generators"])
             if run.data_moved_by is None:  # else the state is of other data, or of another position in it
@@ -122,8 +121,11 @@ class _Restorer:
             run.data_moved_by = choice
 
     # ---- tensors ------------------------------------------------------------------------------------------------
-    def _restore_tensors(self, checkpoint: Checkpoint, entries: Mapping[str, Any]) -> None:
-        """Restore the model's and the optimizer's tensors; ``entries`` are the others of the model's state."""
+    def _restore_tensors(self, checkpoint: Checkpoint, entries: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+        """Restore the model and the optimizer's tensors.
+
+        ``entries`` are those of the model's state that are not plain tensors, ``own`` those of this rank alone.
+        """
         run = self._run
         meta = checkpoint.manifest.meta
         native = meta.get("native")
@@ -134,9 +136,11 @@ class _Restorer:
         model_state.reshape_buffers(run.model, saved_kinds(meta.get("buffers", {})))
         if native is not None and run.strategy.takes_native(native):
             run.strategy.load_native(checkpoint.path, native)
+            if own:
+                run.strategy.load_model_state(own)
         else:
             with self._by_name(checkpoint, native) as source:
-                self._restore_by_name(source, meta, entries, partial=partial)
+                self._restore_by_name(source, meta, {**entries, **own}, partial=partial)
         if partial:
             run.frozen.check(meta.get("frozen") or {}, run.strategy, where=str(checkpoint.path))
 

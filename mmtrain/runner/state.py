@@ -73,9 +73,15 @@ def capture_tensors(
 
 
 def capture_rank_state(run: Run) -> dict[str, Any]:
-    """What every rank has of its own: the states of its generators, and what its data stream must remember."""
+    """What every rank has of its own: the states of its generators, and what its data stream must remember.
+
+    Modules may hold more than buffers, such as a metric's counts, which no one shares over ranks: what ranks other than
+    0 hold is here too.
+    """
     assert run.train_dataloader is not None
-    return {"generators": randomness.capture(), "data": run.train_dataloader.state_dict()}
+    state = {"generators": randomness.capture(), "data": run.train_dataloader.state_dict()}
+    own = model_state.own_entries(run.model) if run.world_size > 1 else {}  # on every rank: it may be a collective
+    return {**state, "model": own} if own and run.rank > 0 else state
 
 
 @dataclass

@@ -1,5 +1,8 @@
 """``tools/checkpoint.py export``: the files that other programs read."""
 
+import importlib
+import sys
+
 import torch
 from parts import config, make_runner
 from safetensors.torch import load_file
@@ -83,3 +86,54 @@ def test_export_of_frozen_parameters_that_came_by_load_from(trained, tmp_path, r
     status, _, err = run(*without)
     assert (status, "the 2 frozen parameters of this model are different" in err) == (1, True)
     assert not (tmp_path / "c.pth").exists()
+
+
+def test_export_of_a_model_that_keeps_its_state_in_its_own_way(tmp_path, run):
+    module = tmp_path / "own_state_model.py"
+    module.write_text(OWN_STATE)
+    changes = {"model": {"type": "RunningNet"}}
+    text = "custom_imports = dict(imports=['parts', 'own_state_model'])\n"
+    path = tmp_path / "net.py"
+    path.write_text(text + "\n".join(f"{k} = {v!r}" for k, v in config(tmp_path / "w", **changes).items()))
+    sys.path.insert(0, str(tmp_path))
+    try:
+        importlib.import_module("own_state_model")
+        trained = make_runner(tmp_path / "work", **changes)
+        trained.train()
+        out = tmp_path / "weights.safetensors"
+        assert run("export", tmp_path / "work", out, "--config", path)[0] == 0
+    finally:
+        sys.path.remove(str(tmp_path))
+    found = load_file(out)
+    assert found["history"].tolist() == [1.0] * 20
+    assert torch.equal(found["total"], trained.model.total)
+
+
+OWN_STATE = """
+import torch
+from parts import Net
+
+from mmtrain.registry import MODELS
+
+
+@MODELS.register_module()
+class RunningNet(Net):
+    def __init__(self):
+        super().__init__()
+        self.total = torch.zeros(())
+        self.register_buffer("history", torch.empty(0))
+
+    def forward(self, x, y):
+        if self.training:
+            self.total = self.total + x.sum()
+            self.history = torch.cat([self.history, torch.ones(1)])
+        return super().forward(x, y)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "total"] = self.total.clone()
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        self.total = state_dict.pop(prefix + "total")
+        super()._load_from_state_dict(state_dict, prefix, *args)
+"""

@@ -5,6 +5,7 @@ import strategy_parts
 import torch
 from torch import nn
 
+from mmtrain import dist
 from mmtrain.registry import MODELS
 
 
@@ -20,9 +21,10 @@ class Tally(nn.Module):
     def forward(self, x):
         if self.training:
             self.count += 1
-            self.total = self.total + x.detach().float().mean()
+            self.total = self.total + (1 + dist.rank()) * x.detach().float().mean()  # another one on each rank
             self.history = torch.cat([self.history, torch.full((1,), 1.0 / self.count)])
             self.late = torch.ones(2) * self.count
+        x = x * (1 + 0.01 * torch.tanh(self.total))
         late = 0.0 if self.late is None else self.late.sum()
         return x * (1 + 0.01 * (torch.tanh(self.history.sum() + late) + self.count % 3))
 
@@ -55,10 +57,10 @@ class TallyingLanguageModel(strategy_parts.TinyLanguageModel):
 
 
 def train(work_dir, **options):
-    """A run of it; returns the counts and the history that it ends with, which are the same on all ranks."""
+    """A run of it; returns what its parts end with on this rank."""
     model = {"type": "TallyingLanguageModel"}
     runner = exactness.train(
-        work_dir, crash=options.pop("crash", None), **strategy_parts.changes(2, iterations=40, model=model, **options)
+        work_dir, crash=options.pop("crash", None), **strategy_parts.changes(2, iterations=30, model=model, **options)
     )
     tally = runner.model.tally
-    return tally.count, tally.history.tolist(), tally.late.tolist()
+    return tally.count, tally.history.tolist(), tally.late.tolist(), float(tally.total)

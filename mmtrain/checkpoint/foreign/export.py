@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmtrain import model_state
 from mmtrain.checkpoint.foreign import deepspeed_files
 from mmtrain.checkpoint.format.manifest import Manifest
 from mmtrain.checkpoint.reader import Checkpoint
@@ -55,13 +56,20 @@ def averages_in(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
     return found
 
 
-def fill(model: nn.Module, weights: Mapping[str, Tensor], *, partial: bool = False) -> dict[str, Tensor]:
-    """Copy ``weights`` into ``model`` and return the model's state by name.
+def fill(
+    model: nn.Module,
+    weights: Mapping[str, Tensor],
+    *,
+    partial: bool = False,
+    others: Mapping[str, Any] | None = None,
+) -> dict[str, Tensor]:
+    """Give ``model`` the ``weights`` and return its tensors by name; ``others`` are those entries of its state that are
+    not plain tensors.
 
     ``partial`` lets parameters keep what the model was built with (``save_frozen=False`` leaves them out of a
     checkpoint). Raises CheckpointError that names what does not fit.
     """
-    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    own = model_state.targets(model, {name: (value.shape, value.dtype) for name, value in weights.items()})
     named = model.named_parameters(remove_duplicate=False) if partial else ()
     frozen = {name for name, value in named if not value.requires_grad}
     problems = [f"the model does not have {name}" for name in weights if name not in own]
@@ -77,7 +85,8 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], *, partial: bool = Fal
     with torch.no_grad():
         for name, value in weights.items():
             own[name].copy_(value)
-    return own
+    model_state.load(model, {**(others or {}), **{name: own[name] for name in weights}})
+    return model_state.tensors_of(model)
 
 
 def cast(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmtrain import model_state
 from mmtrain.checkpoint import Checkpoint, copy_matched, load_weights
 from mmtrain.checkpoint.foreign import export as forms
 from mmtrain.cli.checkpoint.find import find_checkpoint
 from mmtrain.cli.checkpoint.text import counted
 from mmtrain.errors import ConfigError
+from mmtrain.runner.checkpoint_fields import saved_kinds
 from mmtrain.runner.frozen import check_same_frozen, frozen_names, tensors_fingerprint
+from mmtrain.runner.state import saved_model_entries
 
 
 def export(arguments: argparse.Namespace) -> int:
@@ -31,7 +34,9 @@ def export(arguments: argparse.Namespace) -> int:
     model = None if arguments.config is None else _model(arguments, checkpoint)
     partial = not checkpoint.manifest.meta.get("has_frozen", True)
     if model is not None:
-        weights = forms.fill(model, weights, partial=partial)
+        model_state.reshape_buffers(model, saved_kinds(checkpoint.manifest.meta.get("buffers", {})))
+        others = saved_model_entries(checkpoint.state())
+        weights = forms.fill(model, weights, partial=partial, others=others)
         if partial:
             _check_frozen(model, checkpoint)
     elif partial:

@@ -159,7 +159,7 @@ def load_model(model: nn.Module, engine: Any, state: Mapping[str, Any]) -> None:
         if not hasattr(value, "ds_id"):
             rest[name] = value  # it is in its place; a module that loads in its own way may want to see it
     model_state.load(model, rest)
-    if any(hasattr(value, "ds_id") for value in parameters.values()):
+    if any(name in state and hasattr(value, "ds_id") for name, value in parameters.items()):
         gather_persistent(engine)
 
 
