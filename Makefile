@@ -1,4 +1,4 @@
-# Two commands on a machine that has only Python >= 3.10: `make train` and `make test`.
+# `make train` and `make test` need only Python >= 3.10.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
