@@ -18,7 +18,7 @@ def test_a_file_is_replaced(tmp_path, durable):
 
 
 @pytest.mark.parametrize("error", [OSError("full"), KeyboardInterrupt()])
-def test_when_writing_fails_the_old_file_stays(tmp_path, error):
+def test_when_writing_fails_the_old_file_is_kept(tmp_path, error):
     path = tmp_path / "best.json"
     path.write_text("old")
 
@@ -49,7 +49,7 @@ def test_durable_means_file_before_rename_before_directory(tmp_path):
     assert calls == [("fsync", ".f.tmp"), ("rename", "f"), ("fsync", tmp_path.name)]
 
 
-def test_hashes_are_those_of_xxhash(tmp_path):
+def test_hashes_are_equal_to_those_of_xxhash(tmp_path):
     data = bytes(range(256)) * 20_000  # more than one block
     write_new(tmp_path / "f", data)
     assert hash_file(tmp_path / "f") == hash_bytes(data) == xxhash.xxh3_128_hexdigest(data)

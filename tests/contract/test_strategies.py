@@ -88,13 +88,13 @@ def test_the_same_mathematics_as_one_process(train, reference, tmp_path, name, s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
-def test_options_move_no_number(train, reference, tmp_path, name):
+def test_options_do_not_change_results(train, reference, tmp_path, name):
     train(name, tmp_path)
     assert_same_run(tmp_path, reference / "43")
 
 
 @pytest.mark.slow
-def test_a_static_graph_moves_no_number(pair, train, tmp_path):
+def test_a_static_graph_does_not_change_results(pair, train, tmp_path):
     train("single", tmp_path / "one", accumulation=1)
     static = {"type": "DDPStrategy", "static_graph": True}
     options = {"world": 2, "strategy": static, "accumulation": 1}

@@ -131,7 +131,7 @@ def test_the_record_is_what_the_ranks_read(ranks, world, size, accumulation):
     assert len(state["ledger"]["runs"]) <= 2 * len(passes), "the record grows with the iterations"
 
 
-def test_worlds_differ_in_nothing_but_the_segment(ranks):
+def test_the_number_of_processes_changes_only_the_segment(ranks):
     records = [ranks(world, size=97).begin().step(20).save()["ledger"] for world in (1, 2, 3, 4)]
     assert len({str(record["runs"]) for record in records}) == 1
 
@@ -159,7 +159,7 @@ def test_a_rank_without_a_sample_counts_nothing(ranks):
 
 
 @pytest.mark.parametrize("size", [97, 1 << 25])
-def test_what_is_done_after_a_checkpoint_and_lost_with_it_does_not_count(ranks, size):
+def test_work_lost_after_a_checkpoint_does_not_count(ranks, size):
     state = ranks(2, size=size).begin().step(3).save()
     ranks(2, size=size).begin(copy.deepcopy(state)).step(2)  # and killed
     state = ranks(2, size=size).begin(state).step(4).save()
@@ -167,7 +167,7 @@ def test_what_is_done_after_a_checkpoint_and_lost_with_it_does_not_count(ranks, 
     assert audit_ledger(state["ledger"])[0].samples == 7 * 12
 
 
-def test_worlds_and_batches_that_change_in_the_middle_of_a_pass(ranks):
+def test_processes_and_batches_that_change_in_the_middle_of_an_epoch(ranks):
     state = None
     for world, batch, steps in ((2, 12, 3), (3, 12, 4), (1, 20, 1), (4, 8, 9), (2, 12, 3)):
         state = ranks(world, batch).begin(state).step(steps).save()
@@ -187,13 +187,13 @@ def test_the_digest_of_parts_adds_up():
 
 
 # ---- what is meant to be ---------------------------------------------------------------------------------------------
-def test_drop_last_is_told_and_nothing_is_lost(ranks):
+def test_drop_last_is_reported_and_not_lost(ranks):
     state = ranks(2, size=100, drop_last=True).begin().step(20).save()
     assert totals(state) == (0, 0, 0)
     assert told(state).count("4 samples at the end were dropped by drop_last") == 2
 
 
-def test_a_batch_that_no_longer_fits_the_end_of_a_pass_is_dropped(ranks):
+def test_a_batch_that_no_longer_fits_the_end_of_an_epoch_is_dropped(ranks):
     state = ranks(1, 10, size=100, drop_last=True).begin().step(9).save()  # 10 samples are left
     state = ranks(1, 12, size=100, drop_last=True).begin(state).step(2).save()
     assert totals(state) == (0, 0, 0)
@@ -213,7 +213,7 @@ def test_data_moved_on_purpose_are_not_lost(ranks, choice):
     assert len(state["ledger"]["segments"]) == 2
 
 
-def test_a_record_that_begins_in_the_middle_says_so(ranks):
+def test_a_record_that_begins_in_the_middle_is_reported(ranks):
     run = ranks()
     run.progress.iteration = run.progress.update = 3
     state = run.begin(at=(0, 36)).step(9).save()
@@ -231,7 +231,7 @@ def test_a_sampler_that_repeats_by_design(ranks):
 
 
 @pytest.mark.parametrize("kind", ["iterable", "loader"])
-def test_data_that_name_no_samples_are_refused(kind):
+def test_data_without_sample_indices_are_refused(kind):
     source = torch.utils.data.DataLoader(Numbers(10), batch_size=2)
     cfg = {"dataset": iter_only(), "batch_size": 2} if kind == "iterable" else source
     with pytest.raises(ConfigError, match="train_cfg.ledger: .* is iterable-style"):
@@ -246,7 +246,7 @@ def iter_only():
     return Endless()
 
 
-def test_without_a_ledger_a_batch_says_nothing():
+def test_without_a_ledger_a_batch_has_no_indices():
     stream = build_train_stream({"dataset": Numbers(10), "batch_size": 2}, seed=1)
     assert next(stream).indices is None
 
@@ -269,7 +269,7 @@ def test_a_sampler_that_jumps_over_a_sample(ranks, monkeypatch):
     assert f"sample {missing} was lost: position 36, between updates 3 and 4" in told(state)
 
 
-def test_a_stream_that_hands_a_batch_over_twice(ranks, monkeypatch):
+def test_a_stream_that_gives_a_batch_twice(ranks, monkeypatch):
     sound, held = TrainStream.__next__, {}
 
     def faulty(self):
@@ -318,7 +318,7 @@ def test_a_worker_that_reads_another_sample(ranks):
     assert f"sample {order[5]} was repeated: read in updates 1 and 3" in told(state)
 
 
-def test_a_seed_changed_in_the_middle_of_a_pass(ranks):
+def test_a_seed_changed_in_the_middle_of_an_epoch(ranks):
     state = ranks().begin().step(4).save()
     run = ranks(seed=SEED + 1).begin(state)
     state = run.step(8).save()

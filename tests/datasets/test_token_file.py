@@ -50,7 +50,7 @@ def test_files_follow_each_other_with_separators(folder):
     assert names == ["all.bin", "all.json", "all.lock"]
 
 
-def test_made_once_and_again_when_a_file_changes(folder, counted):
+def test_the_cache_is_made_once_and_again_when_a_file_changes(folder, counted):
     first = prepare(folder)
     assert prepare(folder) == first
     assert len(counted) == 1
@@ -124,7 +124,7 @@ def test_a_failure_leaves_nothing_behind(folder, monkeypatch):
     assert content(prepare(folder)) == b"first file\0second\0"
 
 
-def test_what_cannot_be_read_or_written_is_named(folder, monkeypatch):
+def test_an_unreadable_or_unwritable_file_is_named(folder, monkeypatch):
     with pytest.raises(ConfigError, match=r"dataset.cache_dir: cannot write tokens to"):
         prepare_tokens(TextFiles(folder), ByteTokenizer(), split="all", cache_dir=str(folder / "a.txt"))
     (folder / "b.txt").unlink()

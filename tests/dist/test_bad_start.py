@@ -38,12 +38,12 @@ def test_ranks_that_do_not_come_are_named():
         wait_for_all(store, place, 0.3)
 
 
-def test_a_rank_0_that_is_not_there_is_told():
+def test_a_missing_rank_0_is_reported():
     with pytest.raises(RunError, match=r"rank 0 could not be reached at 127\.0\.0\.1:\d+ within 0\.3 seconds"):
         open_store(world(1, free_port()), 0.3)
 
 
-def test_a_port_that_is_taken_is_told():
+def test_a_port_in_use_is_reported():
     with socket.socket() as other:
         other.bind(("", 0))
         other.listen()
@@ -51,7 +51,7 @@ def test_a_port_that_is_taken_is_told():
             open_store(world(0, other.getsockname()[1]))
 
 
-def test_a_failure_that_one_rank_met_alone_ends_the_waiting_of_rank_0():
+def test_a_failure_on_one_rank_ends_the_wait_of_rank_0():
     place = world(0, free_port())
     store = open_store(place)
     thread, told = in_background(report_to_rank_0, world(1, place.port), RankFailure(1, "the disk is full", 2))
@@ -63,7 +63,7 @@ def test_a_failure_that_one_rank_met_alone_ends_the_waiting_of_rank_0():
     assert told == [True]
 
 
-def test_a_failure_that_all_ranks_meet_is_told_once(monkeypatch):
+def test_a_failure_on_all_ranks_is_reported_once(monkeypatch):
     monkeypatch.setattr(meeting, "HEARING", 2 * SOON)
     port = free_port()
     thread, _ = in_background(announce_as_rank_0, world(0, port), RankFailure(0, "no such key", 2))
@@ -89,7 +89,7 @@ def alone_on_rank_1(path, code):
     return path
 
 
-def test_a_config_that_is_broken_on_rank_1_alone(tmp_path):
+def test_a_config_that_is_broken_only_on_rank_1(tmp_path):
     path = alone_on_rank_1(write_config(tmp_path, "one"), "raise ValueError('half a file')")
     statuses, errors, seconds = found = run(path)
     assert first_line(errors[0]).startswith("error: rank 1: "), found
@@ -162,7 +162,7 @@ def test_a_checkpoint_of_another_model(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_port_that_is_taken_by_a_silent_program(tmp_path):
+def test_a_port_in_use_by_a_silent_program(tmp_path):
     """Rank 1 reaches it, and gives up when it does not answer as a store does."""
     with socket.socket() as other:
         other.bind(("", 0))

@@ -83,7 +83,7 @@ def test_a_shared_directory_is_one_part(pair, tmp_path):
     assert "parts" not in (tmp_path / "node0" / "work" / "iter_1.pth" / "manifest.json").read_text()
 
 
-def test_a_directory_that_one_rank_cannot_make_is_told_on_all(pair, tmp_path):
+def test_a_directory_that_one_rank_cannot_create_is_reported_on_all(pair, tmp_path):
     told = pair.run("own_disk_jobs", "refused", folder=str(tmp_path), nodes=OWN)
     assert told[0] == told[1]
     assert "rank 1" in told[0]
@@ -109,7 +109,7 @@ def test_the_newest_step_that_is_good_on_every_node_is_taken(pair, runs, broken,
     assert_same(whole, left_behind(together(broken)))
 
 
-def test_a_node_with_an_empty_disk_is_told(pair, runs, broken):
+def test_a_node_with_an_empty_disk_is_reported(pair, runs, broken):
     kind = runs[0]
     shutil.rmtree(broken / "node1")
     told = resume(pair, kind, broken)
@@ -130,7 +130,7 @@ def test_nodes_in_another_order(pair, runs, broken):
     assert_same(whole, left_behind(together(broken)))
 
 
-def test_one_process_goes_on_from_copied_parts(runs, broken):
+def test_one_process_continues_from_copied_parts(runs, broken):
     kind, _, _ = runs
     step = broken / "node0" / "work" / "iter_30.pth"
     alone = open_checkpoint(step)
@@ -158,12 +158,12 @@ def store(pair, tmp_path):
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-def test_a_part_is_all_that_its_ranks_need(store, blocking):
+def test_a_part_has_everything_that_its_ranks_need(store, blocking):
     assert store("save", iterations=[1, 2], blocking=blocking) == [["", ""]] * 2
     assert store("load") == [["iter_2.pth", [], [rank]] for rank in range(2)]
 
 
-def test_files_of_an_engine_lie_in_the_part_of_the_rank_that_wrote_them(store, tmp_path):
+def test_files_of_an_engine_are_in_the_part_of_the_rank_that_wrote_them(store, tmp_path):
     assert store("save", iterations=[1], extra=["native_{}.pt"]) == [[""]] * 2
     for node in range(2):
         step = tmp_path / f"node{node}" / "work" / "iter_1.pth"
@@ -182,7 +182,7 @@ def test_different_files_of_one_name_are_refused(store, tmp_path):
 @pytest.mark.parametrize(
     ("call", "text"), [("mkdir", ".iter_2.pth.tmp"), ("open", "manifest.json"), ("open", "rank_00001_part")]
 )
-def test_what_fails_on_one_disk_fails_on_all_before_any_renames(store, tmp_path, call, text):
+def test_a_failure_on_one_disk_fails_on_all_before_any_rename(store, tmp_path, call, text):
     store("save", iterations=[1])
     told = store("save", iterations=[2, 3], call=call, text=text)
     assert all("rank 1" in one and "Input/output error" in one and after == "" for one, after in told)
@@ -225,7 +225,7 @@ def test_a_fault_in_every_call_of_one_disk(store, tmp_path, rank):
     assert not any(name.startswith(".") for name in left[0] | left[1])
 
 
-def test_parts_of_different_saves_do_not_go_together(store, tmp_path):
+def test_parts_of_different_saves_do_not_match(store, tmp_path):
     store("save", iterations=[1, 2])
     kept = tmp_path / "kept"
     shutil.copytree(tmp_path / "node1" / "work" / "iter_2.pth", kept)
@@ -257,7 +257,7 @@ def test_other_data_on_a_rank_is_refused(pair):
 
 @pytest.mark.parametrize("runs", ["ddp"], indirect=True)
 @pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
-def test_a_kill_between_two_renames_costs_only_that_step(pair, runs, tmp_path, rank):
+def test_a_kill_between_two_renames_loses_only_that_step(pair, runs, tmp_path, rank):
     kind, whole, _ = runs
     first = Group(2)
     try:

@@ -52,7 +52,7 @@ def whole(tmp_path):
     return left_behind(tmp_path / "whole")
 
 
-def test_a_full_disk_that_is_freed(tmp_path):
+def test_saving_continues_after_a_full_disk_is_freed(tmp_path):
     """Nothing at all can be written for a third of the run, logs included; then there is room again."""
     fill = f"head -c 9m /dev/zero > {tmp_path}/disk/filler; true"
     done = run(
@@ -75,7 +75,7 @@ def test_a_full_disk_that_is_freed(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_disk_that_stays_full_ends_in_a_failure_and_is_made_up_for(tmp_path):
+def test_a_disk_that_stays_full_fails_the_run_and_a_resume_completes_it(tmp_path):
     fill = f"head -c 9m /dev/zero > {tmp_path}/disk/filler; true"
     done = run(
         tmp_path,
@@ -90,7 +90,7 @@ def test_a_disk_that_stays_full_ends_in_a_failure_and_is_made_up_for(tmp_path):
 
 
 @pytest.mark.parametrize("mode", [pytest.param("ro", marks=pytest.mark.slow), "gone"])
-def test_a_disk_that_cannot_be_written_for_a_while(tmp_path, mode):
+def test_a_disk_that_is_unwritable_for_a_while(tmp_path, mode):
     """Mounted read-only, or gone altogether: the older checkpoints are untouched, and nothing is written elsewhere."""
     disk, away = tmp_path / "disk", tmp_path / "away"
     commands = {

@@ -106,7 +106,7 @@ def write_config(path, work_dir, **changes):
     return path
 
 
-def test_a_run_goes_on_over_two_hosts_after_one_was_killed(hosts, tmp_path):
+def test_a_run_on_two_hosts_continues_after_one_was_killed(hosts, tmp_path):
     whole = write_config(tmp_path / "whole.py", tmp_path / "whole")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
     environment = {**os.environ, "PYTHONPATH": ":".join(PATHS), "OMP_NUM_THREADS": "1"}

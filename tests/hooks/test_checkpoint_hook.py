@@ -44,7 +44,7 @@ def test_every_interval_and_the_last():
     ]  # fmt: skip
 
 
-def test_the_last_one_is_not_asked_for_twice():
+def test_the_last_one_is_not_requested_twice():
     assert [at for at, _, _ in iterations(CheckpointHook(interval=10))] == [10, 20]
     assert [at for at, _, _ in iterations(CheckpointHook(interval=6, save_last=False))] == [6, 12, 18]
 
@@ -53,7 +53,7 @@ def test_save_begin():
     assert [at for at, _, _ in iterations(CheckpointHook(interval=4, save_begin=10, save_last=False))] == [10, 14, 18]
 
 
-def test_weights_have_an_interval_of_their_own():
+def test_weights_have_their_own_interval():
     asked = iterations(CheckpointHook(weights_interval=8, save_last=False))
     assert asked == [(8, "weights", {"weights_only": True}), (16, "weights", {"weights_only": True})]
 
@@ -179,12 +179,12 @@ def test_the_best_by_another_rule_does_not_count_after_a_resume(tmp_path, capfd)
     assert "starts over" not in capfd.readouterr().err
 
 
-def test_a_metric_whose_rule_cannot_be_told(tmp_path):
+def test_a_metric_whose_rule_cannot_be_inferred(tmp_path):
     with pytest.raises(ConfigError, match="set rule='greater' or rule='less'"):
         best_run(tmp_path, save_best="accuracy", greater_keys=["qq"], less_keys=["zz"])
 
 
-def test_a_validation_alone_saves_nothing(tmp_path):
+def test_a_validation_without_training_saves_nothing(tmp_path):
     hook = {"checkpoint": {"type": "CheckpointHook", "interval": 5, "save_best": "loss"}}
     make_runner(tmp_path / "trained").train()
     runner = make_runner(tmp_path / "alone", default_hooks=hook, load_from=str(tmp_path / "trained" / "iter_20.pth"))
@@ -192,7 +192,7 @@ def test_a_validation_alone_saves_nothing(tmp_path):
     assert not list(tmp_path.glob("alone/*.pth"))
 
 
-def test_weights_alone_are_plain_safetensors(tmp_path):
+def test_weights_are_plain_safetensors(tmp_path):
     hook = {"checkpoint": {"type": "CheckpointHook", "weights_interval": 10}}
     runner = make_runner(tmp_path, default_hooks=hook)
     runner.train()

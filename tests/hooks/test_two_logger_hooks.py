@@ -59,7 +59,7 @@ def test_gradient_norms_are_measured_for_the_lines_of_both(tmp_path):
 
 
 @pytest.mark.parametrize("interval", [3, 7])
-def test_one_hook_measures_gradient_norms_at_its_interval_alone(tmp_path, interval):
+def test_one_hook_measures_gradient_norms_only_at_its_interval(tmp_path, interval):
     losses = Losses()
     make_runner(
         tmp_path, default_hooks={"logger": {"type": "LoggerHook", "interval": interval}}, custom_hooks=[losses]

@@ -17,7 +17,7 @@ def lines_of(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_a_line_reads_back_to_the_bit(tmp_path):
+def test_a_line_is_read_back_bit_for_bit(tmp_path):
     writer = JsonLinesWriter(tmp_path / "vis_data" / "scalars.json")
     generator = torch.Generator().manual_seed(0)
     values = {f"v{i}": torch.rand((), generator=generator, dtype=torch.float64).item() * 10.0**i for i in range(-9, 9)}
@@ -62,7 +62,7 @@ def test_a_closed_writer_opens_again(tmp_path):
     assert [line["step"] for line in lines_of(writer.path)] == [1, 2]
 
 
-def test_a_full_disk_neither_stops_the_run_nor_tears_a_line(tmp_path, monkeypatch, caplog):
+def test_a_full_disk_does_not_stop_the_run_or_split_a_line(tmp_path, monkeypatch, caplog):
     writer = JsonLinesWriter(tmp_path / "scalars.json")
     writer.write({"loss": 1.0}, 1)
     original, full = os.write, [True]

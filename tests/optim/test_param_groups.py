@@ -182,12 +182,12 @@ def test_rms_norms_are_norms():
     ],
     ids=str,
 )
-def test_mistakes_are_told(case, sentence):
+def test_mistakes_are_reported(case, sentence):
     with pytest.raises(ConfigError, match=sentence):
         build_optim_wrapper(Model(), dict(optimizer=dict(type="SGD", lr=0.1), paramwise_cfg=case))
 
 
-def test_a_multiplier_of_what_the_optimizer_has_not_is_an_error():
+def test_a_multiplier_that_the_optimizer_does_not_have_is_an_error():
     cfg = dict(optimizer=dict(type="Rprop", lr=0.1), paramwise_cfg=dict(norm_decay_mult=0.0))
     with pytest.raises(
         ConfigError, match="norm_decay_mult multiplies weight_decay, which this optimizer does not have"

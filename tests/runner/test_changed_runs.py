@@ -47,7 +47,7 @@ def test_a_run_that_went_back_keeps_and_finds_its_checkpoints(work, capfd):
     assert f"Auto resumed from the latest checkpoint {work}/iter_12.pth." in said(capfd)
 
 
-def test_a_run_that_begins_anew_beside_old_checkpoints_keeps_its_own_and_theirs(work, capfd):
+def test_a_run_from_scratch_keeps_its_checkpoints_and_the_old_ones(work, capfd):
     start(work, train_cfg={"max_iters": 6}, **KEEP_2)
     assert "holds checkpoints of an earlier run" in said(capfd)
     assert checkpoints(work) == ["iter_4.pth", "iter_6.pth", "iter_7.pth", "iter_14.pth", "iter_20.pth"]
@@ -58,7 +58,7 @@ def test_a_run_that_begins_anew_beside_old_checkpoints_keeps_its_own_and_theirs(
     assert json.loads(earlier[-1])["step"] == 20  # what that run logged past iteration 6 is still there
 
 
-def test_todays_learning_rate_and_decay_rule(work, capfd):
+def test_the_current_learning_rate_and_decay_apply(work, capfd):
     forget(work, "iter_20.pth")
     runner = start(work, resume=True, optim_wrapper={"optimizer": {"type": "AdamW", "lr": 0.5, "weight_decay": 0.3}})
     text = said(capfd)
@@ -154,7 +154,7 @@ def test_a_larger_batch_that_never_saved_leaves_nothing_in_the_logs(tmp_path):
     assert history(tmp_path) == counted([8, 8, 8, 8, 8, 4] * 3 + [8, 8, 8, 8])
 
 
-def test_every_sample_of_a_pass_is_seen_once_over_a_change_of_batch(work):
+def test_every_sample_of_an_epoch_is_read_once_over_a_change_of_batch(work):
     seen = []
 
     class Seen:
@@ -172,7 +172,7 @@ def test_every_sample_of_a_pass_is_seen_once_over_a_change_of_batch(work):
     assert len(set(seen)) == 44
 
 
-def test_what_cannot_go_on_is_refused(work):
+def test_changes_that_cannot_continue_are_refused(work):
     with pytest.raises(CheckpointError, match=r"SGD.*saved with AdamW"):
         start(work, resume=True, optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.1}}, train_cfg={"max_iters": 30})
     with pytest.raises(CheckpointError, match="training dataset changed"):
@@ -234,7 +234,7 @@ class PointsInARow(IterableDataset):
         self.at = state["at"]
 
 
-def test_data_with_a_state_of_its_own_begin_again_on_request(tmp_path):
+def test_data_with_state_start_again_on_request(tmp_path):
     seen = []
 
     class Seen:

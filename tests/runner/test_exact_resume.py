@@ -109,7 +109,7 @@ def test_exact(case, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(FULL)))
-def test_exact_in_full(number, tmp_path, monkeypatch):
+def test_exact_with_every_combination(number, tmp_path, monkeypatch):
     schedule, seed = list(SCHEDULES)[number % len(SCHEDULES)], FACTORS["seed"][number // len(SCHEDULES) % 2]
     check({**FULL[number], "schedule": schedule, "seed": seed}, tmp_path, monkeypatch)
 
@@ -178,7 +178,7 @@ class CarelessAdversaries(Adversaries):
         return {"loss": loss.detach()}
 
 
-def test_gradients_that_no_checkpoint_holds_are_told_once(tmp_path, capfd):
+def test_gradients_that_are_not_saved_are_reported_once(tmp_path, capfd):
     pair = {name: {"optimizer": {"type": "SGD", "lr": 0.01}} for name in ("gen", "disc")}
     make_runner(
         tmp_path, model={"type": "CarelessAdversaries"}, param_scheduler=None, log_level="INFO",

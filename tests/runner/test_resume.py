@@ -12,7 +12,7 @@ from starts import EVERY_7, forget, said, start
 from mmtrain.errors import CheckpointError, ConfigError
 
 
-def test_nothing_to_resume_says_so(tmp_path, capfd):
+def test_a_missing_checkpoint_is_reported(tmp_path, capfd):
     runner = start(tmp_path / "new", resume=True)
     assert runner.progress.iteration == 20
     assert "starting from scratch" in said(capfd)
@@ -31,7 +31,7 @@ def test_exactly_the_one_that_is_named(work, trained, tmp_path, capfd):
     assert logged(tmp_path / "elsewhere", "loss") == {s: v for s, v in logged(trained, "loss").items() if s > 7}
 
 
-def test_the_one_of_that_name_in_the_work_dir(work, capfd):
+def test_the_named_checkpoint_of_the_work_dir(work, capfd):
     start(work, resume="iter_7.pth")
     assert "Resuming at iteration 7/20" in said(capfd)
 
@@ -63,7 +63,7 @@ def test_an_empty_directory_cannot_be_resumed(tmp_path):
         start(tmp_path / "work", resume=True, load_from=str(tmp_path / "empty"))
 
 
-def test_auto_continues_or_begins_with_the_weights(trained, tmp_path, capfd):
+def test_auto_continues_or_starts_from_the_weights(trained, tmp_path, capfd):
     new = tmp_path / "new"
     start(new, resume="auto", load_from=str(trained / "iter_20.pth"))
     text = said(capfd)
@@ -74,7 +74,7 @@ def test_auto_continues_or_begins_with_the_weights(trained, tmp_path, capfd):
     assert f"Auto resumed from the latest checkpoint {new}/iter_14.pth." in said(capfd)
 
 
-def test_weights_alone_start_everything_else_anew(trained, tmp_path):
+def test_only_the_weights_are_loaded_and_the_rest_starts_fresh(trained, tmp_path):
     runner = make_runner(tmp_path, load_from=str(trained / "iter_20.pth"), train_cfg={"max_iters": 1})
     seen = {}
 
@@ -118,7 +118,7 @@ def test_weights_of_other_programs(kind, trained, tmp_path, capfd):
     assert "9 matched" in said(capfd)
 
 
-def test_weights_that_do_not_fit_are_refused_unless_told_otherwise(trained, tmp_path):
+def test_weights_that_do_not_fit_are_refused_unless_allowed(trained, tmp_path):
     wrong = {"model": {"hidden": 5}, "load_from": str(trained / "iter_20.pth"), "train_cfg": {"max_iters": 1}}
     with pytest.raises(CheckpointError, match="a shape is wrong"):
         start(tmp_path / "a", **wrong)
@@ -154,7 +154,7 @@ def damage(path, kind):
 
 
 @pytest.mark.parametrize("kind", ["missing", "truncated", "flipped"])
-def test_every_damaged_file_is_found_and_the_older_one_taken(trained, tmp_path, kind, capfd):
+def test_every_damaged_file_is_found_and_the_older_checkpoint_used(trained, tmp_path, kind, capfd):
     files = sorted(p.relative_to(trained / "iter_20.pth") for p in (trained / "iter_20.pth").rglob("*") if p.is_file())
     assert len(files) >= 6
     work = shutil.copytree(trained, tmp_path / "work")
@@ -177,7 +177,7 @@ def test_the_run_stops_when_none_is_good(work):
 
 
 @pytest.mark.parametrize("pointer", ["nowhere.pth", "", None, "../../etc"])
-def test_a_pointer_that_lies_does_not_matter(work, pointer):
+def test_a_wrong_pointer_does_not_matter(work, pointer):
     if pointer is None:
         (work / "last_checkpoint").unlink()
     else:
@@ -187,7 +187,7 @@ def test_a_pointer_that_lies_does_not_matter(work, pointer):
     runner.release()
 
 
-def test_another_seed_is_told(work, capfd):
+def test_another_seed_is_reported(work, capfd):
     start(work, resume="iter_7.pth", randomness={"seed": 6}, train_cfg={"max_iters": 8})
     assert "WARNING - THE SEED CHANGED from 5 to 6" in said(capfd)
 
@@ -216,7 +216,7 @@ def test_best_is_kept_through_a_restart(tmp_path):
     assert set(kept) == {"iter_40.pth", best["loss"]["checkpoint"]}
 
 
-def test_hooks_that_came_and_went_are_reported(work, capfd):
+def test_added_and_removed_hooks_are_reported(work, capfd):
     forget(work, "iter_20.pth")
     start(work, resume=True, custom_hooks=[{"type": "Counter"}], default_hooks={**EVERY_7["default_hooks"]})
     assert "not in the checkpoint: hooks.Counter" in said(capfd)
@@ -231,7 +231,7 @@ def test_the_drawn_seed_is_the_checkpoints(tmp_path):
     second.release()
 
 
-def test_without_positional_seeding_the_saved_generators_rule(tmp_path):
+def test_without_positional_seeding_the_saved_generators_are_restored(tmp_path):
     off = {"randomness": {"seed": 3, "positional": False}, "train_dataloader": {"num_workers": 1}}
     whole = make_runner(tmp_path / "whole", **off, **EVERY_7)
     whole.train()
@@ -241,7 +241,7 @@ def test_without_positional_seeding_the_saved_generators_rule(tmp_path):
     assert logged(tmp_path / "cut", "loss") == logged(tmp_path / "whole", "loss")
 
 
-def test_a_start_before_the_first_checkpoint_leaves_no_lines(tmp_path):
+def test_a_start_before_the_first_checkpoint_leaves_no_log_lines(tmp_path):
     make_runner(tmp_path, default_hooks={"checkpoint": None}, train_cfg={"max_iters": 3}).train()
     make_runner(tmp_path, resume=True, **EVERY_7).train()
     assert list(logged(tmp_path, "loss")) == list(range(1, 21))

@@ -128,7 +128,7 @@ def test_inputs_become_half_by_name(job):
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
-def test_the_command_says_nothing_that_is_not_its_own(tmp_path, capfd):
+def test_the_command_prints_only_its_own_lines(tmp_path, capfd):
     path = write_config(tmp_path, "quiet", train_cfg={"max_iters": 8, "val_interval": 8})
     statuses, errors, _ = run(path, "--deepspeed", "zero2")
     assert statuses == [0, 0], errors
@@ -140,7 +140,7 @@ def test_the_command_says_nothing_that_is_not_its_own(tmp_path, capfd):
     assert (tmp_path / "quiet" / "iter_8.pth" / "zero_pp_rank_1_mp_rank_00_optim_states.pt").exists()
 
 
-def test_a_misspelt_key_of_the_file_is_told_by_rank_0_alone(tmp_path):
+def test_a_misspelt_key_of_the_file_is_reported_only_by_rank_0(tmp_path):
     path = write_config(tmp_path, "bad")
     (tmp_path / "ds.json").write_text(json.dumps({"zero_optimisation": {"stage": 2}}))
     statuses, errors, seconds = run(path, "--deepspeed", str(tmp_path / "ds.json"))

@@ -43,7 +43,7 @@ def test_auto_takes_everything_from_the_run():
     assert found["zero_optimization"] == {"stage": 2}
 
 
-def test_nothing_said_is_nothing_switched_on():
+def test_by_default_nothing_is_switched_on():
     found = settle(None)
     assert found == {
         "gradient_accumulation_steps": 1,
@@ -58,7 +58,7 @@ def test_auto_takes_the_precision_of_amp(dtype, key):
     assert {name: found[name]["enabled"] for name in ("bf16", "fp16")} == {"bf16": key == "bf16", "fp16": key == "fp16"}
 
 
-def test_the_same_said_twice_is_no_contradiction():
+def test_the_same_value_twice_is_not_a_contradiction():
     optim = {"type": "AmpOptimWrapper", "dtype": "bfloat16", "accumulative_counts": 2, "clip_grad": {"max_norm": 1}}
     config = {
         "gradient_accumulation_steps": 2, "gradient_clipping": 1.0, "train_batch_size": 16, "bf16": {"enabled": True},
@@ -127,7 +127,7 @@ def test_an_unknown_key_is_refused(config, words):
         ({"bf16": {"enabled": [1]}}, ["bf16.enabled is [1]"]),
     ],
 )
-def test_deepspeeds_own_models_are_asked(config, words):
+def test_deepspeeds_config_models_check_the_keys(config, words):
     library.load()
     sentence = told(check_models, joined(config, {}))
     assert all(word in sentence for word in words), sentence
@@ -171,7 +171,7 @@ def test_no_such_preset():
     assert "did you mean 'zero2'" in told(preset_or_file, "zero_2")
 
 
-def test_mmengines_arguments_are_taken():
+def test_mmengines_arguments_are_accepted():
     strategy = DeepSpeedStrategy(
         config={"bf16": {"enabled": True}}, zero_optimization={"stage": 2}, gradient_clipping="auto",
         inputs_to_half=["x"], activation_checkpointing={"profile": False}, aio={"block_size": 1048576},

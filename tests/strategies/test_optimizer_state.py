@@ -32,7 +32,7 @@ def stepped(model, optimizer, times=2):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Adagrad, torch.optim.Adafactor, torch.optim.NAdam])
-def test_a_restored_optimizer_goes_on_alike(kind, dtype):
+def test_a_restored_optimizer_continues_identically(kind, dtype):
     """Also for a scalar parameter of type float64, whose moments look like numbers."""
     model, other = Scaled(dtype), Scaled(dtype)
     optimizer, restored = kind(model.parameters(), lr=0.1), kind(other.parameters(), lr=0.1)
@@ -45,7 +45,7 @@ def test_a_restored_optimizer_goes_on_alike(kind, dtype):
     assert all(torch.equal(mine, theirs) for mine, theirs in zip(model.parameters(), other.parameters(), strict=True))
 
 
-def test_state_that_is_no_tensor_is_refused_with_the_remedy():
+def test_state_that_is_not_a_tensor_is_refused_with_the_remedy():
     model = Scaled()
     optimizer = torch.optim.LBFGS(model.parameters(), max_iter=3)
     stepped(model, optimizer)

@@ -94,7 +94,7 @@ VARIANTS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
-def test_options_move_no_number(train, tmp_path, name):
+def test_options_do_not_change_results(train, tmp_path, name):
     options = {"iterations": 40, **VARIANTS[name]}
     alone = {key: value for key, value in options.items() if key != "strategy"}
     train(None, tmp_path / "one", **alone)
@@ -187,7 +187,7 @@ def test_ranks_of_one_copy_that_read_different_samples_are_found(groups, tmp_pat
 @pytest.mark.parametrize(
     "mesh", [TP2, SQUARE, {"dp": 3, "tp": 2}, HYBRID, {"replicate": 2, "shard": 3, "tp": 2}], ids=str
 )
-def test_the_boxes_that_are_written_are_the_tensors(mesh):
+def test_the_written_shards_are_the_tensors(mesh):
     """Every rank's part of every parameter lies at its place, and the parts that are written cover it once."""
     world = math.prod(mesh.values())
     whole, pieces = None, {}
@@ -250,7 +250,7 @@ def draws(rank):
     return found
 
 
-def test_dropout_differs_between_ranks_where_activations_are_cut_and_nowhere_else():
+def test_dropout_differs_between_ranks_only_where_activations_are_split():
     first, second, again = draws(0), draws(1), draws(0)
     assert [torch.equal(a, b) for a, b in zip(first, second, strict=True)] == [True, False, True, False, True]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -306,7 +306,7 @@ def test_a_layer_that_cannot_be_divided_is_refused(groups, tmp_path):
     assert "the 7 outputs of odd cannot be divided among 2 processes" in told
 
 
-def test_a_parameter_between_cut_layers_is_found(groups, tmp_path):
+def test_a_parameter_between_split_layers_is_found(groups, tmp_path):
     model = {"type": "ScaledGPT"}
     (told, _) = groups(2).run("tensor_parallel_jobs", "refused", work_dir=str(tmp_path), mesh=TP2, model=model)
     assert told.startswith("RunError: the gradients of blocks.0.mlp.scale differ")
@@ -325,7 +325,7 @@ def test_a_parameter_between_cut_layers_is_found(groups, tmp_path):
         ({"cp": 2}, "strategy.mesh.cp: unknown dimension"),
     ],
 )
-def test_a_mesh_that_cannot_be_is_refused(asked, words):
+def test_an_impossible_mesh_is_refused(asked, words):
     with pytest.raises(ConfigError) as told:
         mesh_shape(asked, 4)
     assert words in str(told.value)

@@ -69,7 +69,7 @@ def test_refused_in_one_sentence(job, strategy, words):
     assert all(word in told for word in words), told
 
 
-def test_an_init_weights_that_forgets_is_refused(job):
+def test_an_incomplete_init_weights_is_refused(job):
     told = job("refused", model={"type": "Initialised", "forgets": True}, strategy=fsdp(meta_init=True))
     assert "init_weights() gives no value to scale" in told
     told = job("refused", model={"type": "Initialised", "masked": True}, strategy=fsdp(meta_init=True))
@@ -97,7 +97,7 @@ def test_built_without_memory_every_value_is_drawn(job):
 
 # ---- training --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("strategy", [ddp(), fsdp(wrap="TinyBlock")], ids=["ddp", "fsdp"])
-def test_gradients_are_exchanged_at_a_windows_end_alone(job, strategy):
+def test_gradients_are_exchanged_only_at_the_end_of_a_window(job, strategy):
     assert job("synchronised", strategy=strategy) == [False, False, True, False, False, True]
 
 
@@ -140,7 +140,7 @@ def test_mixed_precision(job):
     assert found["moments"] == ["torch.float32"]
 
 
-def test_cpu_offload_is_taken_and_has_no_effect_on_the_cpu(job):
+def test_cpu_offload_is_accepted_and_has_no_effect_on_the_cpu(job):
     assert job("losses", strategy=fsdp(cpu_offload=True)) == job("losses", strategy=fsdp())
 
 
@@ -153,7 +153,7 @@ def test_compiled(job, strategy):
     assert found == plain
 
 
-def test_the_weights_of_an_interval_are_whole(job, tmp_path):
+def test_the_weights_of_an_interval_are_full_tensors(job, tmp_path):
     hook = {"checkpoint": {"type": "CheckpointHook", "weights_interval": 6}}
     expected = job("written_weights", strategy=fsdp(wrap="TinyBlock"), default_hooks=hook)
     found = load_file(tmp_path / "weights" / "iter_6.safetensors")

@@ -87,14 +87,14 @@ def test_mmengine_file_is_plain_and_mmengine_reads_it(checkpoint, tmp_path):
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
-def test_cast_leaves_whole_numbers_alone(checkpoint):
+def test_cast_does_not_change_integers(checkpoint):
     weights = export.cast(export.read_weights(checkpoint), torch.float16)
     assert {name: value.dtype for name, value in weights.items()} == {
         "count": torch.int64, "first.bias": torch.float16, "first.weight": torch.float16, "last.weight": torch.float16,
     }  # fmt: skip
 
 
-def test_fill_names_what_does_not_fit(checkpoint):
+def test_fill_names_weights_that_do_not_fit(checkpoint):
     weights = export.read_weights(checkpoint)
     with pytest.raises(CheckpointError, match=r"first.weight is \[3, 4\] in the checkpoint and \[5, 4\] in the model"):
         export.fill(Small(5), weights)
@@ -102,7 +102,7 @@ def test_fill_names_what_does_not_fit(checkpoint):
         export.fill(nn.Linear(4, 3), weights)
 
 
-def test_frozen_parameters_may_come_from_the_model(checkpoint):
+def test_frozen_parameters_can_be_taken_from_the_model(checkpoint):
     weights = export.read_weights(checkpoint)
     del weights["first.weight"]
     model = Small()
@@ -123,7 +123,7 @@ def test_huggingface_part_of_a_model(tmp_path):
     assert torch.load(tmp_path / "out" / "weights.pth", weights_only=True)["line.weight"].dtype is torch.bfloat16
 
 
-def test_no_huggingface_model(tmp_path):
+def test_a_model_that_is_not_a_huggingface_model(tmp_path):
     with pytest.raises(ConfigError, match="Small is not a Hugging Face model"):
         export.write_huggingface(tmp_path / "out", Small())
 
