@@ -45,8 +45,8 @@ def end(process):
 
 def test_a_second_run_is_refused_and_the_holder_is_named(tmp_path):
     holder = hold(tmp_path)
-    told = rf"is in use by process {holder.pid} on {re.escape(socket.gethostname())}, since .*another work_dir"
-    with pytest.raises(RunError, match=told):
+    message = rf"is in use by process {holder.pid} on {re.escape(socket.gethostname())}, since .*another work_dir"
+    with pytest.raises(RunError, match=message):
         WorkDirLock(tmp_path).acquire(wait_seconds=0.1)
     end(holder)
     with WorkDirLock(tmp_path) as held:
@@ -85,8 +85,8 @@ def test_a_second_lock_in_one_process_is_refused(tmp_path):
 
 def test_the_file_names_the_holder(tmp_path):
     with WorkDirLock(tmp_path):
-        said = json.loads((tmp_path / ".lock").read_text())  # reading it here drops the lock: only the test may
-        assert (said["pid"], said["host"]) == (os.getpid(), socket.gethostname())
+        record = json.loads((tmp_path / ".lock").read_text())  # reading it here drops the lock: only the test may
+        assert (record["pid"], record["host"]) == (os.getpid(), socket.gethostname())
     assert (tmp_path / ".lock").read_text() == ""
 
 

@@ -51,10 +51,10 @@ def test_strict_refuses_before_anything_changes(checkpoint):
     into = {"w": good, "b": torch.zeros(9), "new": torch.zeros(1), "none": torch.zeros(0, 2), "count": torch.tensor(0)}
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load("model", into)
-    told = str(caught.value)
-    assert "1 missing in the checkpoint: new" in told
-    assert "1 not in this run: tied" in told
-    assert "1 with a different shape: b (saved [8], here [9])" in told
+    message = str(caught.value)
+    assert "1 missing in the checkpoint: new" in message
+    assert "1 not in this run: tied" in message
+    assert "1 with a different shape: b (saved [8], here [9])" in message
     assert not good.any()
     report = checkpoint.load("model", into, strict=False)
     assert (report.matched, report.missing, report.unexpected) == (["w", "none", "count"], ["new"], ["tied"])

@@ -17,7 +17,7 @@ def test_spread_is_even_and_does_not_depend_on_the_order():
 
 
 def test_any_sharding_is_rebuilt_from_any_other():
-    whole = torch.arange(7 * 5).reshape(7, 5)
+    full = torch.arange(7 * 5).reshape(7, 5)
 
     def grid(rows, columns):
         for (a, b), (c, d) in itertools.product(itertools.pairwise(rows), itertools.pairwise(columns)):
@@ -29,9 +29,9 @@ def test_any_sharding_is_rebuilt_from_any_other():
         for piece_offsets, piece_shape in saved:
             shared = overlap((offsets, shape), ShardEntry("f", 0, piece_offsets, piece_shape))
             if shared is not None:
-                source = narrow_to_box(whole, (0, 0), (piece_offsets, piece_shape))
+                source = narrow_to_box(full, (0, 0), (piece_offsets, piece_shape))
                 narrow_to_box(target, offsets, shared).copy_(narrow_to_box(source, piece_offsets, shared))
-        assert torch.equal(target, narrow_to_box(whole, (0, 0), (offsets, shape)))
+        assert torch.equal(target, narrow_to_box(full, (0, 0), (offsets, shape)))
 
 
 def test_scalars_overlap_and_empty_boxes_do_not():

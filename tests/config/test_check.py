@@ -305,7 +305,7 @@ def test_one_wrapper_for_each_part_of_a_model_is_left_to_its_constructor():
     assert "named 'TestConstructr'" in error({"optim_wrapper": dict(own, constructor="TestConstructr")})
 
 
-def test_the_names_of_the_train_loop_need_no_registration():
+def test_the_names_of_the_train_loop_are_accepted_without_their_package():
     from mmengine.config.lazy import LazyObject
 
     theirs = LazyObject("xtuner.engine.runner", "TrainLoop")

@@ -106,10 +106,10 @@ def test_a_static_graph_does_not_change_results(pair, train, tmp_path):
 def test_a_resume_is_exact(train, tmp_path, name):
     """Interrupted in a window after a checkpoint in mid-epoch, with dropout; everything that is left is the same."""
     options = {"dropout": 0.2, "iterations": 40}
-    train(name, tmp_path / "whole", **options)
+    train(name, tmp_path / "uninterrupted", **options)
     train(name, tmp_path / "broken", crash=["iteration", 23], **options)
     train(name, tmp_path / "broken", **options)
-    assert_same(left_behind(tmp_path / "whole"), left_behind(tmp_path / "broken"))
+    assert_same(left_behind(tmp_path / "uninterrupted"), left_behind(tmp_path / "broken"))
 
 
 @pytest.mark.slow
@@ -119,11 +119,11 @@ def test_a_resume_of_three_ranks_is_exact(tmp_path, name):
     group = Group(3)
     options = {"world": 3, "dropout": 0.2, "iterations": 40, "strategy": STRATEGIES[name]}
     try:
-        for folder, crash in (("whole", None), ("broken", ["iteration", 23]), ("broken", None)):
+        for folder, crash in (("uninterrupted", None), ("broken", ["iteration", 23]), ("broken", None)):
             group.run("strategy_parts", "train", work_dir=str(tmp_path / folder), crash=crash, **options)
     finally:
         group.close()
-    assert_same(left_behind(tmp_path / "whole"), left_behind(tmp_path / "broken"))
+    assert_same(left_behind(tmp_path / "uninterrupted"), left_behind(tmp_path / "broken"))
 
 
 MOVES = [

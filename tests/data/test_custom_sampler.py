@@ -67,7 +67,7 @@ def test_a_seed_of_the_sampler_affects_only_the_order():
         assert [noise[index] for index in indices] == values[::3]
 
 
-def test_a_sampler_object_of_mmengine_with_a_drawn_seed_is_refused():
+def test_the_drawn_seed_of_a_sampler_object_of_mmengine_has_no_effect():
     dataset = Noisy(11)
     ready = MMEngineDefaultSampler(dataset, shuffle=True)
     assert take(stream(ready, dataset), 9) == take(stream(), 9)
@@ -98,11 +98,11 @@ def test_starting_at_any_position_continues_the_same_order(kind, num_workers):
         }
         return stream(samplers[kind](), dataset, num_workers=num_workers, drop_last=kind == "weighted_drop")
 
-    whole = make()
-    run = take(whole, 12)
-    assert len(whole) == (3 if kind == "weighted_drop" else 4)
+    uninterrupted = make()
+    run = take(uninterrupted, 12)
+    assert len(uninterrupted) == (3 if kind == "weighted_drop" else 4)
     epoch = offset = 0
-    whole.close()
+    uninterrupted.close()
     for position, (_, _, samples, epoch_end) in enumerate(run):
         if position in (0, 2, 5, 9):
             entered = make()

@@ -40,16 +40,16 @@ def test_an_epoch_gives_every_sample_once_and_marks_its_end(num_workers, drop_la
 @pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
 @pytest.mark.parametrize("seek_first", [False, True])
 def test_a_stateful_dataset_continues_bit_for_bit_from_any_position(num_workers, seek_first):
-    whole = stream(num_workers=num_workers)
+    uninterrupted = stream(num_workers=num_workers)
     run, states = [], []
     epoch = offset = 0
     for _ in range(16):
-        states.append((epoch, offset, whole.state_dict()))
-        (batch,) = take(whole, 1)
+        states.append((epoch, offset, uninterrupted.state_dict()))
+        (batch,) = take(uninterrupted, 1)
         run.append(batch)
         epoch, offset = (epoch + 1, 0) if batch[3] else (epoch, offset + batch[2])
     assert epoch >= 2
-    whole.close()
+    uninterrupted.close()
     for position, (epoch, offset, state) in list(enumerate(states))[:: max(1, num_workers)]:
         resumed = stream(num_workers=num_workers)
         if seek_first:
@@ -80,9 +80,9 @@ def test_another_number_of_workers_is_refused():
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_closed_stream_continues(num_workers):
-    whole = stream(num_workers=num_workers)
-    run = take(whole, 9)
-    whole.close()
+    uninterrupted = stream(num_workers=num_workers)
+    run = take(uninterrupted, 9)
+    uninterrupted.close()
     read = stream(num_workers=num_workers)
     assert take(read, 4) == run[:4]
     read.close()
@@ -170,12 +170,12 @@ def loader():
 
 @pytest.mark.parametrize("make", [loader, KeepsPlace])
 def test_a_foreign_loader_continues_from_any_position(make):
-    whole = ForeignStream(make(), seed=5)
+    uninterrupted = ForeignStream(make(), seed=5)
     run, positions = [], []
     epoch = offset = 0
     for _ in range(11):
-        positions.append((epoch, offset, whole.state_dict()))
-        (batch,) = take(whole, 1)
+        positions.append((epoch, offset, uninterrupted.state_dict()))
+        (batch,) = take(uninterrupted, 1)
         run.append(batch)
         epoch, offset = (epoch + 1, 0) if batch[3] else (epoch, offset + batch[2])
     assert epoch == 2
@@ -184,7 +184,7 @@ def test_a_foreign_loader_continues_from_any_position(make):
         resumed.load_state_dict(state)
         resumed.seek(epoch, offset)
         assert take(resumed, 11 - position) == run[position:]
-    assert bool(whole.notices) == (make is loader)
+    assert bool(uninterrupted.notices) == (make is loader)
 
 
 def test_a_foreign_loader_shuffles_every_epoch_and_has_its_length():

@@ -15,20 +15,20 @@ def test_computed_order_is_a_permutation(size, seed, epoch):
 
 
 def test_computed_order_is_the_same_however_it_is_divided():
-    whole = ComputedOrder(3000, 5, 1).take(0, 3000)
+    full = ComputedOrder(3000, 5, 1).take(0, 3000)
     order = ComputedOrder(3000, 5, 1)
     pieces = [order.take(start, min(start + 7, 3000)) for start in range(0, 3000, 7)]
-    assert [index for piece in pieces for index in piece] == whole
-    assert ComputedOrder(3000, 5, 1).take(2990, 3000) == whole[2990:]
+    assert [index for piece in pieces for index in piece] == full
+    assert ComputedOrder(3000, 5, 1).take(2990, 3000) == full[2990:]
 
 
 @pytest.mark.parametrize(("batch", "ranks"), [(8, 1), (8, 3), (1, 7), (5, 100), (2000, 1)])
 def test_computed_order_is_the_same_for_a_rank_that_takes_its_part_of_every_batch(batch, ranks):
-    whole = ComputedOrder(3000, 5, 1).take(0, 3000)
+    full = ComputedOrder(3000, 5, 1).take(0, 3000)
     for rank in {0, ranks - 1}:
         order = ComputedOrder(3000, 5, 1)
         for start in range(rank * batch, 3000 + batch, batch * ranks):
-            assert order.take(start, start + batch) == whole[start : start + batch]
+            assert order.take(start, start + batch) == full[start : start + batch]
 
 
 def test_computed_order_is_computed_for_many_batches_at_a_time(monkeypatch):

@@ -183,9 +183,9 @@ def test_a_dataset_that_reads_batches_is_seeded_per_batch_with_a_notice():
 
 
 def test_a_subset_is_seeded_per_sample():
-    whole = Noisy(30)
-    assert stream(Subset(whole, range(23))).notices == []
-    assert take(stream(Subset(whole, range(23))), 9) == take(stream(), 9)
+    dataset = Noisy(30)
+    assert stream(Subset(dataset, range(23))).notices == []
+    assert take(stream(Subset(dataset, range(23))), 9) == take(stream(), 9)
     assert stream(Subset(Rows(30), range(23))).notices != []
 
 

@@ -359,7 +359,7 @@ def test_new_workers_after_close_continue_with_the_next_batch_and_the_dataset_as
         def __getitem__(self, index):
             return super().__getitem__(index) | {"level": self.level}
 
-    whole = take(stream(Growing(), shuffle=True, num_workers=0), 30)
+    expected = take(stream(Growing(), shuffle=True, num_workers=0), 30)
     dataset = Growing()
     read = stream(dataset, shuffle=True, num_workers=num_workers)
     batches = []
@@ -369,4 +369,4 @@ def test_new_workers_after_close_continue_with_the_next_batch_and_the_dataset_as
         assert {value for part in parts for value in part.data["level"].tolist()} == {level}
         batches += [plain(part) for part in parts]
         read.close()
-    assert batches == whole
+    assert batches == expected

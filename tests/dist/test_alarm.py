@@ -79,9 +79,9 @@ def test_rank_0_reports_why_another_rank_failed(alarms, shelf, tmp_path, capfd):
     assert other.report(failure(1, status=2)) == 2
     assert REPORTED_KEY in shelf.values, "torchrun would end rank 0 before it has told"
     assert alarms.left_with() == {0: 2}
-    told = capfd.readouterr().err.strip().splitlines()
-    assert told[0] == "error: rank 1: the disk is full"
-    assert "rank_1.txt" in told[1]
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert lines[0] == "error: rank 1: the disk is full"
+    assert "rank_1.txt" in lines[1]
     assert (tmp_path / "errors" / "rank_1.txt").read_text() == "Traceback ..."
 
 

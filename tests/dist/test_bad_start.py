@@ -54,13 +54,13 @@ def test_a_port_in_use_is_reported():
 def test_a_failure_on_one_rank_ends_the_wait_of_rank_0():
     place = world(0, free_port())
     store = open_store(place)
-    thread, told = in_background(report_to_rank_0, world(1, place.port), RankFailure(1, "the disk is full", 2))
+    thread, reported = in_background(report_to_rank_0, world(1, place.port), RankFailure(1, "the disk is full", 2))
     with pytest.raises(RunError, match="another rank failed"):
         wait_for_all(store, place, SOON)
     assert b"the disk is full" in store.get(FAILURE_KEY)
     store.set(REPORTED_KEY, "")  # what the alarm of rank 0 does
     thread.join()
-    assert told == [True]
+    assert reported == [True]
 
 
 def test_a_failure_on_all_ranks_is_reported_once(monkeypatch):
@@ -74,7 +74,7 @@ def test_a_failure_on_all_ranks_is_reported_once(monkeypatch):
 
 
 # ---- the real command ------------------------------------------------------------------------------------------------
-def check_told(found, sentence, *, status=2):
+def check_reported(found, sentence, *, status=2):
     """Rank 0 alone told one sentence, and soon."""
     statuses, errors, seconds = found
     assert statuses == [status, status], errors
@@ -103,7 +103,7 @@ def test_a_config_that_is_broken_only_on_rank_1(tmp_path):
 def test_a_config_that_is_broken_everywhere(tmp_path):
     path = write_config(tmp_path, "one", train_cfgs={})
     path.write_text(path.read_text().replace("max_iters", "max_itres"))
-    check_told(run(path), "max_itres")
+    check_reported(run(path), "max_itres")
 
 
 @pytest.mark.slow
@@ -128,7 +128,7 @@ def test_under_torchrun_too(tmp_path):
     ],
 )
 def test_a_strategy_that_does_not_fit(tmp_path, strategy, sentence):
-    check_told(run(write_config(tmp_path, "one", strategy={"type": "FSDPStrategy", **strategy})), sentence)
+    check_reported(run(write_config(tmp_path, "one", strategy={"type": "FSDPStrategy", **strategy})), sentence)
 
 
 @pytest.mark.slow
@@ -137,7 +137,7 @@ def test_another_torch_on_rank_1(tmp_path):
     path.write_text(path.read_text().replace("['dist_parts'", "['other_torch', 'dist_parts'"))
     module = tmp_path / "other_torch.py"
     module.write_text("import os, torch\nif os.environ['RANK'] == '1':\n    torch.__version__ = '2.0.0'\n")
-    check_told(
+    check_reported(
         run(path, PYTHONPATH=":".join([str(tmp_path), *PATHS])),
         "torch version differs between ranks: rank 1 has 2.0.0, rank 0 has ",
     )
@@ -147,7 +147,7 @@ def test_another_torch_on_rank_1(tmp_path):
 @pytest.mark.parametrize("launcher", ["slurm", "mpi"])
 def test_a_launcher_that_did_not_start_it(tmp_path, launcher):
     path = write_config(tmp_path, "one")
-    check_told(run(path, "--launcher", launcher), f"--launcher {launcher}: ")
+    check_reported(run(path, "--launcher", launcher), f"--launcher {launcher}: ")
     ((status, errors),) = outcomes(start_all([*TRAIN, str(path), "--launcher", launcher], 1, RANK="", WORLD_SIZE=""))
     assert status == 2
     assert f"--launcher {launcher}: " in first_line(errors)
@@ -158,7 +158,7 @@ def test_a_checkpoint_of_another_model(tmp_path):
     statuses, errors, _ = run(write_config(tmp_path, "one", train_cfg={"max_iters": 2}))
     assert statuses == [0, 0], errors
     other = write_config(tmp_path, "one", model={"type": "TinyLanguageModel", "width": 9}, resume=True)
-    check_told(run(other), "with a different shape: embed.weight (saved [17, 7], here [17, 9])", status=1)
+    check_reported(run(other), "with a different shape: embed.weight (saved [17, 7], here [17, 9])", status=1)
 
 
 @pytest.mark.slow

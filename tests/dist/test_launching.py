@@ -11,13 +11,13 @@ from ranks import ROOT, free_port, outcomes, start_all
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     """What an undisturbed run of two processes leaves: started as torchrun does, without any flag."""
-    folder = tmp_path_factory.mktemp("whole")
-    statuses, errors, _ = run(write_config(folder, "whole"))
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    statuses, errors, _ = run(write_config(folder, "uninterrupted"))
     assert statuses == [0, 0], errors
     assert errors[1] == ""
-    left = left_behind(folder / "whole")
+    left = left_behind(folder / "uninterrupted")
     assert left["name"] == "iter_40.pth"
     return left
 
@@ -59,7 +59,7 @@ def test_an_error_on_one_rank(tmp_path, kind, rank, cause):
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_signal_to_one_rank_stops_all_at_the_same_step(whole, tmp_path, rank):
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(uninterrupted, tmp_path, rank):
     path = with_trouble(tmp_path, "broken", "SIGTERM", rank, once=True)
     statuses, errors, _ = run(path)
     assert statuses == [75, 75], errors
@@ -67,12 +67,12 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(whole, tmp_path, rank):
     assert "SIGTERM received" in errors[0]
     statuses, errors, _ = run(path)
     assert statuses == [0, 0], errors
-    assert_same(whole, left_behind(tmp_path / "broken"))
+    assert_same(uninterrupted, left_behind(tmp_path / "broken"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_ends_the_others(whole, tmp_path, rank):
+def test_a_killed_rank_ends_the_others(uninterrupted, tmp_path, rank):
     path = with_trouble(tmp_path, "broken", "SIGKILL", rank, iteration=26, once=True)
     statuses, errors, seconds = run(path)
     assert statuses[rank] == -9
@@ -82,7 +82,7 @@ def test_a_killed_rank_ends_the_others(whole, tmp_path, rank):
     assert seconds < SOON
     statuses, errors, _ = run(path)
     assert statuses == [0, 0], errors
-    assert_same(whole, left_behind(tmp_path / "broken"))
+    assert_same(uninterrupted, left_behind(tmp_path / "broken"))
 
 
 TENSOR_PARALLEL = {"blocks.*.up": "colwise", "blocks.*.down": "rowwise"}
@@ -103,7 +103,7 @@ deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed
 )
 def test_torchrun_restarts_a_killed_rank_and_the_result_is_the_same(tmp_path, strategy):
     changes = {"strategy": strategy, "model": {"type": "TinyLanguageModel", "width": 8}}
-    statuses, errors, _ = run(write_config(tmp_path, "whole", **changes))
+    statuses, errors, _ = run(write_config(tmp_path, "uninterrupted", **changes))
     assert statuses == [0, 0], errors
     path = with_trouble(tmp_path, "broken", "SIGKILL", 1, iteration=26, once=True, **changes)
     command = [
@@ -113,7 +113,7 @@ def test_torchrun_restarts_a_killed_rank_and_the_result_is_the_same(tmp_path, st
     ((status, errors),) = outcomes(start_all(command, 1, RANK="", WORLD_SIZE=""), timeout=180)
     assert status == 0, errors
     assert "Auto resumed from the latest checkpoint" in errors
-    assert_same(left_behind(tmp_path / "whole"), left_behind(tmp_path / "broken"))
+    assert_same(left_behind(tmp_path / "uninterrupted"), left_behind(tmp_path / "broken"))
 
 
 @pytest.mark.slow

@@ -107,20 +107,20 @@ def test_the_shell_survives_a_signal(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=["time limit", "preemption"])
 def test_a_signalled_job_is_requeued_and_ends_the_same(tmp_path, number):
-    statuses, errors, _ = run(write_config(tmp_path, "whole"))
+    statuses, errors, _ = run(write_config(tmp_path, "uninterrupted"))
     assert statuses == [0, 0], errors
     hold = {"type": "HoldAt", "iteration": 15, "marker": str(tmp_path / "go")}
     path = write_config(tmp_path, "queued", custom_hooks=[hold])
     cluster = Cluster(tmp_path, os.getpid())
 
     first = cluster.start(path)
-    told = []
+    lines = []
     for line in first.stderr:
-        told.append(line)
+        lines.append(line)
         if "holding" in line:
             break
     else:
-        pytest.fail("".join(told))
+        pytest.fail("".join(lines))
     cluster.signal(number)
     (tmp_path / "go").touch()
     _, rest = first.communicate(timeout=180)
@@ -133,4 +133,4 @@ def test_a_signalled_job_is_requeued_and_ends_the_same(tmp_path, number):
     assert again.returncode == 0, errors
     assert "Auto resumed from the latest checkpoint" in errors
     assert cluster.requests == [f"requeue {os.getpid()}"]
-    assert_same(left_behind(tmp_path / "whole"), left_behind(tmp_path / "queued"))
+    assert_same(left_behind(tmp_path / "uninterrupted"), left_behind(tmp_path / "queued"))

@@ -54,18 +54,18 @@ def with_signal(folder, name, number, iteration):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     """What an undisturbed run leaves."""
-    folder = tmp_path_factory.mktemp("whole")
-    status, errors = run(write_config(folder, "whole", **LONG))
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    status, errors = run(write_config(folder, "uninterrupted", **LONG))
     assert status == 0, errors
-    return left_behind(folder / "whole")
+    return left_behind(folder / "uninterrupted")
 
 
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
 )
-def test_a_signal_then_the_same_command_again(whole, tmp_path, number, status):
+def test_a_signal_then_the_same_command_again(uninterrupted, tmp_path, number, status):
     path = with_signal(tmp_path, "broken", number, 16)
     left, errors = run(path)
     assert left == status, errors
@@ -77,16 +77,16 @@ def test_a_signal_then_the_same_command_again(whole, tmp_path, number, status):
     left, errors = run(path)
     assert left == 0, errors
     assert "Auto resumed from the latest checkpoint" in errors
-    assert_same(whole, left_behind(tmp_path / "broken"))
+    assert_same(uninterrupted, left_behind(tmp_path / "broken"))
 
 
-def test_workers_that_outlive_a_killed_parent_do_not_hold_the_lock(whole, tmp_path):
+def test_workers_that_outlive_a_killed_parent_do_not_hold_the_lock(uninterrupted, tmp_path):
     path = with_signal(tmp_path, "broken", signal.SIGKILL, 16)
     path.write_text(path.read_text() + "train_dataloader['num_workers'] = 2\n")
     assert run(path)[0] == -9
     status, errors = run(path)
     assert status == 0, errors
-    assert_same(whole, left_behind(tmp_path / "broken"))
+    assert_same(uninterrupted, left_behind(tmp_path / "broken"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers of a fork server notice a killed run by pidfd, on Linux")
@@ -109,7 +109,7 @@ def test_workers_end_after_a_killed_parent(tmp_path, method):
     process.stderr.close()
 
 
-def test_a_signal_to_the_process_group_also_reaches_the_workers(whole, tmp_path):
+def test_a_signal_to_the_process_group_also_reaches_the_workers(uninterrupted, tmp_path):
     """What Ctrl-C in a terminal does, and scancel."""
     path = with_signal(tmp_path, "broken", signal.SIGUSR2, 16)
     path.write_text(path.read_text() + "train_dataloader['num_workers'] = 2\n")
@@ -119,7 +119,7 @@ def test_a_signal_to_the_process_group_also_reaches_the_workers(whole, tmp_path)
     assert "Traceback" not in errors
     status, errors = run(path)
     assert status == 0, errors
-    assert_same(whole, left_behind(tmp_path / "broken"))
+    assert_same(uninterrupted, left_behind(tmp_path / "broken"))
 
 
 def test_a_second_run_in_the_same_work_dir_is_refused(tmp_path):

@@ -173,8 +173,8 @@ def test_the_best_by_another_rule_does_not_count_after_a_resume(tmp_path, capfd)
     after = run(["greater", "greater"], 15)
     assert after["loss"]["iteration"] == 15
     assert after["accuracy"]["value"] >= before["accuracy"]["value"]
-    told = capfd.readouterr().err
-    assert told.count("was found with rule='less'; with rule='greater' the search starts over") == 1
+    errors = capfd.readouterr().err
+    assert errors.count("was found with rule='less'; with rule='greater' the search starts over") == 1
     assert run(["greater", "greater"], 15) == after
     assert "starts over" not in capfd.readouterr().err
 
@@ -258,12 +258,12 @@ def test_a_save_that_fails(tmp_path, monkeypatch, mode, status, capfd):
     else:
         runner.train()
     there = {path.name for path in tmp_path.iterdir() if path.name.startswith((".iter", "iter"))}
-    told = capfd.readouterr().err.count("checkpoint iter_10.pth could not be written")
+    reports = capfd.readouterr().err.count("checkpoint iter_10.pth could not be written")
     if mode == "stop":
         assert there == {"iter_5.pth"}
     else:
         assert there == {"iter_5.pth", "iter_15.pth", "iter_20.pth"}
-        assert told == 1 + 5  # at once, and at the log lines until iteration 15 was saved
+        assert reports == 1 + 5  # at once, and at the log lines until iteration 15 was saved
 
 
 def test_a_failed_save_does_not_hide_why_the_run_ends(tmp_path, monkeypatch, capfd):

@@ -174,10 +174,10 @@ def test_a_restart_changes_nothing(make_runner):
                 hook.before_train(runner)
         return hook.state_dict()
 
-    whole, cut = run(), run(stop_at=6)
-    assert whole["steps"] == cut["steps"] == 12
-    assert whole["averages"].keys() == cut["averages"].keys()
-    assert all(torch.equal(value, cut["averages"][name]) for name, value in whole["averages"].items())
+    uninterrupted, cut = run(), run(stop_at=6)
+    assert uninterrupted["steps"] == cut["steps"] == 12
+    assert uninterrupted["averages"].keys() == cut["averages"].keys()
+    assert all(torch.equal(value, cut["averages"][name]) for name, value in uninterrupted["averages"].items())
 
 
 def test_the_loaded_state_is_a_copy(make_runner, generator):

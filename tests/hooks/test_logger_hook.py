@@ -79,8 +79,8 @@ def test_ignore_last_false_writes_the_rest_of_each_epoch(make_runner):
 
 
 def test_an_interval_interrupted_by_a_restart_gives_the_same_line(make_runner):
-    whole = make_runner()
-    train(start(LoggerHook(interval=10), whole), whole, 20)
+    uninterrupted = make_runner()
+    train(start(LoggerHook(interval=10), uninterrupted), uninterrupted, 20)
     first = make_runner()
     train(start(LoggerHook(interval=10), first), first, 13)
     second = make_runner()
@@ -91,7 +91,7 @@ def test_an_interval_interrupted_by_a_restart_gives_the_same_line(make_runner):
     def values(runner):
         return [(step, {**line, "memory": 0}) for _, step, line, _ in runner.recorder.lines]
 
-    assert values(first) + values(second) == values(whole)
+    assert values(first) + values(second) == values(uninterrupted)
 
 
 def test_the_eta_counts_only_this_process(make_runner):
@@ -190,9 +190,9 @@ def test_two_hooks_log_the_same_lines_over_a_restart(make_runner):
     def hooks():
         return LoggerHook(interval=3), LoggerHook(interval=5)
 
-    whole = make_runner()
+    uninterrupted = make_runner()
     first_hook, other = hooks()
-    train(start(first_hook, whole, other), whole, 20)
+    train(start(first_hook, uninterrupted, other), uninterrupted, 20)
     first = make_runner()
     first_hook, other = hooks()
     train(start(first_hook, first, other), first, 13)
@@ -206,7 +206,7 @@ def test_two_hooks_log_the_same_lines_over_a_restart(make_runner):
     def values(runner):
         return [(step, {**line, "memory": 0}) for _, step, line, _ in runner.recorder.lines]
 
-    assert values(first) + values(second) == values(whole)
+    assert values(first) + values(second) == values(uninterrupted)
 
 
 @pytest.mark.parametrize("keep_local", [True, False])

@@ -180,10 +180,10 @@ def test_a_restart_across_a_fold_changes_nothing(monkeypatch):
     monkeypatch.setattr("mmtrain.logging.scalars.FOLD", 4)
     values = [random.Random(1).uniform(-1, 1) for _ in range(200)]
     names = ("log", "slow")
-    whole, part = Scalars(), Scalars()
-    readers = [[scalars.reader(name) for name in names] for scalars in (whole, part)]
+    uninterrupted, part = Scalars(), Scalars()
+    readers = [[scalars.reader(name) for name in names] for scalars in (uninterrupted, part)]
     for number, value in enumerate(values):
-        record(whole, x=value)
+        record(uninterrupted, x=value)
         record(part, x=value)
         if number == 100:
             assert readers[0][0].read() == readers[1][0].read()

@@ -85,13 +85,13 @@ def test_init_weights_after_to_empty_sets_every_value():
         blank = GPT(256, 16, layers=2, heads=2, width=32, positions="rotary", bias=True)
     assert all(p.is_meta for p in blank.parameters())
     blank.to_empty(device="cpu")
-    whole = small(bias=True)
-    for model in (blank, whole):
+    ordinary = small(bias=True)
+    for model in (blank, ordinary):
         torch.manual_seed(3)
         model.init_weights()
     assert blank.head.weight is blank.embed.weight
-    torch.testing.assert_close(blank.state_dict(), whole.state_dict(), rtol=0, atol=0)
-    torch.testing.assert_close(blank(input_ids=ids()), whole(input_ids=ids()), rtol=0, atol=0)
+    torch.testing.assert_close(blank.state_dict(), ordinary.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(blank(input_ids=ids()), ordinary(input_ids=ids()), rtol=0, atol=0)
 
 
 def test_layers_that_write_to_the_residual_stream_start_smaller():

@@ -63,10 +63,10 @@ def test_a_window_of_one_is_torchs_step_bit_for_bit():
 def test_accumulation_equals_the_big_batch(length):
     big, small = make_model(), make_model()
     inputs, targets = make_data(8)
-    whole = OptimWrapper(sgd(big))
+    single = OptimWrapper(sgd(big))
     parts = OptimWrapper(sgd(small), accumulative_counts=length)
     for _ in range(3):
-        whole.update_params(loss_of(big, inputs, targets))
+        single.update_params(loss_of(big, inputs, targets))
         for index, (x, y) in enumerate(zip(inputs.chunk(length), targets.chunk(length), strict=True)):
             parts.micro_batch = accumulation_window(length)[index]
             parts.backward(parts.scale_loss(loss_of(small, x, y)))
@@ -78,19 +78,19 @@ def test_accumulation_equals_the_big_batch(length):
 def test_the_last_window_is_divided_by_its_true_length():
     """7 micro-batches in windows of 3, the last one of 1: as the loop says, and as the wrapper counts by itself."""
     inputs, targets = make_data(7)
-    told, counted, reference = make_model(), make_model(), make_model()
-    by_loop, alone, optimizer = OptimWrapper(sgd(told), 3), OptimWrapper(sgd(counted), 3), sgd(reference)
+    looped, counted, reference = make_model(), make_model(), make_model()
+    by_loop, alone, optimizer = OptimWrapper(sgd(looped), 3), OptimWrapper(sgd(counted), 3), sgd(reference)
     alone.initialize_count_status(counted, 0, 7)
     for index in range(7):
         x, y = inputs[index : index + 1], targets[index : index + 1]
         by_loop.micro_batch = accumulation_window(1 if index == 6 else 3)[index % 3]
-        by_loop.update_params(loss_of(told, x, y))
+        by_loop.update_params(loss_of(looped, x, y))
         alone.update_params(loss_of(counted, x, y))
         (loss_of(reference, x, y) / (1 if index == 6 else 3)).backward()
         if index in (2, 5, 6):
             optimizer.step()
             optimizer.zero_grad()
-    assert same(parameters(told), parameters(reference))
+    assert same(parameters(looped), parameters(reference))
     assert same(parameters(counted), parameters(reference))
     assert by_loop.inner_count == alone.inner_count == 7
 
@@ -470,8 +470,8 @@ def test_a_skipped_step_changes_nothing_and_halves_the_scale():
 def test_the_scalers_state_goes_through_json_and_the_run_continues_bit_for_bit():
     scale = dict(init_scale=2.0**10, growth_interval=4, growth_factor=1.7)
     straight, resumed = make_model(), make_model()
-    whole = AmpOptimWrapper(adamw(straight), dtype="float16", loss_scale=scale)
-    run_fp16(straight, whole, 11, bad=(6,))
+    uninterrupted = AmpOptimWrapper(adamw(straight), dtype="float16", loss_scale=scale)
+    run_fp16(straight, uninterrupted, 11, bad=(6,))
     first = AmpOptimWrapper(adamw(resumed), dtype="float16", loss_scale=scale)
     run_fp16(resumed, first, 7, bad=(6,))
     state = json.loads(json.dumps(first.state_dict()))
@@ -480,7 +480,7 @@ def test_the_scalers_state_goes_through_json_and_the_run_continues_bit_for_bit()
     second.load_state_dict(state)
     run_fp16(resumed, second, 4)
     assert same(parameters(straight), parameters(resumed))
-    assert second.state_dict() == whole.state_dict()
+    assert second.state_dict() == uninterrupted.state_dict()
 
 
 def test_a_fixed_scale_stays():

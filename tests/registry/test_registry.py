@@ -281,7 +281,7 @@ def test_arguments_of_builtins_partials_functions_and_classes_without_init():
     )
 
 
-def test_registry_build_has_the_same_checks(registered):
+def test_registry_build_also_checks_arguments(registered):
     registered(MODELS, Thing)
     assert MODELS.build(dict(type="Thing", size=2)).size == 2
     assert MODELS.build(dict(type="Thing"), default_args=dict(size=4)).size == 4

@@ -175,11 +175,11 @@ def test_an_iterable_dataset_resumes_at_its_position(tmp_path):
         ).train()
         return seen
 
-    whole = run("whole")
+    uninterrupted = run("uninterrupted")
     first = run("cut", train_cfg={"max_iters": 7})
     rest = run("cut", resume=True)
-    assert first == {step: whole[step] for step in range(7)}
-    assert rest == {step: whole[step] for step in range(7, 20)}
+    assert first == {step: uninterrupted[step] for step in range(7)}
+    assert rest == {step: uninterrupted[step] for step in range(7, 20)}
 
 
 def test_the_priority_of_a_hook_can_be_set_in_the_config(tmp_path):

@@ -143,13 +143,13 @@ class Adversaries(nn.Module):
 
     def train_step(self, data, optim_wrapper):
         softplus, fake = nn.functional.softplus, self.gen(torch.randn_like(data["x"]))
-        told = softplus(-self.disc(data["x"])).mean() + softplus(self.disc(fake.detach())).mean()
-        optim_wrapper["disc"].update_params(told)
+        disc_loss = softplus(-self.disc(data["x"])).mean() + softplus(self.disc(fake.detach())).mean()
+        optim_wrapper["disc"].update_params(disc_loss)
         self.disc.requires_grad_(False)
-        fooled = softplus(-self.disc(fake)).mean()
-        optim_wrapper["gen"].update_params(fooled)
+        gen_loss = softplus(-self.disc(fake)).mean()
+        optim_wrapper["gen"].update_params(gen_loss)
         self.disc.requires_grad_(True)
-        return {"loss": (told + fooled).detach()}
+        return {"loss": (disc_loss + gen_loss).detach()}
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -203,9 +203,9 @@ def test_the_curves_of_tensorboard(tmp_path):
         ]
         return sorted(point for point in found if point[1] not in ("time", "data_time", "memory", "eta", *SAVES))
 
-    whole = points(tmp_path / "whole")
-    assert len(whole) == len({(step, tag) for step, tag, _ in whole}) > 20 * 3
-    assert points(tmp_path / "broken") == whole
+    uninterrupted = points(tmp_path / "uninterrupted")
+    assert len(uninterrupted) == len({(step, tag) for step, tag, _ in uninterrupted}) > 20 * 3
+    assert points(tmp_path / "broken") == uninterrupted
 
 
 @MODELS.register_module()

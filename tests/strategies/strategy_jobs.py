@@ -31,7 +31,7 @@ class Initialised(strategy_parts.TinyLanguageModel):
             self.scale.fill_(0.5)
 
 
-def whole(tensor):
+def full_tensor_of(tensor):
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
@@ -67,7 +67,7 @@ def initial_weights(work_dir, meta_init, layers=2):
         strategy = {"type": "SingleDeviceStrategy"}
     runner = make(work_dir, dist.world_size(), model=model, strategy=strategy)
     tied = runner.model.head.weight is runner.model.embed.weight
-    found = {name: whole(value).double().tolist() for name, value in runner.strategy.model_state().items()}
+    found = {name: full_tensor_of(value).double().tolist() for name, value in runner.strategy.model_state().items()}
     runner.release()
     return {"weights": found, "tied": tied, "parameters": len(list(runner.model.parameters()))}
 
@@ -76,7 +76,7 @@ def written_weights(work_dir, **changes):
     """Train, and give the sum of each whole weight."""
     runner = make(work_dir, **changes)
     runner.train()
-    return {name: whole(value).double().sum().item() for name, value in runner.strategy.model_state().items()}
+    return {name: full_tensor_of(value).double().sum().item() for name, value in runner.strategy.model_state().items()}
 
 
 def losses(work_dir, **changes):
@@ -136,7 +136,7 @@ def synchronised(work_dir, strategy):
     def watched(self, loss, **kwargs):
         original(self, loss, **kwargs)
         gradients = [p.grad for group in self.param_groups for p in group["params"]]
-        own = 0.0 if any(g is None for g in gradients) else sum(float(whole(g).sum()) for g in gradients)
+        own = 0.0 if any(g is None for g in gradients) else sum(float(full_tensor_of(g).sum()) for g in gradients)
         others = dist.gather_objects(own)
         seen.append(others[0] == others[1] and own != 0.0)
 

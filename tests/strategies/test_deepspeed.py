@@ -63,10 +63,10 @@ OPTIMIZER = {"type": "SGD", "lr": 0.1}
     ],
 )
 def test_refused_in_one_sentence(job, strategy, changes, words):
-    told = job("refused", strategy=strategy, **changes)
-    assert told.startswith("ConfigError: "), told
-    assert "\n" not in told
-    assert all(word in told for word in words), told
+    message = job("refused", strategy=strategy, **changes)
+    assert message.startswith("ConfigError: "), message
+    assert "\n" not in message
+    assert all(word in message for word in words), message
 
 
 @pytest.mark.parametrize(
@@ -111,14 +111,14 @@ def test_other_optimizers_step_the_same(job, tmp_path, stage, optimizer):
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_in_float16_skipped_steps_do_not_count_and_the_scale_is_resumed(job, tmp_path, stage):
     options = {"stage": stage, "scale_power": 22, "iterations": 40}
-    job("train_in_fp16", "whole", **options)
+    job("train_in_fp16", "uninterrupted", **options)
     job("train_in_fp16", "broken", crash=["iteration", 23], **options)
     job("train_in_fp16", "broken", **options)
-    whole = left_behind(tmp_path / "whole")
-    assert_same(whole, left_behind(tmp_path / "broken"))
-    assert whole["position"]["skipped"] > 0, "no step overflowed, so the test says nothing"
-    assert whole["position"]["skipped"] < 40
-    losses = logged(tmp_path / "whole", "loss")
+    uninterrupted = left_behind(tmp_path / "uninterrupted")
+    assert_same(uninterrupted, left_behind(tmp_path / "broken"))
+    assert uninterrupted["position"]["skipped"] > 0, "no step overflowed, so the test says nothing"
+    assert uninterrupted["position"]["skipped"] < 40
+    losses = logged(tmp_path / "uninterrupted", "loss")
     assert losses[40][0] < losses[1][0]
 
 

@@ -30,8 +30,8 @@ def ddp(**options):
 def test_shards_by_class(pair, tmp_path):
     found = pair.run("strategy_jobs", "layout", work_dir=str(tmp_path), strategy=fsdp(wrap="TinyBlock"))
     assert found[0]["groups"] == ["TinyLanguageModel", "TinyBlock", "TinyBlock"]
-    for name, (own, whole) in found[0]["sizes"].items():
-        assert own + found[1]["sizes"][name][0] == whole
+    for name, (own, full) in found[0]["sizes"].items():
+        assert own + found[1]["sizes"][name][0] == full
 
 
 def test_shards_by_size(job):
@@ -40,7 +40,7 @@ def test_shards_by_size(job):
 
 def test_hybrid_sharding_repeats(job):
     sizes = job("layout", strategy=fsdp(mesh={"replicate": 2, "shard": 1}))["sizes"]
-    assert all(own == whole for own, whole in sizes.values())
+    assert all(own == full for own, full in sizes.values())
 
 
 @pytest.mark.parametrize(
@@ -63,17 +63,17 @@ def test_hybrid_sharding_repeats(job):
     ],
 )
 def test_refused_in_one_sentence(job, strategy, words):
-    told = job("refused", strategy=strategy)
-    assert told.startswith("ConfigError: ")
-    assert "\n" not in told
-    assert all(word in told for word in words), told
+    message = job("refused", strategy=strategy)
+    assert message.startswith("ConfigError: ")
+    assert "\n" not in message
+    assert all(word in message for word in words), message
 
 
 def test_an_incomplete_init_weights_is_refused(job):
-    told = job("refused", model={"type": "Initialised", "forgets": True}, strategy=fsdp(meta_init=True))
-    assert "init_weights() gives no value to scale" in told
-    told = job("refused", model={"type": "Initialised", "masked": True}, strategy=fsdp(meta_init=True))
-    assert "init_weights() gives no value to mask" in told
+    message = job("refused", model={"type": "Initialised", "forgets": True}, strategy=fsdp(meta_init=True))
+    assert "init_weights() gives no value to scale" in message
+    message = job("refused", model={"type": "Initialised", "masked": True}, strategy=fsdp(meta_init=True))
+    assert "init_weights() gives no value to mask" in message
 
 
 # ---- initial weights -------------------------------------------------------------------------------------------------
@@ -109,9 +109,9 @@ def test_ddp_has_its_last_buckets_from_the_first_iteration_on(job):
 
 
 def test_ddp_refuses_to_train_where_gradients_cannot_be_exchanged(job):
-    told = job("refused", strategy=ddp(), model={"type": "Neglects", "ranks": [0, 1]})
-    assert told.startswith("RunError: model: extra.weight, extra.bias got no gradient, so "), told
-    assert "find_unused_parameters=True" in told
+    message = job("refused", strategy=ddp(), model={"type": "Neglects", "ranks": [0, 1]})
+    assert message.startswith("RunError: model: extra.weight, extra.bias got no gradient, so "), message
+    assert "find_unused_parameters=True" in message
 
 
 def test_a_gradient_that_one_rank_lacks_ends_the_run(tmp_path):

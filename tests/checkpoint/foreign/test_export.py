@@ -110,9 +110,9 @@ def test_frozen_parameters_can_be_taken_from_the_model(checkpoint):
         export.fill(model, weights, partial=True)
     model.first.weight.requires_grad_(False)
     kept = model.first.weight.clone()
-    whole = export.fill(model, weights, partial=True)
-    assert torch.equal(whole["first.weight"], kept)
-    assert torch.equal(whole["first.bias"], weights["first.bias"])
+    filled = export.fill(model, weights, partial=True)
+    assert torch.equal(filled["first.weight"], kept)
+    assert torch.equal(filled["first.bias"], weights["first.bias"])
 
 
 def test_huggingface_part_of_a_model(tmp_path):
@@ -143,8 +143,10 @@ def test_huggingface_loads_the_weights_of_an_interval(tmp_path):
     model = transformers.GPT2LMHeadModel(config)
     for _ in range(2):  # a resumed run writes some of them a second time
         export.write_pretrained(tmp_path / "iter_3", model, model.state_dict())
-    again, told = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "iter_3", output_loading_info=True)
-    assert not any(told.values()), told
+    again, loading_info = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "iter_3", output_loading_info=True
+    )
+    assert not any(loading_info.values()), loading_info
     assert all(torch.equal(again.state_dict()[name], value) for name, value in model.state_dict().items())
     plain = load_file(tmp_path / "iter_3" / "model.safetensors")
     assert plain.keys() == model.state_dict().keys()
