@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -129,8 +129,12 @@ class CheckpointStore:
     # ---- looking
 
     def entries(self, *, verify: Verify = "size") -> list[Entry]:
-        """The complete checkpoints in ascending order of iteration, found by looking at this rank's directory."""
-        return discover.scan(self.root, verify=verify)[0]
+        """The complete checkpoints in ascending order of iteration, found by looking at this rank's directory.
+
+        Like the other methods that look, it raises CheckpointError where the directory cannot be read.
+        """
+        with self._looking():
+            return discover.scan(self.root, verify=verify)[0]
 
     def names(self) -> list[str]:
         """The names of `entries`."""
@@ -147,12 +151,14 @@ class CheckpointStore:
         """
         if self._last is not None:
             self._last.join()
-        name, problems = self.topology.newest_good(self.root, verify=verify, clear=self.recover)
+        with self._looking():
+            name, problems = self.topology.newest_good(self.root, verify=verify, clear=self.recover)
         return (None if name is None else self.open(name, verify="none")), problems
 
     def newest_entry(self) -> Entry | None:
         """The newest checkpoint that is complete on any disk; hashes are not compared. A collective."""
-        return self.topology.newest_entry(self.root)
+        with self._looking():
+            return self.topology.newest_entry(self.root)
 
     def open(self, name_or_path: str | Path, verify: Verify = "full") -> Checkpoint:
         """Open one checkpoint by its name here or by a path; see `open_checkpoint`."""
@@ -202,6 +208,13 @@ class CheckpointStore:
             storage.delete_checkpoint(self.root, name, self._fs)
         return names
 
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(f"{self.root} cannot be read: {error}") from error
+
     # ---- the steps of a save
 
     def _unreported_error(self) -> str | None:
@@ -225,12 +238,11 @@ class CheckpointStore:
             raise
 
     def _begin_here(self, pending: PendingSave) -> str:
-        if storage.device_of(self.root.absolute()) != self._device:  # else the save would go to the disk beneath
-            problem = f"{self.root} is on another disk than at the start; its mount is gone"
-            raise save_error(pending.path, OSError(problem))
-        pending.notices += self.recover()
         transaction = Transaction(self.root, pending.name, self._fs)
         try:
+            if storage.device_of(self.root.absolute()) != self._device:  # else the save would go to the disk beneath
+                raise OSError(f"{self.root} is on another disk than at the start; its mount is gone")
+            pending.notices += self.recover()
             transaction.begin()
         except OSError as error:
             transaction.abort()
@@ -260,7 +272,11 @@ class CheckpointStore:
                 pending.total_seconds = time.perf_counter() - begin
 
         if blocking:
-            work()
+            try:
+                work()
+            except BaseException:  # Ctrl-C
+                pending.reported = True
+                raise
         else:
             pending.start(work, job.staged)
         pending.stall_seconds = time.perf_counter() - begin

@@ -175,7 +175,11 @@ class Checkpointer:
         """Write the last and the best checkpoint for MMEngine, where ``published_keys`` asks for it."""
         if not self.policy.published_keys or not dist.is_main():
             return
-        existing = self.store.names()
+        try:
+            existing = self.store.names()
+        except CheckpointError as error:
+            self._report_failure("the published models", error)
+            return
         last = existing[-1:] if self.policy.save_last else []
         best = {record["checkpoint"] for record in self.best.saved.values()}
         for name in sorted({*best, *last} & {*existing}):

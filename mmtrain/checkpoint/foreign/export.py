@@ -117,10 +117,13 @@ def publish(checkpoint: Checkpoint, keys: Collection[str]) -> Path:
     with replacing(nameless) as aside:
         _save({key: value for key, value in content.items() if key in keys}, aside)
     digest = hashlib.sha256()
-    with nameless.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return nameless.replace(stem.with_name(f"{stem.name}-{digest.hexdigest()[:8]}.pth"))
+    try:
+        with nameless.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+        return nameless.replace(stem.with_name(f"{stem.name}-{digest.hexdigest()[:8]}.pth"))
+    except OSError as error:
+        raise CheckpointError(f"{stem.name} could not be published: {error}") from error
 
 
 def mmengine_meta(manifest: Manifest) -> dict[str, Any]:

@@ -82,10 +82,13 @@ class Transaction:
 
     def abort(self) -> list[str]:
         """Remove the partial directory; return notices on what could not be removed. Never raises OSError."""
-        if not self.directory.exists():
-            return []
-        what = f"the partial directory {self.directory.name} could not be removed"
-        return attempt(lambda: remove_tree(self.directory, self._files), what)
+
+        def remove() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self.directory.lstat()
+                remove_tree(self.directory, self._files)
+
+        return attempt(remove, f"the partial directory {self.directory.name} could not be removed")
 
 
 def write_pointer(root: Path, name: str, files: Files) -> None:
