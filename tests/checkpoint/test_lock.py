@@ -107,3 +107,19 @@ def test_a_read_only_directory_is_an_os_error(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(OSError, match="file"):
         WorkDirLock(tmp_path / "file" / "work").acquire()
+
+
+@pytest.mark.parametrize("kind", ["symlink_to", "hardlink_to"])
+def test_a_lock_that_leads_to_another_file_is_refused_and_that_file_stays(tmp_path, kind):
+    victim = tmp_path / "notes.txt"
+    victim.write_text("precious")
+    getattr(tmp_path / ".lock", kind)(victim)
+    with pytest.raises(RunError, match=r"\.lock cannot be used as the lock .* link.*delete"):
+        WorkDirLock(tmp_path).acquire(wait_seconds=0)
+    assert victim.read_text() == "precious"
+
+
+def test_a_pipe_in_place_of_the_lock_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(RunError, match="it is a named pipe"):
+        WorkDirLock(tmp_path).acquire(wait_seconds=0)

@@ -1,7 +1,7 @@
 """Small files beside checkpoints, each written atomically: JSON records, and weights alone for other programs."""
 
+import contextlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmtrain import files
+from mmtrain.checkpoint.write.storage import remove_tree
 from mmtrain.errors import CheckpointError
 
 
@@ -27,14 +28,20 @@ def replacing(path: Path) -> Iterator[Path]:
     folder = path.with_name(f".{path.name}.tmp")
     aside = folder / path.name
     try:
-        shutil.rmtree(folder, ignore_errors=True)
+        _clear(folder)
         folder.mkdir(parents=True)
         with files.replacing(path, aside=aside):
             yield aside
     except (OSError, RuntimeError, SafetensorError) as error:  # torch.save reports a full disk as a RuntimeError
         raise CheckpointError(f"{path} could not be written: {error}") from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _clear(folder)
+
+
+def _clear(path: Path) -> None:
+    """Delete a folder; a link in its place is deleted, not followed."""
+    with contextlib.suppress(OSError):
+        remove_tree(path, files.LocalFiles())
 
 
 def write_json(path: Path, value: Any) -> None:
