@@ -1,10 +1,13 @@
 """Validations in which the ranks have unequal shares, or report unequal losses. Jobs for a group."""
 
+import threading
+
 import parts
 import torch
 from torch import nn
 
 from mmtrain import dist
+from mmtrain.errors import ConfigError
 from mmtrain.registry import DATASETS, METRICS, MODELS
 
 
@@ -85,3 +88,34 @@ def validated(work_dir, dataset, batch_size=2, strategy=None, evaluator=True, nu
     )
     runner.train()
     return runner.metrics
+
+
+class Torn(Exception):
+    """Has a constructor that its own pickle does not fit."""
+
+    def __init__(self, metric, reason):
+        super().__init__(f"{metric}: {reason}")
+
+
+def on_main_raises(kind):
+    """What each rank sees of an exception, or a result, of rank 0."""
+
+    def compute():
+        if kind == "lambda":
+            return lambda: None
+        if kind == "torn":
+            raise Torn("mAP", "no boxes")
+        if kind == "local":
+
+            class Local(Exception):
+                pass
+
+            raise Local("no boxes")
+        if kind == "holds a lock":
+            raise ValueError("no boxes", threading.Lock())
+        raise ConfigError("no boxes")
+
+    try:
+        dist.on_main(compute)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
