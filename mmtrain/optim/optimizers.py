@@ -107,17 +107,13 @@ class DefaultOptimWrapperConstructor:
         groups = self.make_groups(model, cls)
         if not groups:
             raise config_error(path, "the model has no trainable parameter: nothing would be optimized")
-        names = [group.pop("param_names", None) for group in groups]
+        for group in groups:  # torch would not let a hook add a group without names to one with names
+            group.pop("param_names", None)
         # The first argument need not be called `params`.
         arguments: dict[str, Any] = {next(iter(inspect.signature(cls).parameters)): groups}
         if _can_fuse(cls, self.optimizer_cfg, model, groups):
             arguments["fused"] = True
-        optimizer = build(OPTIMIZERS, self.optimizer_cfg, path=path, **arguments)
-        # Named afterwards: only torch's own optimizers understand named parameters.
-        for group, own in zip(optimizer.param_groups, names, strict=False):
-            if own is not None:
-                group["param_names"] = own
-        return optimizer
+        return build(OPTIMIZERS, self.optimizer_cfg, path=path, **arguments)
 
 
 def _wrap(optimizer: Optimizer, wrapper_cfg: Mapping[str, Any], path: str) -> OptimWrapper:

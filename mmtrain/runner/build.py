@@ -17,7 +17,7 @@ from mmtrain.config import check_config, import_custom_modules
 from mmtrain.data import Stream, build_ledger, build_train_stream
 from mmtrain.errors import ConfigError
 from mmtrain.logging import build_visualizer
-from mmtrain.optim import OptimWrapper, ScheduleSet, build_optim_wrapper, build_schedules, scale_lr
+from mmtrain.optim import GroupValues, OptimWrapper, ScheduleSet, build_optim_wrapper, build_schedules, scale_lr
 from mmtrain.randomness import STREAM_BUILD, mix, seed_generators
 from mmtrain.registry import HOOKS, STRATEGIES, build
 from mmtrain.runner.build_model import build_model
@@ -144,7 +144,8 @@ def _training_parts(
     train_schedule = build_train_schedule(cfg.get("train_cfg"), stream)
     prepare_model(cfg, strategy, randomness, _optim_factory(cfg, stream, notices))
     schedules = _schedules(cfg, strategy, train_schedule, stream, notices)
-    if train_schedule.ledger and strategy.optim is not None:
+    assert strategy.optim is not None
+    if train_schedule.ledger:
         ledger = build_ledger(stream, accumulative_counts=strategy.optim.accumulative_counts)
         ledger_hook = build(HOOKS, {"type": "LedgerHook", "ledger": ledger}, path="train_cfg.ledger")
         hooks = HookList([*hooks.named.items(), ("ledger", ledger_hook)])
@@ -152,6 +153,7 @@ def _training_parts(
         "train_schedule": train_schedule,
         "train_loop_class": loop_class(cfg.get("train_cfg")),
         "schedules": schedules,
+        "group_values": GroupValues(strategy.model, strategy.optim, schedules),
         "hooks": hooks,
         "notices": notices,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from mmtrain import dist, randomness
 from mmtrain.checkpoint import Checkpoint, CheckpointStore, Manifest, copy_matched, describe, load_weights
 from mmtrain.errors import CheckpointError, ConfigError
 from mmtrain.logging import LogPosition, cut_logs, note_start
+from mmtrain.optim import GroupValues
 from mmtrain.progress import Progress
 from mmtrain.runner import compare, data_identity
 from mmtrain.runner.best import BestRecords
@@ -21,6 +22,7 @@ from mmtrain.runner.geometry import geometry_lines, move_in_data, recount_line, 
 from mmtrain.runner.run import Run
 from mmtrain.runner.state import restore_small_state
 from mmtrain.strategies import native as native_format
+from mmtrain.strategies.base import OptimizerState
 
 
 @dataclass
@@ -85,8 +87,8 @@ class _Restorer:
         meta = checkpoint.manifest.meta
         values = compare.flat_config(run.cfg)
         self._check_belongs(checkpoint, values)
-        self._restore_tensors(checkpoint)
         state = checkpoint.state()
+        self._restore_tensors(checkpoint, state)
         state_report = restore_small_state(run, self._best, state)
         self._restore_position(checkpoint)
         own = self._store.own_rng(checkpoint)
@@ -119,7 +121,7 @@ class _Restorer:
             run.data_moved_by = choice
 
     # ---- tensors ------------------------------------------------------------------------------------------------
-    def _restore_tensors(self, checkpoint: Checkpoint) -> None:
+    def _restore_tensors(self, checkpoint: Checkpoint, state: Mapping[str, Any]) -> None:
         run = self._run
         meta = checkpoint.manifest.meta
         native = meta.get("native")
@@ -129,9 +131,16 @@ class _Restorer:
             self._report.lines += load_start_weights(run, frozen_from)  # the only place that has the frozen weights
         if native is not None and run.strategy.takes_native(native):
             run.strategy.load_native(checkpoint.path, native)
+            self._report.lines += _group_values(run).merge(state.get("param_groups") or {})
         else:
             with self._by_name(checkpoint, native) as source:
-                self._restore_by_name(source, meta, partial=partial)
+                self._restore_model(source, partial=partial)
+                if meta.get("has_optimizer", True):
+                    self._restore_optimizer(source, state)
+                else:
+                    self._report.lines.append(
+                        "The checkpoint has no optimizer state (save_optimizer=False): the optimizer starts fresh."
+                    )
         if partial:
             run.frozen.check(meta.get("frozen") or {}, run.strategy, where=str(checkpoint.path))
 
@@ -149,7 +158,7 @@ class _Restorer:
         )
         return native_format.open_by_name(checkpoint.path, native, room=self._store.root)
 
-    def _restore_by_name(self, source: Any, meta: Mapping[str, Any], *, partial: bool) -> None:
+    def _restore_model(self, source: Any, *, partial: bool) -> None:
         run = self._run
         targets = run.strategy.model_state()
         if partial:
@@ -159,14 +168,25 @@ class _Restorer:
             run.frozen.remove(saved)
         source.load("model", targets)
         run.strategy.commit_model_state(targets)
-        if meta.get("has_optimizer", True):
-            moments = run.strategy.optimizer_targets(native_format.saved_tensors(source, "optimizer"))
-            source.load("optimizer", moments)
-            run.strategy.load_optimizer_state(moments)
+
+    def _restore_optimizer(self, source: Any, state: Mapping[str, Any]) -> None:
+        """Restore the state by name, and the values of the groups; also groups that a hook added while training."""
+        run, groups = self._run, _group_values(self._run)
+        tensors = run.strategy.optimizer_targets(native_format.saved_tensors(source, "optimizer"))
+        source.load("optimizer", tensors)
+        optimizer = OptimizerState(tensors, state.get("optimizer"))
+        saved = state.get("param_groups") or {}
+        self._report.lines += groups.add_missing(saved)
+
+        def give(log: Callable[[str], None]) -> None:
+            run.strategy.load_optimizer_state(optimizer)
+            for line in groups.merge(saved):
+                log(line)
+
+        if groups.has_missing(saved):  # a hook's before_train may add them, as it did in the run that saved
+            run.after_before_train.append(lambda: give(run.logger.info))
         else:
-            self._report.lines.append(
-                "The checkpoint has no optimizer state (save_optimizer=False): the optimizer starts fresh."
-            )
+            give(self._report.lines.append)
 
     # ---- position -----------------------------------------------------------------------------------------------
     def _restore_position(self, checkpoint: Checkpoint) -> None:
@@ -201,6 +221,11 @@ class _Restorer:
         if (epoch, offset) == (moved.epoch, moved.offset):
             return moved
         return replace(moved, epoch=epoch, offset=offset, epoch_iteration=moved.epoch_iteration if offset else 0)
+
+
+def _group_values(run: Run) -> GroupValues:
+    assert run.group_values is not None
+    return run.group_values
 
 
 def _stream(run: Run) -> Any:

@@ -13,6 +13,9 @@ from mmtrain.runner.best import BestRecords
 from mmtrain.runner.run import Run
 from mmtrain.types import Stateful
 
+OPTIMIZER_KEYS = ("optimizer", "param_groups")
+"""What the optimizer has in state.json beside its tensors: restored with these, before the table."""
+
 
 def small_state_table(run: Run, best: BestRecords) -> dict[str, Stateful]:
     """Name to object, for everything but the model's and the optimizer's tensors and the generators.
@@ -67,18 +70,9 @@ def capture_small_state(run: Run, best: BestRecords) -> dict[str, Any]:
     return full_state(state) if run.strategy.forward_is_collective else state
 
 
-def capture_tensors(
-    run: Run, *, optimizer: bool = True, left_out: Collection[str] = ()
-) -> dict[str, dict[str, Tensor]]:
-    """The model's and the optimizer's tensors by section; they share memory with the run.
-
-    The model's tensors named in ``left_out`` are not among them.
-    """
-    model = {name: value for name, value in run.strategy.model_state().items() if name not in left_out}
-    sections = {"model": model}
-    if optimizer:
-        sections["optimizer"] = run.strategy.optimizer_state()
-    return sections
+def capture_model(run: Run, *, left_out: Collection[str] = ()) -> dict[str, Tensor]:
+    """The model's tensors, but for those named in ``left_out``; they share memory with the run."""
+    return {name: value for name, value in run.strategy.model_state().items() if name not in left_out}
 
 
 def capture_rank_state(run: Run) -> dict[str, Any]:
@@ -121,7 +115,7 @@ def restore_small_state(run: Run, best: BestRecords, saved: Mapping[str, Any]) -
             report.restored.append(name)
         else:
             report.absent.append(name)
-    report.unused = [name for name in state if name not in table and name != "extra"]
+    report.unused = [name for name in state if name not in (*table, "extra", *OPTIMIZER_KEYS)]
     return report
 
 

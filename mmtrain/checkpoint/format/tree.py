@@ -5,16 +5,16 @@ JSON has fewer types than Python, so the rest is written as an object with one k
 
 ``{"$float": "<16 hex digits>"}`` infinities and NaNs, bit for bit · ``{"$int": "<hex>"}`` beyond 64 bits ·
 ``{"$bytes": "<base64>"}`` · ``{"$tuple": [..]}`` · ``{"$set": [..]}`` · ``{"$frozenset": [..]}`` ·
-``{"$ordered": [[key, value], ..]}`` an OrderedDict · ``{"$dict": [[key, value], ..]}`` a dict whose keys are not all
-plain strings · ``{"$tensor": key}`` · ``{"$array": key, "dtype": .., "shape": [..]}`` a numpy array,
-its bytes kept as a uint8 tensor · ``{"$scalar": "<base64>", "dtype": ..}`` a numpy scalar.
+``{"$deque": [..], "maxlen": ..}`` · ``{"$ordered": [[key, value], ..]}`` an OrderedDict · ``{"$dict": [[key, value],
+..]}`` a dict whose keys are not all plain strings · ``{"$tensor": key}`` · ``{"$array": key, "dtype": .., "shape":
+[..]}`` a numpy array, its bytes kept as a uint8 tensor · ``{"$scalar": "<base64>", "dtype": ..}`` a numpy scalar.
 """
 
 import base64
 import json
 import math
 import struct
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -89,12 +89,15 @@ class _Splitter:
         if kind in (list, tuple, torch.Size):
             items = [self.encode(item, f"{path}[{i}]", parents) for i, item in enumerate(value)]
             return items if kind is list else {"$tuple": items}
+        if kind is deque:
+            items = [self.encode(item, f"{path}[{i}]", parents) for i, item in enumerate(value)]
+            return {"$deque": items, "maxlen": value.maxlen}
         if kind in (set, frozenset):  # sorted: the same set always gives the same bytes
             items = [self.encode(item, f"{path}{{..}}", parents) for item in value]
             return {f"${kind.__name__}": sorted(items, key=json.dumps)}
         raise CheckpointError(
             f"{path}: a {kind.__module__}.{kind.__qualname__} cannot be saved; a state may contain None, bool, int, "
-            "float, str, bytes, list, tuple, set, dict, tensors and numpy values"
+            "float, str, bytes, list, tuple, deque, set, dict, tensors and numpy values"
         )
 
     def _mapping(self, value: Mapping[Any, Any], path: str, parents: tuple[int, ...]) -> Any:
@@ -148,6 +151,7 @@ _DECODERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], Any]] =
     "$float": lambda d, t: struct.unpack(">d", bytes.fromhex(d["$float"]))[0],
     "$bytes": lambda d, t: base64.b64decode(d["$bytes"], validate=True),
     "$tuple": lambda d, t: tuple(join(item, t) for item in d["$tuple"]),
+    "$deque": lambda d, t: deque((join(item, t) for item in d["$deque"]), d["maxlen"]),
     "$set": lambda d, t: {join(item, t) for item in d["$set"]},
     "$frozenset": lambda d, t: frozenset(join(item, t) for item in d["$frozenset"]),
     "$dict": lambda d, t: dict(_pairs(d["$dict"], t)),
