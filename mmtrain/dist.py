@@ -65,7 +65,7 @@ def is_main() -> bool:
 
 
 def default_device() -> torch.device:
-    """The accelerator of this process where there is one, else the CPU."""
+    """The accelerator of this process if there is one, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", local_rank())
     return torch.device("cpu")
@@ -74,7 +74,7 @@ def default_device() -> torch.device:
 def init(backend: str | None = None, timeout: timedelta | None = None, *, store: Any = None) -> None:
     """Join the process group that the launcher's environment variables describe (``RANK``, ``WORLD_SIZE``, ...).
 
-    ``backend`` defaults to nccl where there is CUDA and to gloo elsewhere; ``store`` is where the processes meet,
+    ``backend`` defaults to nccl if there is CUDA and to gloo elsewhere; ``store`` is where the processes meet,
     without one torch opens it.
     """
     if is_distributed():
@@ -99,7 +99,7 @@ def set_timeout(timeout: timedelta) -> None:
 
 
 def shutdown() -> None:
-    """Leave the process group, where there is one."""
+    """Leave the process group, if there is one."""
     set_model_parallel(1)
     if is_distributed():
         torch.distributed.destroy_process_group()
@@ -178,7 +178,9 @@ def _pickled(value: Any, error: Exception | None) -> tuple[Exception | None, byt
             error = failure
     try:
         sent = pickle.dumps((False, error))
-        alike = str(pickle.loads(sent)[1]) == str(error)  # an exception with a constructor of its own may come to pieces
+        alike = str(pickle.loads(sent)[1]) == str(
+            error
+        )  # an exception with a constructor of its own may come to pieces
     except Exception:
         alike = False
     return error, sent if alike else pickle.dumps((False, RunError(f"{type(error).__name__}: {error}")))

@@ -143,7 +143,7 @@ def open_regular(path: Path) -> int:
 
 
 def read_bounded(path: Path, limit: int) -> bytes:
-    """Read a whole regular file. Raises UnusableFileError where it is not one, or has more than ``limit`` bytes."""
+    """Read a whole regular file. Raises UnusableFileError if it is not one, or has more than ``limit`` bytes."""
     with open(open_regular(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
@@ -152,7 +152,7 @@ def read_bounded(path: Path, limit: int) -> bytes:
 
 
 def open_private(path: Path) -> int:
-    """Open a small file for reading and writing, made where it is missing, and return its handle; nothing is truncated.
+    """Open a small file for reading and writing, made if it is missing, and return its handle; nothing is truncated.
 
     Raises UnusableFileError for a link, for a file that has a second name (a hard link), and for anything but a regular
     file: what is written there would end up in a file of someone else.

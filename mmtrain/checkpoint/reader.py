@@ -70,7 +70,7 @@ class Checkpoint:
     def rng(self, rank: int = 0) -> Any:
         """What rank ``rank`` saved as its generators.
 
-        None where it saved none (a larger world than at the save) or where it is on another disk.
+        None if it saved none (a larger world than at the save) or if it is on another disk.
         """
         stem = f"rng/rank_{rank:05d}"
         return self._tree(stem) if f"{stem}.json" in self._here else None
@@ -199,7 +199,7 @@ class Checkpoint:
 def open_checkpoint(name_or_path: str | Path, *, root: Path | None = None, verify: Verify = "full") -> Checkpoint:
     """Open a checkpoint directory. A relative path is looked for in ``root`` first.
 
-    Raises CheckpointError, with every faulty file, where it is missing, damaged or not a checkpoint of mmtrain.
+    Raises CheckpointError, with every faulty file, if it is missing, damaged or not a checkpoint of mmtrain.
     """
     path = Path(name_or_path)
     if root is not None and not path.is_absolute() and (root / path).exists():

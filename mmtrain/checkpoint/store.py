@@ -86,8 +86,8 @@ class CheckpointStore:
         there becomes part of the checkpoint. ``blocking`` writes from the live tensors and returns when all is durable.
         ``retire`` says which older checkpoints the save deletes as its last step; none by default.
 
-        Raises CheckpointError where the save cannot begin, where it fails and is blocking, and where the previous one
-        failed and that was not reported yet. The older checkpoints are untouched in every case.
+        Raises CheckpointError if the save cannot begin, if it fails and is blocking, and if the previous one failed
+        and that was not reported yet. The older checkpoints are untouched in every case.
         """
         begin = time.perf_counter()
         manifest = Manifest(**{**(manifest_fields or {}), "name": name, "world_size": self.topology.ranks.size})
@@ -111,7 +111,7 @@ class CheckpointStore:
         return pending
 
     def wait(self) -> None:
-        """Return once no save is in flight. Raises CheckpointError where the last one failed, if not yet reported."""
+        """Return once no save is in flight. Raises CheckpointError if the last one failed and that was not reported yet."""
         if self._last is not None:
             self._last.join()
             if not self._last.reported:
@@ -167,7 +167,7 @@ class CheckpointStore:
     def open_on_all(self, name_or_path: str | Path, verify: Verify = "full") -> Checkpoint:
         """Open one checkpoint on every rank; a collective. Each disk's leader verifies it; the others compare sizes.
 
-        Raises CheckpointError, on every rank, where one of them cannot open it or sees another save of that name.
+        Raises CheckpointError, on every rank, if one of them cannot open it or sees another save of that name.
         """
         checkpoint = None
         found: tuple[str, Exception | None]
@@ -189,7 +189,7 @@ class CheckpointStore:
         return checkpoint
 
     def own_rng(self, checkpoint: Checkpoint) -> Any:
-        """What this rank saved as its generators, from whichever disk has it; None where none has. A collective."""
+        """What this rank saved as its generators, from whichever disk has it; None if none has. A collective."""
         return self.topology.read_rng(checkpoint)
 
     # ---- clearing up
@@ -201,7 +201,7 @@ class CheckpointStore:
     def prune(self, retire: RetirePolicy) -> list[str]:
         """Delete what ``retire`` does not keep; every rank calls this, and each disk's leader deletes.
 
-        Returns the names deleted on this rank's disk, [] on other ranks. Raises OSError where one cannot be deleted.
+        Returns the names deleted on this rank's disk, [] on other ranks. Raises OSError if one cannot be deleted.
         """
         names = self.topology.names_to_delete(self.root, retire)
         for name in names:

@@ -145,7 +145,7 @@ class GroupValues:
                 _put(group, name, values[name])
 
     def _members(self, group: Group) -> list[str] | None:
-        """The names of a group's parameters; None where they are not the model's."""
+        """The names of a group's parameters; None if they are not the model's."""
         names = [self._names.get(id(parameter)) for parameter in group["params"]]
         return None if None in names else [name for name in names if name is not None]
 

@@ -255,7 +255,7 @@ class OptimWrapper:
         return StepResult(norm, applied)
 
     def _unscale(self) -> bool | None:
-        """Undo the loss scaling: whether a gradient overflowed, or None where there is no scaler."""
+        """Undo the loss scaling: whether a gradient overflowed, or None if there is no scaler."""
         return None
 
     def _apply(self, kwargs: Mapping[str, Any]) -> None:

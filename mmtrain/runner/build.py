@@ -168,7 +168,7 @@ def _train_stream(cfg: Any, randomness: Randomness) -> Stream:
 
 
 def check_same_data_on_all_ranks(stream: Stream | None, **sets: Mapping[str, EvaluationSet]) -> None:
-    """Raise ConfigError, on every rank, where one rank has other data than rank 0; a collective."""
+    """Raise ConfigError, on every rank, if one rank has other data than rank 0; a collective."""
     if dist.world_size() == 1:
         return
     found: dict[str, Any] = {"train_dataloader": stream} if stream is not None else {}

@@ -192,7 +192,7 @@ class Checkpointer:
                 self._report_failure(f"the published form of {name}", error)
 
     def newest(self) -> Path | None:
-        """The path of the newest checkpoint, None where there is none."""
+        """The path of the newest checkpoint, None if there is none."""
         name = self.store.pointer()
         return None if name is None else self.store.root / name
 
@@ -202,7 +202,7 @@ class Checkpointer:
             raise RunError(f"the run ended without its last checkpoint: {self.failure}; then start again with --resume")
 
     def close(self) -> None:
-        """Wait for the writer and release what the store holds. Raises CheckpointError where a save failed."""
+        """Wait for the writer and release what the store holds. Raises CheckpointError if a save failed."""
         self.store.close()
 
     def check_optimizer(self, run: Run) -> None:

@@ -51,7 +51,7 @@ def load_start_weights(run: Run, start: StartPoint) -> list[str]:
 def restore(run: Run, start: StartPoint, store: CheckpointStore, best: BestRecords) -> ResumeReport:
     """Restore the chosen checkpoint, or load weights, or leave the fresh state as it is; a collective.
 
-    Raises CheckpointError where the checkpoint does not belong to this run, and ConfigError where the engine's own
+    Raises CheckpointError if the checkpoint does not belong to this run, and ConfigError if the engine's own
     format cannot be kept on disks that are not shared.
     """
     if store.topology.is_divided:

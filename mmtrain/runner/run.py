@@ -121,12 +121,12 @@ class Run:
 
     @property
     def iterations_per_epoch(self) -> int | None:
-        """Iterations of one epoch, or None where that is unknown."""
+        """Iterations of one epoch, or None if that is unknown."""
         return getattr(self.train_dataloader, "iterations_per_epoch", None)
 
     @property
     def iterations_left_in_epoch(self) -> int | None:
-        """Iterations from the position to the end of its epoch, or None where that is unknown."""
+        """Iterations from the position to the end of its epoch, or None if that is unknown."""
         stream = self.train_dataloader
         return None if stream is None else stream.iterations_left(self.progress.epoch, self.progress.offset)
 

@@ -91,7 +91,7 @@ class Strategy(ABC):
         """Set up processes and choose ``device``; before anything is built."""
 
     def check_config(self, cfg: Any) -> None:  # noqa: B027 (most strategies contradict nothing)
-        """Raise ConfigError where the run's config contradicts this strategy's options; after `setup`."""
+        """Raise ConfigError if the run's config contradicts this strategy's options; after `setup`."""
 
     @abstractmethod
     def prepare(
@@ -151,11 +151,11 @@ class Strategy(ABC):
     def load_optimizer_state(self, state: OptimizerState) -> None:
         """Put back what `optimizer_state` gave; the optimizer keeps the tensors.
 
-        Raises CheckpointError where the state does not belong to this optimizer.
+        Raises CheckpointError if the state does not belong to this optimizer.
         """
 
     def native(self, *, frozen: bool = True) -> Native | None:
-        """How this engine saves its own files; None where the tensors by name are saved. ``frozen``: these too."""
+        """How this engine saves its own files; None if the tensors by name are saved. ``frozen``: these too."""
         return None
 
     def takes_native(self, description: Mapping[str, Any]) -> bool:

@@ -185,7 +185,9 @@ def test_a_wrapper_with_a_state_dict_of_another_form():
 def test_float32_moments_of_bfloat16_parameters_stay_float32():
     model = Scaled(torch.bfloat16)
     start = lambda p: [torch.full_like(p, 1 / 3, dtype=torch.float32)]  # noqa: E731
-    restored = assert_continues_identically(lambda m: Keeping(m.parameters(), start, lambda s, g: g * s["kept"][0]), model)
+    restored = assert_continues_identically(
+        lambda m: Keeping(m.parameters(), start, lambda s, g: g * s["kept"][0]), model
+    )
     assert restored.state[restored.param_groups[0]["params"][0]]["kept"][0].dtype is torch.float32
 
 

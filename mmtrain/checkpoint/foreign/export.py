@@ -86,14 +86,14 @@ def cast(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]
 
 
 def write_safetensors(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """One file that ``safetensors.torch.load_file`` reads. Raises CheckpointError where it cannot be written."""
+    """One file that ``safetensors.torch.load_file`` reads. Raises CheckpointError if it cannot be written."""
     write_weights(path, weights)
 
 
 def write_mmengine(path: Path, weights: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """The file that ``mmengine.runner.load_checkpoint`` reads; it holds plain values and tensors only.
 
-    ``torch.load(path, weights_only=True)`` is enough for it. Raises CheckpointError where it cannot be written.
+    ``torch.load(path, weights_only=True)`` is enough for it. Raises CheckpointError if it cannot be written.
     """
     with replacing(path) as aside:
         _save({"meta": dict(meta), "state_dict": dict(weights)}, aside)
@@ -103,7 +103,7 @@ def publish(checkpoint: Checkpoint, keys: Collection[str]) -> Path:
     """MMEngine's published model: ``<checkpoint's stem>-<8 digits of its sha256>.pth`` beside the checkpoint.
 
     ``keys`` are among `PUBLISHED`. ``state_dict`` holds the running averages where the run has them, and
-    ``ema_state_dict`` the weights themselves then, as MMEngine's EMAHook swaps them. Raises CheckpointError where it
+    ``ema_state_dict`` the weights themselves then, as MMEngine's EMAHook swaps them. Raises CheckpointError if it
     cannot be written.
     """
     weights = read_weights(checkpoint)
@@ -143,7 +143,7 @@ def pretrained_part(model: nn.Module) -> tuple[str, Any]:
     """The outermost module that knows how to write itself as a Hugging Face directory, and its name in the model.
 
     It is known by its ``save_pretrained`` and ``config``, so transformers need not be imported. Raises ConfigError
-    where there is none.
+    if there is none.
     """
     for name, module in model.named_modules():
         if callable(getattr(module, "save_pretrained", None)) and hasattr(module, "config"):
@@ -158,7 +158,7 @@ def write_huggingface(path: Path, model: nn.Module, *, dtype: torch.dtype | None
     """Write the Hugging Face model in ``model``, whose weights are in place, as a directory for ``from_pretrained``.
 
     A ``tokenizer`` or ``processor`` of the model that can do so is written with it. Returns the names of the tensors
-    outside that part, which the directory has no place for. Raises CheckpointError where it cannot be written.
+    outside that part, which the directory has no place for. Raises CheckpointError if it cannot be written.
     """
     name, part = pretrained_part(model)
     inside = f"{name}." if name else ""
@@ -182,7 +182,7 @@ def _save(content: Mapping[str, Any], path: Path) -> None:
 def write_pretrained(path: Path, model: Any, weights: Mapping[str, Tensor]) -> None:
     """The directory that ``from_pretrained`` reads for a Hugging Face ``model`` with these weights, in one file.
 
-    ``model.safetensors`` in it is a plain one. Raises CheckpointError where it cannot be written.
+    ``model.safetensors`` in it is a plain one. Raises CheckpointError if it cannot be written.
     """
     with replacing(path) as aside:
         for part in ("config", "generation_config"):

@@ -15,7 +15,7 @@ _SHOWN = 8
 def revise(names: Iterable[str], revise_keys: Sequence[tuple[str, str]]) -> dict[str, str]:
     """Give each name its revised one: every (pattern, replacement) applied in order with ``re.sub``, as in MMEngine.
 
-    Raises CheckpointError where a pattern is not a regular expression, or two names become one.
+    Raises CheckpointError if a pattern is not a regular expression, or two names become one.
     """
     revised: dict[str, str] = {}
     origin: dict[str, str] = {}

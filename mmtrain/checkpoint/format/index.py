@@ -61,7 +61,7 @@ def encode_index(index: Index) -> bytes:
 
 
 def decode_index(data: bytes, where: str = INDEX) -> Index:
-    """Read what `encode_index` gave. Raises CheckpointError where it is malformed."""
+    """Read what `encode_index` gave. Raises CheckpointError if it is malformed."""
     try:
         document = json.loads(data)
         index = {
@@ -81,7 +81,7 @@ def decode_index(data: bytes, where: str = INDEX) -> Index:
 def merge(indexes: Sequence[Index], *, copies: bool = False) -> Index:
     """Join the indexes of what each rank wrote into one, names in order.
 
-    With ``copies`` several ranks may have written the same box, to different disks. Raises CheckpointError where the
+    With ``copies`` several ranks may have written the same box, to different disks. Raises CheckpointError if the
     ranks disagree about a tensor or the shards do not cover it: such a checkpoint must not be committed.
     """
     found: dict[str, dict[str, list[TensorEntry]]] = {}

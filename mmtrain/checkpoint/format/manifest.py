@@ -98,7 +98,7 @@ class Manifest:
 
 
 def encode(manifest: Manifest) -> bytes:
-    """Return the file's bytes. Raises CheckpointError where a field is not a JSON value."""
+    """Return the file's bytes. Raises CheckpointError if a field is not a JSON value."""
     document = {"format": manifest.format, **asdict(manifest), "checksum": _BLANK}
     if not manifest.parts:
         del document["parts"]

@@ -38,7 +38,7 @@ def split(value: Any, *, path: str = "state") -> tuple[Any, dict[str, Tensor]]:
 
 
 def join(document: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Undo `split`. Raises CheckpointError where ``document`` is not something that `split` gave."""
+    """Undo `split`. Raises CheckpointError if ``document`` is not something that `split` gave."""
     if isinstance(document, list):
         return [join(item, tensors) for item in document]
     if not isinstance(document, dict):

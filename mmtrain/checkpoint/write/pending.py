@@ -60,7 +60,7 @@ class PendingSave:
             self._thread = None
 
     def wait(self) -> None:
-        """Return once the checkpoint is durable. Raises CheckpointError where the save failed."""
+        """Return once the checkpoint is durable. Raises CheckpointError if the save failed."""
         self.join()
         self.raise_error()
 

@@ -20,7 +20,7 @@ from mmtrain.errors import CheckpointError
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path to write a file or a directory to; a rename puts it in the place of ``path`` after the block.
 
-    A reader finds all of it or nothing, and a file is on the disk before it is found. Raises CheckpointError where it
+    A reader finds all of it or nothing, and a file is on the disk before it is found. Raises CheckpointError if it
     cannot be written; what was there before stays. A directory does not replace one that has files.
     """
     # A directory, because safetensors writes beside its target too, under a name that is
@@ -53,7 +53,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as one safetensors file that `safetensors.torch.load_file` reads; tied tensors are written twice.
 
-    Raises CheckpointError where the file cannot be written; the one that was there before stays.
+    Raises CheckpointError if the file cannot be written; the one that was there before stays.
     """
     seen: set[int] = set()
     plain = {}

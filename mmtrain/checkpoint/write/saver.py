@@ -90,7 +90,7 @@ class Saver:
         job.pending.notices += topology.on_leaders(job.transaction.publish)
 
     def _on_all_ranks(self, work: Callable[[], RankResult]) -> list[RankResult]:
-        """Every rank works; leaders get the results of all. Raises on every rank where one failed."""
+        """Every rank works; leaders get the results of all. Raises on every rank if one failed."""
         cause: BaseException | None = None
         try:
             result = work()

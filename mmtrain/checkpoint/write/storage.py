@@ -35,7 +35,7 @@ class Transaction:
         self._files = files
 
     def begin(self) -> None:
-        """Make the directory to write into, and the work directory where it is missing."""
+        """Make the directory to write into, and the work directory if it is missing."""
         for parent in reversed([self.root, *self.root.parents]):
             if not parent.exists():
                 with contextlib.suppress(FileExistsError):
@@ -107,7 +107,7 @@ def device_of(path: Path) -> int:
 
 
 def read_pointer(root: Path) -> str | None:
-    """The name in ``last_checkpoint``, which is only a hint; None where there is none."""
+    """The name in ``last_checkpoint``, which is only a hint; None if there is none."""
     try:
         return (root / POINTER).read_text().strip() or None
     except (OSError, UnicodeDecodeError):

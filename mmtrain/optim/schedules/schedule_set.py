@@ -149,7 +149,7 @@ class ScheduleSet:
     def observe(self, metrics: Mapping[str, Any], *, epoch: int | None = None) -> None:
         """Hand the metrics of a validation to the ReduceOnPlateau schedules; `apply` sets what follows from them.
 
-        ``epoch`` is the number of complete epochs; by default that of the last `apply`. Raises RunError where a
+        ``epoch`` is the number of complete epochs; by default that of the last `apply`. Raises RunError if a
         monitored metric is not among them.
         """
         for plateau in self._plateaus.values():

@@ -84,7 +84,7 @@ def _mapped(groups: Any, flats: Any) -> Iterator[tuple[int, Fragment]]:
 
 # ---- the model -------------------------------------------------------------------------------------------------------
 def whole_model(model: nn.Module, engine: Any) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name: masters where there are any. Tied names are one tensor."""
+    """Parameters and persistent buffers by name: masters if there are any. Tied names are one tensor."""
     found, done = fragments(engine), {}
     state: dict[str, Tensor] = {}
     for name, value in _entries(model).items():
