@@ -111,7 +111,7 @@ class CheckpointStore:
         return pending
 
     def wait(self) -> None:
-        """Return once no save is in flight. Raises CheckpointError if the last one failed and that was not reported yet."""
+        """Return once no save is in flight. Raises CheckpointError if the last one failed, unless that was reported."""
         if self._last is not None:
             self._last.join()
             if not self._last.reported:
