@@ -79,7 +79,8 @@ class WorkDirLock:
             return
         with contextlib.suppress(OSError):
             os.ftruncate(self._handle, 0)
-        os.close(self._handle)
+        with contextlib.suppress(OSError):
+            os.close(self._handle)
         self._handle = None
         _held.discard(self._key())
 

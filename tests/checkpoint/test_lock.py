@@ -123,3 +123,18 @@ def test_a_pipe_in_place_of_the_lock_is_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / ".lock")
     with pytest.raises(RunError, match="it is a named pipe"):
         WorkDirLock(tmp_path).acquire(wait_seconds=0)
+
+
+def test_a_disk_that_fails_while_the_lock_is_released(tmp_path, monkeypatch):
+    held = WorkDirLock(tmp_path).acquire()
+    real = os.close
+
+    def close(handle):
+        real(handle)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "close", close)
+        held.release()
+    assert not held.held
+    WorkDirLock(tmp_path).acquire(wait_seconds=0).release()

@@ -27,8 +27,8 @@ class GoneDisk:
 
     def _by_path(self, real):
         def call(path=".", *args, **kwargs):
-            if self.code and isinstance(path, (str, os.PathLike)):
-                self._check(str(Path(path).absolute()))
+            if self.code and not isinstance(path, int):
+                self._check(str(Path(os.fsdecode(path)).absolute()))
             return real(path, *args, **kwargs)
 
         return call

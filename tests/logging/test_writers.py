@@ -151,6 +151,36 @@ def test_the_visualizer_writer_keeps_val_out_of_the_training_curves():
     assert (backend.flushed, backend.closed) == (1, True)
 
 
+def test_a_backend_whose_disk_fails_is_left_out(caplog):
+    class Backend:
+        def __init__(self, error=None):
+            self.error, self.steps = error, []
+
+        def add_scalars(self, scalars, step):
+            if self.error is not None:
+                raise self.error
+            self.steps.append(step)
+
+        def close(self):
+            assert self.error is None
+
+    class Visualizer:
+        def __init__(self):
+            self._vis_backends = {"broken": Backend(OSError(errno.EIO, os.strerror(errno.EIO))), "good": good}
+
+    good = Backend()
+    writer = VisualizerWriter(Visualizer())
+    with caplog.at_level(logging.WARNING, "mmtrain"):
+        for step in (1, 2, 3):
+            writer.write({"loss": 1.0}, step)
+        writer.flush()
+        writer.close()
+    assert good.steps == [1, 2, 3]
+    assert [record.message for record in caplog.records] == [
+        "Backend cannot write (Input/output error); it gets no more scalars in this run, scalars.json has them all"
+    ]
+
+
 @pytest.mark.parametrize(
     ("value", "expected"),
     [(True, True), (None, None), ({"a": (1, torch.ones(2))}, {"a": [1, [1.0, 1.0]]}), (1 + 2j, "(1+2j)")],
