@@ -210,6 +210,7 @@ def _optim_factory(cfg: Any, stream: Stream, notices: list[str]) -> Callable[[nn
             effective = stream.batch_size * dist.data_size() * optim.accumulative_counts
             notice = scale_lr(scaling, optim, effective_batch=effective)
             notices.extend([notice] if notice else [])
+        notices.extend(optim.notices)
         return optim
 
     return make

@@ -119,6 +119,7 @@ class TrainLoop:
         while not runner.is_complete and not (runner.requests.stop_reason and self._micro == 0):
             if entering or progress.epoch_iteration == 0:
                 runner.hooks.call("before_train_epoch", runner)
+                runner.strategy.follow_memory_format()
                 entering = False
             self._step()
 

@@ -137,6 +137,9 @@ class Strategy(ABC):
     def check_optimizer_state(self) -> None:  # noqa: B027 (an engine may represent all that it lets in)
         """Raise ConfigError for state that cannot be saved or restored; after the first update. A collective."""
 
+    def follow_memory_format(self) -> None:  # noqa: B027 (an engine may hold the moments in memory of its own)
+        """Lay moments out as their parameters are, which a hook may have changed (``channels_last``)."""
+
     def forget_gathered(self) -> None:  # noqa: B027 (most engines gather nothing)
         """Drop copies of parameters that were gathered for a forward, because the parameters may change behind them."""
 

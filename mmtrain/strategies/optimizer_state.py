@@ -83,6 +83,22 @@ def optimizer_targets(model: nn.Module, saved: Mapping[str, SavedTensor]) -> dic
     return targets
 
 
+@torch.no_grad()
+def align(optim: OptimWrapper) -> None:
+    """Give moments the strides of their parameters, where a fused kernel updates them.
+
+    To be called after hooks that may change a model's memory format: the kernel does not look at strides.
+    """
+    groups = [(one.state, group) for one in optim.optimizers.values() for group in one.param_groups]
+    for state, group in groups:
+        for parameter in group["params"] if group.get("fused") else ():
+            slots = state.get(parameter, {})
+            for slot, value in slots.items():
+                is_moment = isinstance(value, Tensor) and value.shape == parameter.shape and not is_dtensor(value)
+                if is_moment and value.stride() != parameter.stride():
+                    slots[slot] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 def parameter_of(key: str) -> str | None:
     """The parameter that a tensor ``<parameter>/<slot>`` belongs to; None for state of the optimizer itself."""
     name, _, _ = key.rpartition("/")

@@ -39,6 +39,10 @@ class OwnOptimizer(Strategy):
         if self.optim is not None:
             optimizer_state.check(self.model, self.optim)
 
+    def follow_memory_format(self) -> None:
+        if self.optim is not None:
+            optimizer_state.align(self.optim)
+
     def optimizer_targets(self, saved: Mapping[str, SavedTensor]) -> dict[str, Tensor]:
         return optimizer_state.optimizer_targets(self.model, saved)
 

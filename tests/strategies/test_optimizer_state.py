@@ -274,3 +274,22 @@ def test_a_parameter_that_is_not_the_models_is_refused():
         ConfigError, match=r"SGD trains a parameter of shape \(2,\) that is not a parameter of the model"
     ):
         optimizer_state.capture(model, OptimWrapper(optimizer))
+
+
+def test_moments_follow_a_model_whose_memory_format_changes():
+    """A hook may call model.to(memory_format=...) after a resume has restored the moments."""
+    torch.manual_seed(2)
+    image = torch.randn(2, 4, 5, 5)
+    models = [nn.Conv2d(4, 6, 3)]
+    models.append(copy.deepcopy(models[0]))
+    optimizers = [torch.optim.AdamW(model.parameters(), fused=True) for model in models]
+    for step in range(4):
+        for model, optimizer in zip(models, optimizers, strict=True):
+            if step == 2 and model is models[1]:
+                model.to(memory_format=torch.channels_last)
+                optimizer_state.align(OptimWrapper(optimizer))
+            optimizer.zero_grad()
+            model(image).square().mean().backward()
+            optimizer.step()
+    assert models[1].weight.stride() != models[0].weight.stride()
+    torch.testing.assert_close(models[1].weight, models[0].weight, rtol=1e-5, atol=1e-6)
