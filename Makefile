@@ -9,10 +9,10 @@ train: $(VENV)/ready
 	$(BIN)/python tools/train.py configs/gpt/stdlib.py
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not ecosystem"
 
 test-all: $(VENV)/ready
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not ecosystem"
 
 check: $(VENV)/ready
 	$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy

@@ -212,6 +212,7 @@ def learning_rates(optim: Any) -> dict[str, float]:
 
 
 def _rates_of(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    groups = [group for group in groups if "lr" in group]  # some optimizers choose their steps without one
     if not groups:
         return {}
     rates = {"lr": float(groups[0]["lr"])}

@@ -24,7 +24,7 @@ from mmtrain.optim.wrappers import OptimWrapper
 
 Group = dict[str, Any]
 _NOT_VALUES = ("params", "param_names")
-_PLAIN = (type(None), bool, int, float, str, list, tuple, dict, set, frozenset, Tensor)
+_PLAIN = (type(None), bool, int, float, str, bytes, set, frozenset)
 
 
 class GroupValues:
@@ -180,11 +180,11 @@ def _equal(one: Any, other: Any) -> bool:
 
 def _is_plain(value: Any) -> bool:
     """Whether a value can be in a checkpoint. Others (a dtype, a function) come from the config."""
-    if isinstance(value, dict):
+    if type(value) is dict:
         return all(map(_is_plain, value.values()))
-    if isinstance(value, (list, tuple)):
+    if type(value) in (list, tuple):
         return all(map(_is_plain, value))
-    return isinstance(value, _PLAIN)
+    return type(value) in _PLAIN or isinstance(value, Tensor)
 
 
 def _some(names: Sequence[str]) -> str:

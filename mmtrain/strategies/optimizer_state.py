@@ -23,6 +23,7 @@ from mmtrain.strategies.base import OptimizerState, SavedTensor
 
 _IN_SECTION = "$section"  # {"$section": name}: a tensor inside a container, which is saved in the section of tensors
 _PARAMETER = "$parameter"  # ("$parameter", name): a parameter as the key of a dict
+_STRIDES = "$strides"
 _KEYS = ("state", "param_groups")
 
 
@@ -33,8 +34,8 @@ def capture(model: nn.Module, optim: OptimWrapper) -> OptimizerState:
     """
     names = _names(model, optim)
     tensors: dict[str, Tensor] = {}
-    values = {key: _Capture(names, tensors, key).of(one) for key, one in optim.optimizers.items()}
-    return OptimizerState(tensors, values)
+    values: dict[str, Any] = {key: _Capture(names, tensors, key).of(one) for key, one in optim.optimizers.items()}
+    return OptimizerState(tensors, values | _strides(model, tensors))
 
 
 def restore(model: nn.Module, optim: OptimWrapper, state: OptimizerState) -> None:
@@ -44,6 +45,7 @@ def restore(model: nn.Module, optim: OptimWrapper, state: OptimizerState) -> Non
     for state that the optimizer's ``load_state_dict`` refuses.
     """
     names = _names(model, optim)
+    state = _with_strides(state)
     trained = set(names.values())
     for key in state.tensors:
         name = parameter_of(key)
@@ -60,11 +62,11 @@ def check(model: nn.Module, optim: OptimWrapper) -> None:
     for key, tensor in state.tensors.items():
         fault = _fault(tensor, parameters.get(parameter_of(key) or ""))
         if fault:
-            raise _cannot_be_saved(optim, key, fault)
+            raise _cannot_be_saved(optim, f"{key} is {fault}")
     try:
         split(state.values, path="optimizer")
     except CheckpointError as error:
-        raise _cannot_be_saved(optim, *str(error).split(": ", 1)) from error
+        raise _cannot_be_saved(optim, str(error).replace("..", ".", 1)) from error
 
 
 def optimizer_targets(model: nn.Module, saved: Mapping[str, SavedTensor]) -> dict[str, Tensor]:
@@ -162,6 +164,36 @@ def _is_torch_like(packed: Any, count: int) -> bool:
     return [number for group in groups for number in group.get("params", ())] == list(range(count))
 
 
+def _strides(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, list[int]]]:
+    """``{"$strides": ..}`` of the tensors whose strides are not those that `optimizer_targets` gives.
+
+    They decide how a product of matrices is rounded (the result of a QR decomposition is column-major).
+    """
+    parameters = dict(model.named_parameters())
+    found = {}
+    for key, tensor in tensors.items():
+        if is_dtensor(tensor) or tensor.layout is not torch.strided:
+            continue
+        parameter = parameters.get(parameter_of(key) or "")
+        if parameter is not None and parameter.shape == tensor.shape:
+            has_default = parameter.stride() == tensor.stride()
+        else:
+            has_default = tensor.is_contiguous()
+        if not has_default and torch.empty_like(tensor, device="meta").stride() == tensor.stride():
+            found[key] = list(tensor.stride())
+    return {_STRIDES: found} if found else {}
+
+
+def _with_strides(state: OptimizerState) -> OptimizerState:
+    strides = (state.values or {}).get(_STRIDES, {})
+    tensors = dict(state.tensors)
+    for key, stride in strides.items():
+        if key in tensors and not is_dtensor(tensors[key]):
+            plain = tensors[key]
+            tensors[key] = torch.empty_strided(plain.shape, stride, dtype=plain.dtype, device=plain.device).copy_(plain)
+    return OptimizerState(tensors, state.values)
+
+
 class _Capture:
     """Takes one optimizer's ``state_dict()`` apart into tensors by name and plain values.
 
@@ -180,7 +212,7 @@ class _Capture:
         packed = optimizer.state_dict()
         values: dict[str, Any] = {"order": order}
         if not _is_torch_like(packed, len(order)):
-            return values | {"whole": self._plain(packed, self._prefix)}
+            return values | {"whole": self._plain(packed, f"{self._prefix}/#")}
         state: dict[str, Any] = {}
         other: list[Any] = []
         for number, slots in packed["state"].items():
@@ -189,8 +221,8 @@ class _Capture:
                 if rest:
                     state[order[number]] = rest
             else:
-                other.append((number, self._plain(slots, f"{self._prefix}.state")))
-        extra = {name: self._plain(packed[name], self._prefix) for name in packed if name not in _KEYS}
+                other.append((number, self._plain(slots, f"{self._prefix}/#state.{number}")))
+        extra = {name: self._plain(packed[name], f"{self._prefix}/#{name}") for name in packed if name not in _KEYS}
         return values | {"state": state, "other_state": other, "extra": extra}
 
     def _slots(self, name: str, slots: Mapping[Any, Any]) -> dict[Any, Any]:
@@ -200,18 +232,25 @@ class _Capture:
             if isinstance(value, Tensor) and isinstance(slot, str) and "/" not in slot and "#" not in slot:
                 self._tensors[f"{name}/{slot}"] = value
             else:
-                rest[slot] = self._plain(value, name)
+                rest[slot] = self._plain(value, f"{name}/#{slot}")
         return rest
 
-    def _plain(self, value: Any, prefix: str) -> Any:
-        """The same value with a reference in the place of each tensor."""
+    def _plain(self, value: Any, path: str) -> Any:
+        """The same value with a reference in the place of each tensor; ``path`` names the tensor of this value."""
         if isinstance(value, Tensor):
-            key = f"{prefix}/#{len(self._tensors)}"
+            stem, _, rest = path.partition("/#")
+            key = f"{stem}/#{rest.replace('/', '|')}"
+            while key in self._tensors:
+                key += "~"
             self._tensors[key] = value
             return {_IN_SECTION: key}
         if isinstance(value, Mapping):
-            return {self._key(key): self._plain(item, prefix) for key, item in value.items()}
-        return _rebuilt(value, lambda item: self._plain(item, prefix))
+            return {self._key(key): self._plain(item, f"{path}.{self._label(key)}") for key, item in value.items()}
+        number = iter(range(1 << 62))
+        return _rebuilt(value, lambda item: self._plain(item, f"{path}.{next(number)}"))
+
+    def _label(self, key: Any) -> str:
+        return self._names.get(id(key), "tensor") if isinstance(key, Tensor) else str(key)
 
     def _key(self, key: Any) -> Any:
         return (_PARAMETER, self._names[id(key)]) if isinstance(key, Tensor) and id(key) in self._names else key
@@ -324,10 +363,10 @@ def _fault(tensor: Tensor, parameter: Tensor | None) -> str:
     return "" if tensor.dtype in DTYPES.values() else f"a tensor of type {tensor.dtype}"
 
 
-def _cannot_be_saved(optim: OptimWrapper, where: str, fault: str) -> ConfigError:
+def _cannot_be_saved(optim: OptimWrapper, reason: str) -> ConfigError:
     kinds = ", ".join(sorted({type(one).__name__ for one in optim.optimizers.values()}))
     return ConfigError(
-        f"optim_wrapper.optimizer: {kinds} keeps {fault} ({where}), which a checkpoint cannot hold; save without the "
-        "optimizer's state by default_hooks.checkpoint.save_optimizer=False (a resume then starts it from scratch), or "
-        "use another optimizer"
+        f"optim_wrapper.optimizer: the state of {kinds} cannot be saved: {reason}. Save without it by "
+        "default_hooks.checkpoint.save_optimizer=False (a resume then starts the optimizer from scratch), or use "
+        "another optimizer"
     )

@@ -203,7 +203,7 @@ def test_state_that_no_checkpoint_holds_is_refused_with_the_remedy(start, words)
     model = Scaled()
     optimizer = Keeping(model.parameters(), start, lambda state, grad: grad)
     stepped(model, optimizer)
-    with pytest.raises(ConfigError, match=f"Keeping keeps .*{words}.*save_optimizer=False"):
+    with pytest.raises(ConfigError, match=f"the state of Keeping cannot be saved: .*{words}.*save_optimizer=False"):
         optimizer_state.check(model, OptimWrapper(optimizer))
 
 

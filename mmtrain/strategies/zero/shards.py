@@ -248,7 +248,9 @@ def load_optimizer(model: nn.Module, engine: Any, optim: OptimWrapper, state: Op
 def _with_numbers(state: OptimizerState) -> dict[str, Tensor]:
     """The tensors, with the numbers that other strategies keep beside them as tensors too."""
     tensors = dict(state.tensors)
-    for values in (state.values or {}).values():
+    for key, values in (state.values or {}).items():
+        if key.startswith("$"):  # strides, which flat partitions do not have
+            continue
         unknown = next((key for key in ("whole", "other_state", "extra") if values.get(key)), "")
         for name, rest in values.get("state", {}).items():
             for slot, value in rest.items():
