@@ -7,7 +7,7 @@ from typing import Any
 
 from mmtrain.checkpoint import Checkpoint
 from mmtrain.cli.checkpoint.find import find_checkpoint, is_checkpoint, work_dir
-from mmtrain.cli.checkpoint.text import counted, table
+from mmtrain.cli.checkpoint.text import counted, echo, table
 from mmtrain.data.ledger_audit import EpochAudit, audit_ledger
 from mmtrain.errors import CheckpointError
 
@@ -27,15 +27,15 @@ def audit(arguments: argparse.Namespace) -> int:
         )
     epochs = audit_ledger(_at_checkpoint(record, checkpoint))
     position = checkpoint.manifest.position
-    print(f"{checkpoint.path}: {counted(position['update'], 'update')}, {counted(position['samples'], 'sample')}")
-    print("\n".join(["", *_segments(record["segments"]), "", *_epochs(epochs)]))
+    echo(f"{checkpoint.path}: {counted(position['update'], 'update')}, {counted(position['samples'], 'sample')}")
+    echo("\n".join(["", *_segments(record["segments"]), "", *_epochs(epochs)]))
     notices = [(one, text) for one in epochs for text in one.notices]
     faults = [(one, text) for one in epochs for text in one.faults]
     for title, lines in (("by design", notices), ("faults", faults)):
         if lines:
-            print("\n".join(["", title, *(f"  epoch {one.epoch + 1}: {text}" for one, text in lines)]))
+            echo("\n".join(["", title, *(f"  epoch {one.epoch + 1}: {text}" for one, text in lines)]))
     lost, repeated, unproven = (sum(getattr(one, kind) for one in epochs) for kind in ("lost", "repeated", "unproven"))
-    print(f"\nsamples lost: {lost}, repeated: {repeated}" + (f", unproven: {unproven}" if unproven else ""))
+    echo(f"\nsamples lost: {lost}, repeated: {repeated}" + (f", unproven: {unproven}" if unproven else ""))
     return 1 if lost or repeated or unproven else 0
 
 
