@@ -68,6 +68,14 @@ class Checkpoint:
         """The plain state that was saved, its tensors on the CPU."""
         return self._tree("state")
 
+    def state_by_name(self) -> dict[str, Any]:
+        """As `state`, which for a run is a dict: name to state. Raises CheckpointError where it is another value."""
+        state = self.state()
+        if not isinstance(state, dict):
+            kind = type(state).__name__
+            raise CheckpointError(f"{self.path / 'state.json'}: expected the state of a run by name, found a {kind}")
+        return state
+
     def rng(self, rank: int = 0) -> Any:
         """What rank ``rank`` saved as its generators.
 

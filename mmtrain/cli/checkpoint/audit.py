@@ -19,16 +19,21 @@ def audit(arguments: argparse.Namespace) -> int:
         named = Path(arguments.checkpoint)
         path = named if named.is_dir() and is_checkpoint(named) else work_dir(path) / named
     checkpoint = find_checkpoint(path, verify="full")
-    record = checkpoint.state().get("ledger")
+    record = checkpoint.state_by_name().get("ledger")
     if record is None:
         raise CheckpointError(
             f"{checkpoint.path} has no ledger, so the samples that its run consumed are unknown; train with "
             "train_cfg=dict(ledger=True, ...)"
         )
-    epochs = audit_ledger(_at_checkpoint(record, checkpoint))
     position = checkpoint.manifest.position
-    echo(f"{checkpoint.path}: {counted(position['update'], 'update')}, {counted(position['samples'], 'sample')}")
-    echo("\n".join(["", *_segments(record["segments"]), "", *_epochs(epochs)]))
+    try:
+        epochs = audit_ledger(_at_checkpoint(record, checkpoint))
+        segments = _segments(record["segments"])
+        done = f"{counted(position['update'], 'update')}, {counted(position['samples'], 'sample')}"
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(f"{checkpoint.path}: its ledger is malformed ({error!r})") from error
+    echo(f"{checkpoint.path}: {done}")
+    echo("\n".join(["", *segments, "", *_epochs(epochs)]))
     notices = [(one, text) for one in epochs for text in one.notices]
     faults = [(one, text) for one in epochs for text in one.faults]
     for title, lines in (("by design", notices), ("faults", faults)):
