@@ -137,7 +137,8 @@ class _Restorer:
             self._report.lines += load_start_weights(run, frozen_from)  # the only place that has the frozen weights
         if native is not None and run.strategy.takes_native(native):
             run.strategy.load_native(checkpoint.path, native)
-            self._report.lines += _group_values(run).merge(state.get("param_groups") or {})
+            with restoring("the optimizer's groups"):
+                self._report.lines += _group_values(run).merge(state.get("param_groups") or {})
         else:
             with self._by_name(checkpoint, native) as source:
                 self._restore_model(source, partial=partial)
@@ -182,14 +183,17 @@ class _Restorer:
         source.load("optimizer", tensors)
         optimizer = OptimizerState(tensors, state.get("optimizer"))
         saved = state.get("param_groups") or {}
-        self._report.lines += groups.add_missing(saved)
 
         def give(log: Callable[[str], None]) -> None:
-            run.strategy.load_optimizer_state(optimizer)
-            for line in groups.merge(saved):
-                log(line)
+            with restoring("the optimizer"):
+                run.strategy.load_optimizer_state(optimizer)
+                for line in groups.merge(saved):
+                    log(line)
 
-        if groups.has_missing(saved):  # a hook's before_train may add them, as it did in the run that saved
+        with restoring("the optimizer's groups"):
+            self._report.lines += groups.add_missing(saved)
+            is_later = groups.has_missing(saved)
+        if is_later:  # a hook's before_train may add them, as it did in the run that saved
             run.after_before_train.append(lambda: give(run.logger.info))
         else:
             give(self._report.lines.append)
