@@ -127,15 +127,22 @@ class UnusableFileError(OSError):
         return str(self.strerror)
 
 
+def check_regular(status: os.stat_result, path: Path) -> None:
+    """Raise UnusableFileError, which says what it is, for anything but a regular file."""
+    kind = next((name for test, name in _KINDS.items() if test(status.st_mode)), None)
+    if kind is not None or not stat.S_ISREG(status.st_mode):
+        raise UnusableFileError(errno.EINVAL, f"it is {kind or 'not a file'}, expected a file", str(path))
+
+
 def open_regular(path: Path) -> int:
     """Open a file for reading, and return its handle. Raises UnusableFileError for anything but a regular file.
 
     A pipe would block the open, and a device may never end. A link is followed: what it leads to must be regular.
     """
-    _check_regular(path.stat(), path)
+    check_regular(path.stat(), path)
     handle = os.open(path, os.O_RDONLY | _SAFE)
     try:
-        _check_regular(os.fstat(handle), path)
+        check_regular(os.fstat(handle), path)
     except BaseException:
         os.close(handle)
         raise
@@ -165,19 +172,13 @@ def open_private(path: Path) -> int:
         raise
     try:
         status = os.fstat(handle)
-        _check_regular(status, path)
+        check_regular(status, path)
         if status.st_nlink > 1:
             raise UnusableFileError(errno.EMLINK, "it has a second name (a hard link); delete this one", str(path))
     except BaseException:
         os.close(handle)
         raise
     return handle
-
-
-def _check_regular(status: os.stat_result, path: Path) -> None:
-    kind = next((name for test, name in _KINDS.items() if test(status.st_mode)), None)
-    if kind is not None or not stat.S_ISREG(status.st_mode):
-        raise UnusableFileError(errno.EINVAL, f"it is {kind or 'not a file'}, expected a file", str(path))
 
 
 def hash_bytes(data: bytes | memoryview) -> str:

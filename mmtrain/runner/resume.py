@@ -20,7 +20,7 @@ from mmtrain.runner.choose import StartPoint
 from mmtrain.runner.frozen import FrozenParameters, frozen_names
 from mmtrain.runner.geometry import geometry_lines, move_in_data, recount_line, rescale, saved_geometry
 from mmtrain.runner.run import Run
-from mmtrain.runner.state import restore_small_state
+from mmtrain.runner.state import restore_small_state, restoring
 from mmtrain.strategies import native as native_format
 from mmtrain.strategies.base import OptimizerState
 
@@ -87,16 +87,20 @@ class _Restorer:
         meta = checkpoint.manifest.meta
         values = compare.flat_config(run.cfg)
         self._check_belongs(checkpoint, values)
-        state = checkpoint.state()
+        state = checkpoint.state_by_name()
         self._restore_tensors(checkpoint, state)
         state_report = restore_small_state(run, self._best, state)
         self._restore_position(checkpoint)
         own = self._store.own_rng(checkpoint)
         if own is not None:
-            randomness.restore(own["generators"])
+            with restoring("the generators"):
+                randomness.restore(own["generators"])
             if run.data_moved_by is None:  # else the state is of other data, or of another position in it
-                _stream(run).load_state_dict(own["data"])
-        run.hooks.call("after_load_checkpoint", run, checkpoint=dict(state.get("extra", {})))
+                with restoring("train_dataloader"):
+                    _stream(run).load_state_dict(own["data"])
+        with restoring("extra"):
+            extra = dict(state.get("extra", {}))
+        run.hooks.call("after_load_checkpoint", run, checkpoint=extra)
         report.lines += state_report.lines()
         samples = int(checkpoint.manifest.position["samples"])
         position = LogPosition(checkpoint.manifest.iteration, samples, saved_geometry(checkpoint.manifest).global_batch)
@@ -107,6 +111,8 @@ class _Restorer:
     def _check_belongs(self, checkpoint: Checkpoint, values: Mapping[str, str]) -> None:
         """Refuse another optimizer and other data; find out whether ``resume_data`` moves this run."""
         run, manifest = self._run, checkpoint.manifest
+        if "samples" not in manifest.position:
+            raise CheckpointError(f"{checkpoint.path}: its manifest has no position.samples, so no run saved it")
         compare.check_same_optimizer(manifest.meta.get("optimizer", ""), run.optimizer_name)
         choice = run.cfg.get("resume_data")
         same_data = data_identity.same_data(manifest.data_fingerprint, run.data_fingerprint)
@@ -131,7 +137,8 @@ class _Restorer:
             self._report.lines += load_start_weights(run, frozen_from)  # the only place that has the frozen weights
         if native is not None and run.strategy.takes_native(native):
             run.strategy.load_native(checkpoint.path, native)
-            self._report.lines += _group_values(run).merge(state.get("param_groups") or {})
+            with restoring("the optimizer's groups"):
+                self._report.lines += _group_values(run).merge(state.get("param_groups") or {})
         else:
             with self._by_name(checkpoint, native) as source:
                 self._restore_model(source, partial=partial)
@@ -176,14 +183,17 @@ class _Restorer:
         source.load("optimizer", tensors)
         optimizer = OptimizerState(tensors, state.get("optimizer"))
         saved = state.get("param_groups") or {}
-        self._report.lines += groups.add_missing(saved)
 
         def give(log: Callable[[str], None]) -> None:
-            run.strategy.load_optimizer_state(optimizer)
-            for line in groups.merge(saved):
-                log(line)
+            with restoring("the optimizer"):
+                run.strategy.load_optimizer_state(optimizer)
+                for line in groups.merge(saved):
+                    log(line)
 
-        if groups.has_missing(saved):  # a hook's before_train may add them, as it did in the run that saved
+        with restoring("the optimizer's groups"):
+            self._report.lines += groups.add_missing(saved)
+            is_later = groups.has_missing(saved)
+        if is_later:  # a hook's before_train may add them, as it did in the run that saved
             run.after_before_train.append(lambda: give(run.logger.info))
         else:
             give(self._report.lines.append)

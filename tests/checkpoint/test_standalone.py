@@ -12,7 +12,7 @@ for module in pkgutil.walk_packages(mmtrain.checkpoint.__path__, "mmtrain.checkp
     importlib.import_module(module.name)
 print(*sys.modules, sep="\\n")
 """
-MINE = {"checkpoint", "dist", "dtensor", "errors", "files", "heartbeat", "version"}
+MINE = {"checkpoint", "dist", "dtensor", "errors", "files", "heartbeat", "printable", "version"}
 
 
 def test_it_does_not_import_mmengine_and_little_of_mmtrain():

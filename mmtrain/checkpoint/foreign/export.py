@@ -48,7 +48,7 @@ def _put_in_place(averages: Mapping[str, Tensor], weights: dict[str, Tensor], pa
 def averages_in(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
     """The running averages of weights in the state of hooks: the hook's name, then the weight's."""
     found = {}
-    for key, state in checkpoint.state().items():
+    for key, state in checkpoint.state_by_name().items():
         averages = state.get("averages") if isinstance(state, dict) else None
         if key.startswith(_HOOKS) and isinstance(averages, dict) and "steps" in state:
             found[key.removeprefix(_HOOKS)] = averages

@@ -13,9 +13,10 @@ JSON has fewer types than Python, so the rest is written as an object with one k
 import base64
 import json
 import math
+import re
 import struct
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from torch import Tensor
 from mmtrain.dtensor import is_dtensor
 from mmtrain.errors import CheckpointError
 
+_NUMPY_TYPE = re.compile(r"[<>|=][?a-zA-Z]\d*(\[\w+\])?")  # what dtype.str gives: "<f8", "<M8[ns]"
 _INT64 = range(-(1 << 63), 1 << 63)
 
 
@@ -34,18 +36,28 @@ def split(value: Any, *, path: str = "state") -> tuple[Any, dict[str, Tensor]]:
     Raises CheckpointError with the path and the type of what is neither plain nor a tensor.
     """
     tensors: dict[str, Tensor] = {}
-    return _Splitter(tensors).encode(value, path, ()), tensors
+    try:
+        return _Splitter(tensors).encode(value, path, ()), tensors
+    except RecursionError as error:
+        raise CheckpointError(f"{path}: it is nested too deeply to be saved") from error
 
 
 def join(document: Any, tensors: Mapping[str, Tensor]) -> Any:
     """Undo `split`. Raises CheckpointError if ``document`` is not something that `split` gave."""
+    try:
+        return _join(document, tensors)
+    except RecursionError as error:
+        raise CheckpointError("the state is nested too deeply") from error
+
+
+def _join(document: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(document, list):
-        return [join(item, tensors) for item in document]
+        return [_join(item, tensors) for item in document]
     if not isinstance(document, dict):
         return document
     tag = next(iter(document), "")
     if not tag.startswith("$"):
-        return {key: join(item, tensors) for key, item in document.items()}
+        return {key: _join(item, tensors) for key, item in document.items()}
     decoder = _DECODERS.get(tag)
     if decoder is None:
         raise CheckpointError(
@@ -53,8 +65,18 @@ def join(document: Any, tensors: Mapping[str, Tensor]) -> Any:
         )
     try:
         return decoder(document, tensors)
-    except (KeyError, ValueError, TypeError, struct.error) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, OverflowError, struct.error) as error:
         raise CheckpointError(f"the state contains a malformed {tag} value: {error!r}") from error
+
+
+def check(document: Any, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Raise CheckpointError where `join` would; ``shapes`` are those of the tensors, which need not be read."""
+    blank = torch.zeros((), dtype=torch.uint8)
+    try:
+        tensors = {name: blank.expand(tuple(shape)) for name, shape in shapes.items()}
+    except RuntimeError as error:  # more elements than torch can count
+        raise CheckpointError(f"the state has an impossible tensor ({error})") from error
+    join(document, tensors)
 
 
 def to_json(document: Any) -> bytes:
@@ -139,24 +161,30 @@ class _Splitter:
 
 def _array(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> np.ndarray:
     raw = tensors[document["$array"]].numpy().tobytes()
-    return np.frombuffer(bytearray(raw), np.dtype(document["dtype"])).reshape(document["shape"])
+    return np.frombuffer(bytearray(raw), _numpy_type(document)).reshape(document["shape"])
+
+
+def _numpy_type(document: Mapping[str, Any]) -> np.dtype:
+    if not _NUMPY_TYPE.fullmatch(document["dtype"]):
+        raise ValueError(f"{document['dtype']!r} is not a numpy type")
+    return np.dtype(document["dtype"])
 
 
 def _pairs(items: list[Any], tensors: Mapping[str, Tensor]) -> list[tuple[Any, Any]]:
-    return [(join(key, tensors), join(item, tensors)) for key, item in items]
+    return [(_join(key, tensors), _join(item, tensors)) for key, item in items]
 
 
 _DECODERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], Any]] = {
     "$int": lambda d, t: int(d["$int"], 16),
     "$float": lambda d, t: struct.unpack(">d", bytes.fromhex(d["$float"]))[0],
     "$bytes": lambda d, t: base64.b64decode(d["$bytes"], validate=True),
-    "$tuple": lambda d, t: tuple(join(item, t) for item in d["$tuple"]),
-    "$deque": lambda d, t: deque((join(item, t) for item in d["$deque"]), d["maxlen"]),
-    "$set": lambda d, t: {join(item, t) for item in d["$set"]},
-    "$frozenset": lambda d, t: frozenset(join(item, t) for item in d["$frozenset"]),
+    "$tuple": lambda d, t: tuple(_join(item, t) for item in d["$tuple"]),
+    "$deque": lambda d, t: deque((_join(item, t) for item in d["$deque"]), d["maxlen"]),
+    "$set": lambda d, t: {_join(item, t) for item in d["$set"]},
+    "$frozenset": lambda d, t: frozenset(_join(item, t) for item in d["$frozenset"]),
     "$dict": lambda d, t: dict(_pairs(d["$dict"], t)),
     "$ordered": lambda d, t: OrderedDict(_pairs(d["$ordered"], t)),
     "$tensor": lambda d, t: t[d["$tensor"]],
     "$array": _array,
-    "$scalar": lambda d, t: np.frombuffer(base64.b64decode(d["$scalar"]), np.dtype(d["dtype"]))[0],
+    "$scalar": lambda d, t: np.ndarray((), _numpy_type(d), base64.b64decode(d["$scalar"]))[()],
 }

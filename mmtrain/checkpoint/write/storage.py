@@ -17,9 +17,10 @@ from pathlib import Path
 
 from mmtrain.checkpoint import process_identity
 from mmtrain.checkpoint.format.manifest import MANIFEST
-from mmtrain.files import Files, replacing, write_new
+from mmtrain.files import Files, read_bounded, replacing, write_new
 
 POINTER = "last_checkpoint"
+_POINTER_LIMIT = 4096
 _HIDDEN = re.compile(r"^\.(?P<name>.+)\.(?P<kind>tmp|old|del)-(?P<token>[0-9a-f]+-[0-9a-f]+-\d+-\d+-[0-9a-f]+)$")
 _OURS = (MANIFEST, "tensors.json", "state.json")
 
@@ -109,7 +110,7 @@ def device_of(path: Path) -> int:
 def read_pointer(root: Path) -> str | None:
     """The name in ``last_checkpoint``, which is only a hint; None if there is none."""
     try:
-        return (root / POINTER).read_text().strip() or None
+        return read_bounded(root / POINTER, _POINTER_LIMIT).decode().strip() or None
     except (OSError, UnicodeDecodeError):
         return None
 
