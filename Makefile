@@ -1,4 +1,4 @@
-# Two commands on a machine that has only Python >= 3.10: `make train` and `make test`.
+# `make train` and `make test` need only Python >= 3.10.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -9,10 +9,10 @@ train: $(VENV)/ready
 	$(BIN)/python tools/train.py configs/gpt/stdlib.py
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu and not ecosystem"
 
 test-all: $(VENV)/ready
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not ecosystem"
 
 check: $(VENV)/ready
 	$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy

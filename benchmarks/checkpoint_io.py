@@ -1,22 +1,21 @@
-"""What a checkpoint of 1.2 GB costs: mmtrain beside a memory copy, the bare disk, torch.save, torch DCP and MMEngine.
+"""Cost of a checkpoint of 1.2 GB: mmtrain, a memory copy, the bare disk, torch.save, torch DCP and MMEngine.
 
 The state is a GPT of 100 M parameters in float32 with AdamW's two moments, a few hundred tensors from 3 KB to 57 MB.
-Everything runs in one process in rounds; the order of a round is turned round in every other one. A ratio is the median
-over rounds of the ratio within a round, so that a drift of the machine meets both sides alike. The first round warms up
-(buffers are allocated, page cache filled) and is not counted.
+Everything runs in rounds in one process; every other round runs in reverse order. A ratio is the median over rounds of
+the ratio within a round, so that changes in the machine's speed affect both sides alike. The first round warms up
+(allocates buffers, fills the page cache) and is not counted.
 
-* memory copy: `Tensor.copy_` of the state into buffers that were used before, with two threads (what the stager may
-  use) and with one. The target of 1.2 is held against the one with the lower median.
-* stall: the time that training waits: `save()` plus `wait_staged()` of what it returned. "at once" has nothing in
-  between, the worst case;
-  "behind compute" has about a second of matrix products in between, as a forward and backward would be, and what these
-  became slower is reported beside it ("drag").
-* DCP's stall is that of `async_save`, as it comes and with a stager that reuses its buffers; the target is the faster.
-* disk: `os.write` of 16 MiB chunks into as many files of the same sizes, fsync at the end of each, one after the other,
-  and with two threads; the target is the first, the disk's sequential speed.
-* torch.save and MMEngine's save_checkpoint do not fsync; both are measured with an fsync after them, torch.save without
-  it too.
-* load: into tensors that exist, from files in the page cache; `torch.load(mmap=True)` and copy does the same.
+* memory copy: `Tensor.copy_` of the state into buffers that were used before, with two threads (as many as the stager
+  may use) and with one. The target is 1.2 times the one with the lower median.
+* stall: the time that training waits, `save()` plus `wait_staged()` of what it returned. "at once" has nothing between
+  the two calls, the worst case. "behind compute" has about a second of matrix products there, in place of a forward
+  and backward; "drag" is by how much these become slower.
+* DCP's stall is that of `async_save`, with the default stager and with one that reuses its buffers; the target is the
+  faster.
+* disk: `os.write` of 16 MiB chunks into as many files of the same sizes, with fsync at the end of each, one after the
+  other and with two threads; the target is the former, the disk's sequential speed.
+* torch.save and MMEngine's save_checkpoint do not fsync; both are measured with a following fsync and without.
+* load: into existing tensors, from files in the page cache; the same with `torch.load(mmap=True)` and a copy.
 * memory: see checkpoint_memory.py.
 
 Usage: python benchmarks/checkpoint_io.py [--rounds 5] [--layers 12] [--folder DIR]
@@ -45,8 +44,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from mmtrain.checkpoint import CheckpointStore  # noqa: E402
 
-warnings.filterwarnings("ignore")  # torch's own, about deprecated parts that DCP and mmengine use
-logging.disable(logging.WARNING)  # mmengine's, at every save
+warnings.filterwarnings("ignore")  # torch's, about deprecated functions that DCP and mmengine use
+logging.disable(logging.WARNING)  # mmengine logs at every save
 
 CHUNK = 16 << 20
 WIDTH, VOCABULARY = 768, 18432
@@ -77,7 +76,7 @@ class State:
         self.bytes = sum(tensor.nbytes for tensor in self.tensors)
 
     def nested(self):
-        """As torch.save, DCP and MMEngine get it; they nest it alike."""
+        """The state in the form that torch.save, DCP and MMEngine take."""
         return {"state_dict": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
 
@@ -106,7 +105,7 @@ def medians(times):
 
 
 class Bench:
-    """One method for each contender; each returns seconds by name and leaves no file behind but the kept ones."""
+    """One method for each contender; each returns seconds by name and removes the files it wrote."""
 
     def __init__(self, state, folder):
         self.state, self.folder = state, folder
@@ -127,7 +126,7 @@ class Bench:
 
     # ---- asynchronous saves
     def copies_and_stall(self):
-        """Three times, since they are short, and the medians."""
+        """Medians of three, because they are short."""
         return medians([self._copies() | self._mmtrain_async() for _ in range(3)])
 
     def _copies(self):
@@ -153,7 +152,7 @@ class Bench:
         return {"mmtrain async stall, at once": stall, "mmtrain async total": total}
 
     def mmtrain_async_behind_compute(self):
-        """Three times and the medians, like the copies it is held against."""
+        """Medians of three, like the copies it is compared with."""
         return medians([self._behind_compute() for _ in range(3)])
 
     def _behind_compute(self):
@@ -190,7 +189,7 @@ class Bench:
 
     # ---- synchronous saves
     def synchronous(self):
-        """Each three times, taking turns at who comes first: what was written last slows down what comes next."""
+        """Medians of three in rotating order, because each write slows down the next."""
         times, savers = [], [self.disk, self.mmtrain_sync, self.torch_save]
         for _ in range(3):
             savers.append(savers.pop(0))
@@ -266,7 +265,7 @@ class Bench:
         return {"torch.load mmap + copy": timed(load)}
 
     def check(self):
-        """What was saved is what is loaded."""
+        """Check that loading gives what was saved."""
         before = [tensor.clone() for tensor in self.state.tensors]
         for load in (self.mmtrain_load, self.torch_load):
             for tensor in self.state.tensors:
@@ -285,7 +284,7 @@ class Bench:
     )  # fmt: skip
 
     def run(self, rounds):
-        """All contenders in turn; seconds by name, a value for each round."""
+        """Run all contenders in turn; returns seconds by name, one value per round."""
         seconds = {}
         for number in range(rounds + 1):
             for contender in self.CONTENDERS[:: 1 if number % 2 == 0 else -1]:
@@ -297,7 +296,7 @@ class Bench:
 
 
 def reusing_stager():
-    """DCP's stager that keeps its buffers from save to save, as far as it goes without an accelerator."""
+    """DCP's stager that keeps its buffers between saves, without the options that need an accelerator."""
     from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
     off = ("use_pinned_memory", "use_shared_memory", "use_async_staging", "use_non_blocking_copy")
@@ -305,13 +304,13 @@ def reusing_stager():
 
 
 def join_one_process():
-    """DCP's async_save wants a process group; one process is enough."""
+    """Create the process group that DCP's async_save needs, of one process."""
     import torch.distributed.checkpoint
 
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
 
 
-# ---- memory, each kind in a process of its own
+# ---- memory, one process for each kind
 def measure_memory(layers, folder):
     copies = {}
     for kind in ("mmtrain", "DCP"):
@@ -323,9 +322,9 @@ def measure_memory(layers, folder):
     return copies
 
 
-# ---- the verdict
+# ---- the targets
 def judge(seconds, memory):
-    """Rows of (what, measured, bound, met); a ratio is the median of the rounds' ratios."""
+    """Compare with the targets; a ratio is the median of the rounds' ratios."""
 
     def faster(*names):
         return min(names, key=lambda name: statistics.median(seconds[name]))
@@ -351,7 +350,7 @@ def judge(seconds, memory):
 
 
 def report(seconds, targets, memory, size):
-    print(f"{size / 1e9:.2f} GB\n{'':40}{'median s':>10}{'least s':>10}{'MB/s':>10}")
+    print(f"{size / 1e9:.2f} GB\n{'':40}{'median s':>10}{'min s':>10}{'MB/s':>10}")
     for name, values in seconds.items():
         median = statistics.median(values)
         speed = "" if "drag" in name else f"{size / median / 1e6:10.0f}"

@@ -1,6 +1,6 @@
-"""The peak of the resident set during two asynchronous saves, less what it was before, in copies of the state.
+"""Peak resident memory during two asynchronous saves, minus that before, in copies of the state.
 
-A process of its own for each kind of save, started by checkpoint_io.py.
+checkpoint_io.py starts one process for each kind of save.
 
 Usage: python benchmarks/checkpoint_memory.py mmtrain|DCP LAYERS FOLDER
 """
@@ -20,7 +20,7 @@ def main():
     state = State(layers)
     join_one_process()
     store = CheckpointStore(folder / "store")
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak back, see proc(5)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak, see proc(5)
     before = resident("VmRSS")
     for number in range(2):
         if kind == "DCP":

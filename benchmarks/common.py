@@ -1,4 +1,4 @@
-"""What the benchmarks share: where a result was measured, and how it is written."""
+"""What the benchmarks share: the description of the machine, and the writing of results."""
 
 import json
 import os
@@ -13,7 +13,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def machine() -> dict[str, Any]:
-    """The machine and the versions a figure belongs to."""
+    """The machine and the versions that were measured."""
     import torch
 
     model = ""
@@ -33,7 +33,7 @@ def machine() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit that was measured, with a plus sign when the working tree differs from it."""
+    """The commit that was measured, with a plus sign if the working tree differs from it."""
     git = ["git", "-C", str(Path(__file__).resolve().parent)]
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     dirty = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)

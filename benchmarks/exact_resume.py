@@ -1,8 +1,9 @@
-"""The experiment that the peers failed: are the losses after a resume in mid-epoch those of the undisturbed run?
+"""Are the losses after a resume in the middle of an epoch those of the uninterrupted run?
 
-60 iterations of a small network with dropout 0.3, shuffling, and augmentation that draws from torch, numpy and random
-in 2 workers; an epoch has 40 iterations. Run A is undisturbed; run B is killed with SIGKILL at the end of iteration 30,
-just after a checkpoint, and started again. Each run is a process of its own. Usage: python benchmarks/exact_resume.py
+README.md compares other frameworks on this experiment: 60 iterations of a small network with dropout 0.3, shuffling,
+and augmentation that draws from torch, numpy and random in 2 workers; an epoch has 40 iterations. Run A is not
+interrupted. Run B is killed with SIGKILL at the end of iteration 30, just after a checkpoint, and started again in a
+new process. Usage: python benchmarks/exact_resume.py
 """
 
 import json
@@ -55,7 +56,7 @@ def run(work_dir, kill):
     from mmtrain.runner import FlexibleRunner
 
     torch.set_num_threads(1)
-    torch.manual_seed(5)  # a model that is handed over as an object was built before any seed of the config
+    torch.manual_seed(5)  # the config's seed is set after this model is built
     cfg = {
         "model": Net(),
         "work_dir": work_dir,
@@ -93,11 +94,11 @@ def process(work_dir, kill=False):
 
 def main():
     with tempfile.TemporaryDirectory() as folder:
-        whole, broken = f"{folder}/whole", f"{folder}/broken"
-        assert process(whole) == 0
-        assert process(broken, kill=True) == -signal.SIGKILL
-        assert process(broken) == 0
-        a, b = losses(whole), losses(broken)
+        uninterrupted, killed = f"{folder}/uninterrupted", f"{folder}/killed"
+        assert process(uninterrupted) == 0
+        assert process(killed, kill=True) == -signal.SIGKILL
+        assert process(killed) == 0
+        a, b = losses(uninterrupted), losses(killed)
     assert sorted(a) == sorted(b) == list(range(1, 61))
     before = sum(a[step] == b[step] for step in range(1, 31))
     after = sum(a[step] == b[step] for step in range(31, 61))

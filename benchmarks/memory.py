@@ -1,7 +1,7 @@
-"""Peak memory of training: what a run adds to the process beyond its imports, beside a bare loop that does the same.
+"""Peak memory of training, without imports, compared with a bare loop that does the same.
 
-Each contender trains a network of 25 million parameters with AdamW for 30 iterations in a fresh process, several times
-in turn; what counts is the peak resident size less that of the same process after its imports.
+Each contender trains a network of 25 million parameters with AdamW for 30 iterations, in a fresh process and in several
+rounds. The result is the peak resident size minus that of the same process before training.
 
 Usage: python benchmarks/memory.py [--rounds 3]
 """
@@ -85,7 +85,7 @@ def main():
         figures[name] = {"before_training": before, "peak": after, "training": after - before}
         print(f"{name:10}{before / 1e6:10.1f} MB before training{after / 1e6:10.1f} MB at the peak")
     ratio = figures["mmtrain"]["training"] / figures["bare"]["training"]
-    print(f"what training itself takes: {ratio:.3f} times the bare loop's")
+    print(f"training takes {ratio:.3f} times the memory of the bare loop")
     write_result("memory", {"bytes": figures, "training_ratio": ratio})
 
 

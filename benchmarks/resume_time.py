@@ -1,16 +1,16 @@
-"""From process start to the end of the first step after a resume: at iteration 1,000,000 beside iteration 10.
+"""Time from process start to the end of the first step after a resume, at iteration 1,000,000 and at iteration 10.
 
-Real processes (tools/train.py --resume) on a virtual data set of 10^8 samples that notes every index it is asked for.
-The checkpoint at iteration 10 is made by a run of 10 iterations. The one at 1,000,000 is made by the same run with a
-hook that moves the position there before the save; its log gets the lines that a run of that length has, one every 10
-iterations (the default interval), since a resume has to look through them; `--log-interval` changes that. In each round
-both are resumed, from a copy of their work directory, with 0 and with 2 data workers, in turn; the ratio is the median
-over rounds of the ratio within a round. For noisy machines the ratio of the main process's processor time is beside it.
+Real processes (tools/train.py --resume) read a virtual dataset of 10^8 samples, which records every index it is asked
+for. A run of 10 iterations saves the checkpoint at iteration 10. The same run saves the one at 1,000,000 with a hook
+that moves the position there before the save. A resume has to read the log, so this run's log gets as many lines as a
+run of that length writes, one every 10 iterations; `--log-interval` changes that. Each round resumes both, from a copy
+of their work directories, with 0 and with 2 data workers. The ratio is the median over rounds of the ratio within a
+round. On noisy machines, look at the ratio of the main process's CPU time instead.
 
-Checked as well, in every resumed run: nothing but the batches from the position on was read before the first step was
-done (with no worker exactly one batch), in the order that the sampler gives, and no sample twice.
+It also checks in every resumed run that only batches from the position on were read before the end of the first step
+(without workers, exactly one batch), in the sampler's order, and that no sample was read twice.
 
-Exit status 1 where the check fails. Usage: python benchmarks/resume_time.py [--rounds 5] [--log-interval 10]
+The exit status is 1 if this check fails. Usage: python benchmarks/resume_time.py [--rounds 5] [--log-interval 10]
 """
 
 import argparse
@@ -88,7 +88,7 @@ class SaveAndLeave(Hook):
 
 @HOOKS.register_module()
 class LeaveAtOnce(Hook):
-    'After the first step: say when it was and what had been read, and end without any ceremony.'
+    'After the first step: write its time and how much was read, and exit at once.'
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         now = time.time()
         count = os.path.getsize('reads') // 8
@@ -98,7 +98,7 @@ class LeaveAtOnce(Hook):
 
 
 def train(folder, hook, *options):
-    """Run the command with one hook more; returns when it was started."""
+    """Run the command with this custom hook; returns the time of its start."""
     (folder / "config.py").write_text(CONFIG.replace("custom_hooks = []", f"custom_hooks = [{hook!r}]"))
     command = [sys.executable, str(ROOT / "tools" / "train.py"), "config.py", *options]
     environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
@@ -110,7 +110,7 @@ def train(folder, hook, *options):
 
 
 def prepare(folder, iteration, log_interval):
-    """A work directory whose newest checkpoint stands at ``iteration``; returns what was read on the way."""
+    """Make a work directory whose newest checkpoint is at ``iteration``; returns the indices that were read."""
     folder.mkdir()
     (folder / "resume_parts.py").write_text(PARTS)
     train(folder, {"type": "SaveAndLeave", "at": iteration})
@@ -130,7 +130,7 @@ def write_long_log(work_dir, interval):
 
 
 def take_reads(folder):
-    """The indices read so far, in order; forgets them."""
+    """Return the indices read so far, in order, and delete the record."""
     path = folder / "reads"
     found = [index for (index,) in struct.iter_unpack("<q", path.read_bytes())]
     path.unlink()
@@ -138,7 +138,7 @@ def take_reads(folder):
 
 
 def resume_once(source, workers):
-    """Resume a copy of ``source``: wall and processor seconds to the first step's end, its number, the reads."""
+    """Resume a copy of ``source``; returns wall and CPU seconds to the end of the first step, its number, the reads."""
     with tempfile.TemporaryDirectory(dir=source.parent) as name:
         folder = Path(name, "run")
         shutil.copytree(source, folder)
@@ -149,33 +149,33 @@ def resume_once(source, workers):
 
 
 def expected_order(iteration, batches):
-    """The batches from a position on, as the sampler gives them."""
+    """The next batches at a position, from the sampler."""
     from mmtrain.data.sampler import PositionSampler
 
     draws = PositionSampler(SIZE, BATCH, seed=SEED, shuffle=True).batch_indices(0, iteration * BATCH)
     return [draw.indices for draw, _ in zip(draws, range(batches), strict=False)]
 
 
-def faults(iteration, stood, reads, workers, before):
+def faults(iteration, first_step, reads, workers, before):
     """What is wrong with the reads of one resumed run, as sentences."""
-    ahead = 1 + 2 * workers  # the first batch, and two for each worker on their way
+    ahead = 1 + 2 * workers  # the first batch, and two that each worker prefetches
     batches = expected_order(iteration, ahead)
-    told = []
-    if stood != iteration + 1:
-        told.append(f"the first step was {stood}")
+    found = []
+    if first_step != iteration + 1:
+        found.append(f"the first step was {first_step}")
     if len(set(reads)) < len(reads) or set(reads) & set(before):
-        told.append("a sample was read twice")
+        found.append("a sample was read twice")
     if not set(batches[0]) <= set(reads):
-        told.append("the first batch was not the one that stands there")
+        found.append("the first batch was not the one at the position")
     if workers == 0 and reads != batches[0]:
-        told.append(f"{len(reads)} samples were read for a batch of {BATCH}")
+        found.append(f"{len(reads)} samples were read for a batch of {BATCH}")
     if not set(reads) <= {index for batch in batches for index in batch}:
-        told.append("samples were read that do not lie ahead of the position")
-    return [f"resume at {iteration} with {workers} workers: {fault}" for fault in told]
+        found.append("samples were read that are not among the next batches")
+    return [f"resume at {iteration} with {workers} workers: {fault}" for fault in found]
 
 
 def compare(seconds, counts):
-    """Print the table; the figures by number of workers."""
+    """Print the table; returns the figures by number of workers."""
     print(f"{'workers':9}{f'at {NEAR}, s':>12}{f'at {FAR}, s':>16}{'ratio':>8}{'of cpu time':>14}{'samples read':>16}")
     figures = {}
     for workers in (0, 2):
@@ -189,8 +189,8 @@ def compare(seconds, counts):
             "samples_read_before_the_first_step_ended": reads, "rounds_wall_and_processor": {"near": near, "far": far},
         }  # fmt: skip
         row = f"{workers:<9}{figures[workers]['near_seconds']:12.2f}{figures[workers]['far_seconds']:16.2f}{wall:8.3f}"
-        told = " ".join(map(str, sorted(set().union(*reads.values()))))
-        print(f"{row}{cpu:14.3f}{told:>16}   ratio <= 1.1: {'met' if wall <= 1.1 else 'NOT MET'}")
+        counted = " ".join(map(str, sorted(set().union(*reads.values()))))
+        print(f"{row}{cpu:14.3f}{counted:>16}   ratio <= 1.1: {'met' if wall <= 1.1 else 'NOT MET'}")
     return figures
 
 
@@ -209,8 +209,8 @@ def main():
         }
         for number in range(options.rounds + 1):
             for workers, iteration in cases[:: 1 if number % 2 else -1]:
-                spent, stood, reads = resume_once(Path(name, f"at-{iteration}"), workers)
-                wrong += faults(iteration, stood, reads, workers, before[iteration])
+                spent, first_step, reads = resume_once(Path(name, f"at-{iteration}"), workers)
+                wrong += faults(iteration, first_step, reads, workers, before[iteration])
                 counts[workers, iteration].add(len(reads))
                 if number:  # the first round warms up
                     seconds[workers, iteration].append(spent)

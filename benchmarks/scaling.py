@@ -1,7 +1,7 @@
-"""What grows with the number of ranks and samples: the manifest, exchanges, the order of a pass, the ledger.
+"""What grows with the number of ranks and samples: the manifest, exchanges, the order of an epoch, the ledger.
 
-The pieces that only need many ranks' lists are run through the real code with the lists of that many ranks; exchanges
-are counted in real processes on this machine. Seconds are the processor's, except for writing.
+Where only the lists of many ranks are needed, the real code runs on simulated lists. Exchanges are counted in real
+processes on this machine. Seconds are CPU time, except for writing.
 Usage: python benchmarks/scaling.py [--ranks 4096] [--tensors 300]
 """
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # ---- the manifest of many ranks
 def rank_part(rank, ranks, tensors, *, sharded):
-    """What one rank says after writing: its files and its share of the index."""
+    """What one rank sends after writing: its files and its share of the index."""
     from mmtrain.checkpoint.format.index import ShardEntry, TensorEntry
     from mmtrain.checkpoint.format.manifest import FileRecord
     from mmtrain.checkpoint.write.saver import RankResult
@@ -54,11 +54,11 @@ def rank_part(rank, ranks, tensors, *, sharded):
 
 
 def manifest_of(ranks, tensors, folder, *, sharded):
-    """Bytes and seconds of what rank 0 does with the words of all ranks at a save, and a reader at a load."""
+    """Bytes and seconds of rank 0's work on the messages of all ranks at a save, and of a reader's at a load."""
     from mmtrain.checkpoint.format.index import decode_index, encode_index, merge
     from mmtrain.checkpoint.format.manifest import Manifest, decode, encode
 
-    words = [pickle.dumps(rank_part(rank, ranks, tensors, sharded=sharded)) for rank in range(ranks)]
+    messages = [pickle.dumps(rank_part(rank, ranks, tensors, sharded=sharded)) for rank in range(ranks)]
     took = {}
 
     def timed(name, work, clock=time.process_time):
@@ -67,7 +67,7 @@ def manifest_of(ranks, tensors, folder, *, sharded):
         took[name] = round(clock() - begin, 4)
         return result
 
-    parts = timed("unpack", lambda: [pickle.loads(word) for word in words])
+    parts = timed("unpack", lambda: [pickle.loads(message) for message in messages])
     index = timed("merge and encode the index", lambda: encode_index(merge([part.index for part in parts])))
     files = {path: record for part in parts for path, record in part.files.items()}
     data = timed("encode the manifest", lambda: encode(Manifest(name="iter_1.pth", files=files, world_size=ranks)))
@@ -82,13 +82,13 @@ def manifest_of(ranks, tensors, folder, *, sharded):
     timed("read the manifest", lambda: decode(data))
     timed("read the index", lambda: decode_index(index))
     return {
-        "ranks": ranks, "files": len(files), "bytes_a_rank_sends": len(words[-1]),
-        "bytes_rank_0_receives": sum(map(len, words)), "manifest_bytes": len(data), "index_bytes": len(index),
+        "ranks": ranks, "files": len(files), "bytes_a_rank_sends": len(messages[-1]),
+        "bytes_rank_0_receives": sum(map(len, messages)), "manifest_bytes": len(data), "index_bytes": len(index),
         "seconds": took,
     }  # fmt: skip
 
 
-# ---- the order of a pass
+# ---- the order of an epoch
 def order_costs():
     from mmtrain.data.permutation import STORED_LIMIT, ComputedOrder, StoredOrder
 
@@ -111,7 +111,7 @@ def order_costs():
         fresh = make(size, 1, 1)
         for number in range(3):  # the second call begins to compute ahead
             fresh.take(number * 1024, number * 1024 + 8)
-        held = tracemalloc.get_traced_memory()[0] + (4 * size if name == "held" else 0)  # torch's own memory
+        held = tracemalloc.get_traced_memory()[0] + (4 * size if name == "held" else 0)  # torch's memory
         tracemalloc.stop()
         found[f"{name} {size}"] = {
             "seconds_to_make": round(made, 4), "bytes_held": held, "microseconds_a_sample_in_bulk": round(bulk, 4),
@@ -121,9 +121,9 @@ def order_costs():
 
 
 # ---- the ledger
-def ledger_costs(passes=100, batch=32, iterations=500):
+def ledger_costs(epochs=100, batch=32, iterations=500):
     from mmtrain.checkpoint.format.tree import split, to_json
-    from mmtrain.data.ledger import Ledger, Run, join_ranks, write_span
+    from mmtrain.data.ledger import IterationSpan, Ledger, join_ranks, read_span, write_span
     from mmtrain.data.permutation import StoredOrder
     from mmtrain.progress import Progress
     from mmtrain.types import Batch, SampleIndices
@@ -133,29 +133,30 @@ def ledger_costs(passes=100, batch=32, iterations=500):
     sampler = SimpleNamespace(order={"size": size, "seed": 1, "shuffle": True, "drop_last": False})
     ledger, progress, spent = Ledger(SimpleNamespace(batch_size=batch, sampler=sampler)), Progress(), []
     ledger.begin(progress)
-    for epoch in range(passes):
+    for epoch in range(epochs):
         order = StoredOrder(size, 1, epoch)
         for number in range(iterations):
             start = number * batch
-            reading = SampleIndices(epoch, start, array("q", order.take(start, start + batch)).tobytes())
-            one = Batch(None, batch, number + 1 == iterations, 1.0, reading)
+            indices = SampleIndices(epoch, start, array("q", order.take(start, start + batch)).tobytes())
+            one = Batch(None, batch, number + 1 == iterations, 1.0, indices)
             begin = time.perf_counter()
-            ledger.observe(one, 0)
+            ledger.observe(one, iteration=progress.iteration, update=progress.update, micro=0)
             spent.append(time.perf_counter() - begin)
             progress.advance(batch, epoch_end=one.epoch_end)
             progress.count_update(iterations=1, applied=True)
     size_of = len(to_json(split(ledger.state_dict())[0]))
     ranks = {}
     for world in (1, 64, 1024, 4096):
-        words = [write_span(Run(0, 0, 8 * rank, 8, 8 * world, 500, 0, 0, 0, 1 << 63)) for rank in range(world)]
+        spans = [IterationSpan(0, 0, 8 * rank, 8, 8 * world, 500, 0, 0, 0, 1 << 63) for rank in range(world)]
+        messages = [write_span(span) for span in spans]
         begin = time.perf_counter()
-        joined = join_ranks(Run(*word[:9], int(word[9], 16)) for word in words)
+        joined = join_ranks(map(read_span, messages))
         took = time.perf_counter() - begin
         assert len(joined) == 1
-        sent = len(pickle.dumps(words[:1]))
+        sent = len(pickle.dumps(messages[:1]))
         ranks[world] = {"bytes_a_rank_sends": sent, "seconds_to_join": round(took, 5)}
     return {
-        "samples": passes * size, "passes": passes, "bytes_in_checkpoint": size_of, "bytes_a_pass": size_of / passes,
+        "samples": epochs * size, "passes": epochs, "bytes_in_checkpoint": size_of, "bytes_a_pass": size_of / epochs,
         "microseconds_an_iteration": round(statistics.median(spent) * 1e6, 1), "batch": batch, "save": ranks,
     }  # fmt: skip
 
@@ -187,14 +188,14 @@ class Line(torch.nn.Module):
 
 
 def watch_collectives(counts):
-    """Note name and bytes of every exchange that Python code asks for; DDP's own of the gradients is in C++."""
+    """Count name and bytes of every exchange that Python code starts; DDP exchanges gradients in C++."""
     import torch.distributed as group
 
     def size(args):
         first = args[0]
         if hasattr(first, "nbytes"):
             return first.nbytes
-        empty = isinstance(first, list) and first and first[0] is None  # of an all-gather, beside what it gives
+        empty = isinstance(first, list) and first and first[0] is None  # the output of an all-gather; its input follows
         return len(pickle.dumps(args[1] if empty and len(args) > 1 else first))
 
     def patch(name):
@@ -212,7 +213,7 @@ def watch_collectives(counts):
 
 
 def run_rank(folder, *, ledger):
-    """One rank: train 12 iterations, log every 5, save after the eighth, resume; rank 0 writes what went when."""
+    """One rank: train 12 iterations, log every 5, save after the eighth, resume; rank 0 writes the exchanges."""
     import torch
     from mmengine.config import Config
 
@@ -223,8 +224,8 @@ def run_rank(folder, *, ledger):
     from mmtrain.hooks import Hook
     from mmtrain.runner import FlexibleRunner
 
-    class Cut(Hook):
-        """Puts what was exchanged since the last iteration began under that iteration's number."""
+    class SplitByIteration(Hook):
+        """Stores the exchanges since the start of the last iteration under its number."""
 
         name = ""
 
@@ -238,7 +239,7 @@ def run_rank(folder, *, ledger):
         counts.clear()
         FlexibleRunner.from_cfg(Config({
             "work_dir": str(folder / "work"), "model": {"type": "Line"}, "resume": True, "log_level": "ERROR",
-            "custom_imports": {"imports": ["scaling_parts"]}, "custom_hooks": [Cut()],
+            "custom_imports": {"imports": ["scaling_parts"]}, "custom_hooks": [SplitByIteration()],
             "train_dataloader": {"dataset": {"type": "Rows"}, "batch_size": 8},
             "optim_wrapper": {"optimizer": {"type": "AdamW", "lr": 1e-3}},
             "train_cfg": {"by_epoch": False, "max_iters": iterations, "ledger": ledger},
@@ -250,14 +251,14 @@ def run_rank(folder, *, ledger):
         return dict(phases)
 
     launch.join()
-    told = {**train(12), "resume": train(13)["start"]}
+    found = {**train(12), "resume": train(13)["start"]}
     if int(os.environ["RANK"]) == 0:
-        (folder / "told.json").write_text(json.dumps(told))
+        (folder / "exchanges.json").write_text(json.dumps(found))
     launch.leave()
 
 
 def exchanges(world, *, ledger):
-    """What ``world`` processes exchange, by phase: [name, bytes a rank gives] each."""
+    """What ``world`` processes exchange, by phase: [name, bytes per rank] each."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -270,26 +271,26 @@ def exchanges(world, *, ledger):
         }  # fmt: skip
         ranks = []
         for rank in map(str, range(world)):
-            own = {**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank}
-            ranks.append(subprocess.Popen(command, env=own, stdout=subprocess.DEVNULL))
+            environment = {**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank}
+            ranks.append(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL))
         statuses = [rank.wait(timeout=300) for rank in ranks]
         if any(statuses):
             raise SystemExit(f"a rank of {world} failed: statuses {statuses}")
-        told = json.loads(Path(folder, "told.json").read_text())
+        found = json.loads(Path(folder, "exchanges.json").read_text())
     wanted = {
         "start": "start", "iteration that does not log": "4", "iteration that logs": "5",
         "iteration that saves": "8", "start that resumes": "resume",
     }  # fmt: skip
     return {
-        name: {"exchanges": len(told[key]), "bytes": sum(count for _, count in told[key]), "each": told[key]}
+        name: {"exchanges": len(found[key]), "bytes": sum(count for _, count in found[key]), "each": found[key]}
         for name, key in wanted.items()
     }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ranks", type=int, default=4096, help="the most ranks whose lists are put together")
-    parser.add_argument("--tensors", type=int, default=300, help="tensors of model and optimizer together")
+    parser.add_argument("--ranks", type=int, default=4096, help="the largest number of ranks whose lists are joined")
+    parser.add_argument("--tensors", type=int, default=300, help="number of tensors of model and optimizer")
     parser.add_argument("--rank-of", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--ledger", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

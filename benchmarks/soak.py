@@ -1,21 +1,21 @@
-"""Random SIGKILLs of real runs: the same command is started again after each; it must end like a run never killed.
+"""Kill real runs with SIGKILL at random moments and start them again; they must end like runs that were not killed.
 
-Every run has a seed of its own, dropout, augmentation that draws from torch, numpy and random, accumulation over 1, 2
-or 3 iterations, 0 or 2 data workers (drawn anew at every start), a moving average, validation, `save_best`, a hook with
-state, and an asynchronous checkpoint every 10 iterations of which two are kept. It is done once undisturbed, then once
-with kills (of the main process; its workers are on their own) after uniformly random delays. Half of these are counted
-from the end of the first step, by which the first line stands in scalars.json, and half from the start of the process,
-every other one of them over the time of start-up and first steps only. So kills fall into start-up, training,
-validation, saves, deletions and the end of runs. Compared are all logged values, the metrics, the last checkpoint bit
-by bit, the names of the checkpoints that remain, the pointer and best.json.
+Every run has a different seed, dropout, augmentation that draws from torch, numpy and random, accumulation over 1, 2
+or 3 iterations, 0 or 2 data workers (drawn again at every start), a moving average, validation, `save_best`, a hook
+with state, and an asynchronous checkpoint every 10 iterations, of which two are kept. Each run is done once
+uninterrupted and once with kills after uniformly random delays. Only the main process is killed; its workers have to
+notice. Half of the delays begin at the end of the first step, when scalars.json has its first line, and half at the
+start of the process; every second one of the latter covers only start-up and the first steps. So kills hit start-up,
+training, validation, saves, deletions and the end of runs. The comparison covers all logged values, the metrics, the
+last checkpoint bit by bit, the names of the checkpoints that remain, the pointer and best.json.
 
-A run is *lost* where it ends with an error, hangs, or resumes from an older checkpoint than the newest complete one.
+A run is *lost* if it ends with an error, hangs, or resumes from an older checkpoint than the newest complete one.
 
 By default (--fork) each start is forked from a server process that has imported everything, which saves seconds of
-imports for each: a real process with a pid, files, locks and data workers of its own. --exec starts
+imports per start. It is still a real process with its own pid, files, locks and data workers. --exec starts
 `python tools/train.py` instead.
 
-Exit status 1 where a run was lost or differs; its folder is then kept.
+The exit status is 1 if a run was lost or differs; its folder is then kept.
 Usage: python benchmarks/soak.py [--kills 200] [--seed 0] [--lanes 2] [--exec]
 """
 
@@ -38,7 +38,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SEARCH = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 sys.path[:0] = SEARCH
-# The server and everything started from it find the same modules, with one thread each: two runs share two cores.
+# The server and its children find the same modules and use one thread each: two runs share two cores.
 os.environ.update(PYTHONPATH=os.pathsep.join(SEARCH), OMP_NUM_THREADS="1")
 
 from common import write_result  # noqa: E402
@@ -48,36 +48,37 @@ from mmtrain.registry import HOOKS  # noqa: E402
 TRAIN = ROOT / "tools" / "train.py"
 PRELOAD = ["mmtrain.cli.train", "mmtrain.runner.build", "mmtrain.hooks", "mmengine.dataset", "exactness", "soak"]
 PRELOAD += ["torch._dynamo", "torch.onnx", "torch.testing"]  # torch imports them with the first optimizer
-HANGS = 300.0  # seconds without an end, after which a start counts as hung
+HANGS = 300.0  # seconds after which a start that has not ended counts as hung
 WORKERS_LEAVE = 20.0  # seconds that data workers may outlive a killed parent
+NAMES = ("uninterrupted", "killed")  # the two runs of a config
 
 
 @HOOKS.register_module(force=True)
 class Phase:
-    """Says in a file where the run stands: t(raining) from the end of the first step on, v(alidation)."""
+    """Writes the phase of the run to a file: t(raining) from the end of the first step on, v(alidation)."""
 
     priority = "LOWEST"
 
     def __init__(self, path):
-        self.path, self.begun = Path(path), False
+        self.path, self.started = Path(path), False
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        if not self.begun:
-            self.begun = True
+        if not self.started:
+            self.started = True
             self.path.write_text("t")
 
     def before_val_epoch(self, runner):
-        if self.begun:
+        if self.started:
             self.path.write_text("v")
 
     def after_val_epoch(self, runner, metrics=None):
-        if self.begun:
+        if self.started:
             self.path.write_text("t")
 
 
 # ---- the runs
 def write_config(folder, name, *, seed, iters, accumulation):
-    """The config of one run in ``folder/name``; returns its path."""
+    """Write the config of one run in ``folder/name``; returns its path."""
     from parts import config
 
     points = {"type": "NoisyPoints", "size": 700, "width": 64}
@@ -104,7 +105,7 @@ def write_config(folder, name, *, seed, iters, accumulation):
 
 
 def forked(argv, log):
-    """What a process forked from the server does: the command, in a process group of its own, its output in ``log``."""
+    """Run the command in a process forked from the server, in a new process group and with output to ``log``."""
     os.setpgid(0, 0)
     with Path(log).open("ab") as file:
         os.dup2(file.fileno(), 1)
@@ -113,18 +114,18 @@ def forked(argv, log):
 
     from mmtrain.cli.train import main as train
 
-    # A child of a fork server would start its data workers through one of its own, which outlives a kill.
+    # Otherwise a child of the fork server would start its data workers through another server, which survives a kill.
     multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
     sys.exit(train(argv))
 
 
 class Start:
-    """One start of the command, as a process that can be waited for and killed."""
+    """One start of the command: a process that can be waited for and killed."""
 
     def __init__(self, path, log, *, workers, fork):
         argv = [str(path), "--cfg-options", f"train_dataloader.num_workers={workers}"]
-        self.begun = time.monotonic()
+        self.started_at = time.monotonic()
         if fork:
             context = multiprocessing.get_context("forkserver")
             self._process = context.Process(target=forked, args=(argv, str(log)))
@@ -137,11 +138,11 @@ class Start:
             self._wait = self._process.poll
 
     def status(self):
-        """None while it runs, else its exit status, -9 where it was killed."""
+        """None while it runs, else its exit status; -9 if it was killed."""
         return self._wait()
 
     def wait(self, seconds, until=lambda: False):
-        """Wait for ``seconds`` at most, to its end or until something holds; returns the status."""
+        """Wait at most ``seconds``, until it ends or ``until()`` is true; returns the status."""
         deadline = time.monotonic() + seconds
         while self.status() is None and not until() and time.monotonic() < deadline:
             time.sleep(0.002)
@@ -153,7 +154,7 @@ class Start:
             time.sleep(0.001)
 
     def outlived(self):
-        """Whether its group, to which its data workers belong, still has a process after a while; that is killed."""
+        """Whether a process of its group, such as a data worker, is still there after a while; kills the group."""
         deadline = time.monotonic() + WORKERS_LEAVE
         with contextlib.suppress(ProcessLookupError, PermissionError):
             while time.monotonic() < deadline:
@@ -165,45 +166,46 @@ class Start:
 
 
 class Run:
-    """One config: its undisturbed run, and the one with kills."""
+    """One config: its uninterrupted run, and the one with kills."""
 
     def __init__(self, folder, *, seed, iters, fork):
         self.folder, self.fork = folder, fork
         self.rng = random.Random(seed)
         folder.mkdir(parents=True)
         about = {"seed": seed, "iters": iters, "accumulation": self.rng.choice([1, 2, 3])}
-        self.whole, self.broken = (write_config(folder, name, **about) for name in ("whole", "broken"))
-        self.work_dir, self.phase = folder / "broken", folder / "broken.phase"
+        self.uninterrupted, self.killed = (write_config(folder, name, **about) for name in NAMES)
+        self.work_dir, self.phase = folder / "killed", folder / "killed.phase"
         self.kills, self.starts, self.skipped = Counter(), 0, 0
         self.lost = self.differs = None
         self.left_over, self.processes = [], []
 
     def go(self, budget):
-        """Do both; ``budget()`` says before each kill whether there shall be one more."""
+        """Do both; ``budget()`` says before each kill whether to do one more."""
         try:
             self._go(budget)
         finally:
             self.outlived = sum(process.outlived() for process in self.processes)
 
     def _go(self, budget):
-        whole = Start(self.whole, self.folder / "whole.log", workers=0, fork=self.fork)
-        self.processes.append(whole)
-        whole.wait(HANGS, until=(self.folder / "whole.phase").exists)
-        self.start_up = time.monotonic() - whole.begun
-        if whole.wait(HANGS) != 0:
-            self.lost = f"the undisturbed run ended with {whole.status()}: {_tail(self.folder / 'whole.log')}"
+        log = self.folder / "uninterrupted.log"
+        process = Start(self.uninterrupted, log, workers=0, fork=self.fork)
+        self.processes.append(process)
+        process.wait(HANGS, until=(self.folder / "uninterrupted.phase").exists)
+        self.start_up = time.monotonic() - process.started_at
+        if process.wait(HANGS) != 0:
+            self.lost = f"the uninterrupted run ended with {process.status()}: {_tail(log)}"
             return
-        self.span = (time.monotonic() - whole.begun) / 3
+        self.span = (time.monotonic() - process.started_at) / 3
         while self.lost is None and not self._start(budget):
             pass
         if self.lost is None:
             self._compare()
 
     def _start(self, budget):
-        """Start once; kill or wait for the end. Returns whether it came to its end."""
+        """Start once, then kill it or wait for its end. Returns whether the run is complete."""
         self.phase.unlink(missing_ok=True)
         newest, log = self._newest(), self.folder / f"start-{self.starts:03d}.log"
-        process = Start(self.broken, log, workers=self.rng.choice([0, 2]), fork=self.fork)
+        process = Start(self.killed, log, workers=self.rng.choice([0, 2]), fork=self.fork)
         self.processes.append(process)
         self.starts += 1
         after_step = self.starts % 2 == 0
@@ -236,9 +238,9 @@ class Run:
         return max((int(re.sub(r"\D", "", name)) for name in names), default=0)
 
     def _read(self, log, newest):
-        """Look into the log of a start: what it skipped, and where it resumed."""
+        """Read in the log of a start what it skipped and where it resumed."""
         text = log.read_text(errors="replace") if log.exists() else ""  # killed before it could open it
-        self.skipped += text.count("Skipped a checkpoint")
+        self.skipped += text.count("Skipped a damaged checkpoint")
         resumed = re.search(r"Auto resumed from the latest checkpoint \S*iter_(\d+)\.pth", text)
         scratch = "starting from scratch" in text
         if (resumed and int(resumed[1]) < newest) or (scratch and newest):
@@ -249,14 +251,14 @@ class Run:
         from exactness import assert_same, left_behind
 
         beside = []
-        for name in ("whole", "broken"):
+        for name in NAMES:
             hidden = [path.name for path in (self.folder / name).rglob(".*") if path.name != ".lock"]
-            self.left_over += hidden if name == "broken" else []
+            self.left_over += hidden if name == "killed" else []
             kept = sorted(path.name for path in (self.folder / name).glob("iter_*"))
             texts = [(self.folder / name / file).read_text() for file in ("last_checkpoint", "best.json")]
             beside.append({"kept": kept, "last_checkpoint": texts[0], "best.json": texts[1]})
         try:
-            assert_same(left_behind(self.folder / "whole"), left_behind(self.folder / "broken"))
+            assert_same(*(left_behind(self.folder / name) for name in NAMES))
             assert_same(*beside)
         except AssertionError as error:
             self.differs = str(error).splitlines()[0] + f" {beside if beside[0] != beside[1] else ''}"
@@ -269,11 +271,11 @@ def _tail(log):
 
 # ---- all of them
 class Soak:
-    """Runs in ``lanes`` threads, one after the other in each, until so many kills were made."""
+    """Does runs in ``lanes`` threads, one after the other in each, until there were enough kills."""
 
     def __init__(self, options, folder):
         self.options, self.folder = options, folder
-        self.lock, self.promised, self.made, self.runs = threading.Lock(), 0, 0, []
+        self.lock, self.runs = threading.Lock(), []
         if options.fork:
             multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
 
@@ -302,14 +304,14 @@ class Soak:
                 run.go(lambda: self.kills < self.options.kills)
             except Exception as error:  # a broken lane must not look like a clean one
                 run.lost = run.lost or f"the soak itself failed with {type(error).__name__}: {error}"
-            self._tell(run, number)
+            self._report(run, number)
 
-    def _tell(self, run, number):
+    def _report(self, run, number):
         verdict = f"LOST: {run.lost}" if run.lost else f"DIFFERS: {run.differs}" if run.differs else "identical"
         left = f", left over: {run.left_over}" if run.left_over else ""
-        left += f", {run.outlived} starts with processes that outlived them" if run.outlived else ""
+        left += f", {run.outlived} starts whose processes outlived them" if run.outlived else ""
         kills = f"{run.kills.total()} kills, {run.starts} starts"
-        print(f"run {number}: {kills}, {self.kills} in all, {verdict}{left}", file=sys.stderr, flush=True)
+        print(f"run {number}: {kills}, {self.kills} in total, {verdict}{left}", file=sys.stderr, flush=True)
         if not run.lost and not run.differs:
             shutil.rmtree(run.folder)
 
@@ -332,18 +334,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lanes", type=int, default=2, help="runs side by side")
-    parser.add_argument("--iters", type=int, default=600, help="iterations of a run")
+    parser.add_argument("--lanes", type=int, default=2, help="number of runs at the same time")
+    parser.add_argument("--iters", type=int, default=600, help="iterations per run")
     parser.add_argument("--fork", action="store_true", default=True, help="fork each start from a server (default)")
     parser.add_argument("--exec", dest="fork", action="store_false", help="start `python tools/train.py` each time")
     parser.add_argument("--folder", type=Path, help="where to work; a temporary folder if not given")
     parser.add_argument("--no-write", action="store_true", help="leave results/soak.json as it is")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="soak-", dir=options.folder))
-    begun = time.monotonic()
+    started_at = time.monotonic()
     soak = Soak(options, folder)
     soak.go()
-    figures = soak.figures() | {"minutes": round((time.monotonic() - begun) / 60, 1)}
+    figures = soak.figures() | {"minutes": round((time.monotonic() - started_at) / 60, 1)}
     for name, value in figures.items():
         print(f"{name:28}{len(value) if isinstance(value, list) else value}")
     failed = bool(figures["lost"] or figures["differing"])

@@ -1,4 +1,4 @@
-"""From process start to the end of the first iteration, beside `import torch` and a bare loop's first iteration.
+"""Time from process start to the end of the first iteration, and those of `import torch` and of a bare loop.
 
 Each round starts three fresh processes in turn. Usage: python benchmarks/startup.py [--rounds 5]
 """
@@ -69,7 +69,7 @@ class Line(torch.nn.Module):
 
 
 def timed(command, cwd):
-    """Seconds from the start of a process to the moment that it prints."""
+    """Seconds from the start of a process to the time that it prints."""
     start = time.time()
     result = subprocess.run(command, check=True, cwd=cwd, capture_output=True, text=True)
     return float(result.stdout) - start

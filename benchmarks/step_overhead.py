@@ -1,9 +1,9 @@
-"""What a training iteration costs: a bare PyTorch loop, mmtrain and MMEngine's Runner, interleaved in one process.
+"""Cost of a training iteration: a bare PyTorch loop, mmtrain and MMEngine's Runner, interleaved in one process.
 
-Every contender trains the same small network on the same data in batches of 32 with the same AdamW, logging every 50
-iterations, cosine schedule, in a thread of its own. They take turns: one runs a block of 100 iterations while the
-others wait, so that a drift of the machine meets all of them alike. Figures are medians over blocks; a contender's own
-cost is the median of the differences to the bare loop's block of the same turn.
+Every contender trains the same small network on the same data in batches of 32 with the same AdamW and cosine schedule,
+and logs every 50 iterations. Each runs in one thread. They take turns: one runs a block of 100 iterations while the
+others wait, so that changes in the machine's speed affect all of them alike. Figures are medians over blocks; the own
+cost of a contender is the median of the differences to the bare loop's block in the same turn.
 
 Usage: python benchmarks/step_overhead.py [--blocks 60]
 """
@@ -53,7 +53,7 @@ class Classifier(nn.Module):
 
 
 class Turns:
-    """Lets one thread run at a time, in turn, a block of iterations each."""
+    """Lets the threads run one at a time, each for a block of iterations."""
 
     def __init__(self, names):
         self.waiting = {name: threading.Semaphore(0) for name in names}
@@ -216,7 +216,7 @@ def main():
         "own_cost_microseconds": own,
         "per_sample_microseconds": (own["mmtrain, per sample"] - own["mmtrain, per batch"]) / BATCH,
     }
-    print(f"seeding every sample: {figures['per_sample_microseconds']:.1f} us a sample")
+    print(f"seeding every sample: {figures['per_sample_microseconds']:.1f} us per sample")
     print(f"written to {write_result('step_overhead', figures)}")
 
 

@@ -1,12 +1,12 @@
-"""What mmtrain adds to an iteration under DDP, FSDP2 and DeepSpeed, beside a bare loop on the same wrapper.
+"""What mmtrain adds to an iteration under DDP, FSDP2 and DeepSpeed, compared with a bare loop on the same wrapper.
 
-For each engine one group of processes is started with torchrun. In every process two threads train the same GPT on the
-same kind of data, one through a loop as people write it around the bare wrapper, one through mmtrain's FlexibleRunner,
-and take turns in blocks of iterations (as in step_overhead.py), in the same order on all ranks; a drift of the machine
-meets both alike. The ratio is the median over turns of mmtrain's block to the bare loop's block of the same turn.
+For each engine, torchrun starts a group of processes. In every process two threads train the same GPT on the same kind
+of data, one with a typical loop around the bare wrapper, one with mmtrain's FlexibleRunner. They take turns in blocks
+of iterations (as in step_overhead.py), in the same order on all ranks, so that changes in the machine's speed affect
+both alike. The ratio is the median over turns of mmtrain's block to the bare loop's block in the same turn.
 Target: at most 1.02.
 
-On a GPU (one is enough: ``--processes 1``) the same runs on nccl.
+With a GPU (one is enough: ``--processes 1``) the backend is nccl.
 
 Usage: python benchmarks/strategies.py [--blocks 30] [--processes 2] [--engines ddp fsdp zero1 zero2 zero3]
 """
@@ -33,7 +33,7 @@ TARGET = 1.02
 
 
 class Tokens(torch.utils.data.Dataset):
-    """Random tokens; what they say does not matter here."""
+    """Random tokens; their values do not matter here."""
 
     def __init__(self, length):
         generator = torch.Generator().manual_seed(0)
@@ -63,7 +63,7 @@ def zero_config(engine):
 
 # ---- the bare loops
 def wrapped(engine, device):
-    """The model under the bare wrapper: how to call it, how to go back and step, and its optimizer."""
+    """The model in the bare wrapper, and a function that does backward and the optimizer step."""
     model = network().to(device)
     if engine == "ddp":
         model = torch.nn.parallel.DistributedDataParallel(model)
@@ -160,7 +160,7 @@ def with_mmtrain(engine, folder, iters, tick):
 
 
 def measure(engine, folder, blocks):
-    """Run in every process of the group; rank 0 writes the times of both contenders."""
+    """Measure in every process of the group; rank 0 writes the times of both contenders."""
     from mmtrain import dist, launch
 
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
@@ -177,7 +177,7 @@ def measure(engine, folder, blocks):
 
 
 def run(engine, processes, blocks):
-    """Start the group for one engine; returns its figures."""
+    """Start the group of processes for one engine; returns the figures."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}",
@@ -212,7 +212,7 @@ def main():
         measure(arguments.measure, arguments.folder, arguments.blocks)
         return
     written = RESULTS / "strategies.json"
-    figures = json.loads(written.read_text())["engines"] if written.exists() else {}  # those not measured now stay
+    figures = json.loads(written.read_text())["engines"] if written.exists() else {}  # keep those of other engines
     print(f"{'':8}{'bare, ms':>10}{'mmtrain, ms':>14}{'ratio':>8}   quartiles")
     for engine in arguments.engines:
         found = figures[engine] = run(engine, arguments.processes, arguments.blocks) | {"commit": commit()}

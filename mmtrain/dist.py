@@ -5,12 +5,15 @@ the world is then this one process.
 """
 
 import os
+import pickle
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+from mmtrain.errors import RunError
 
 T = TypeVar("T")
 
@@ -62,7 +65,7 @@ def is_main() -> bool:
 
 
 def default_device() -> torch.device:
-    """The accelerator of this process where there is one, else the CPU."""
+    """The accelerator of this process if there is one, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda", local_rank())
     return torch.device("cpu")
@@ -71,7 +74,7 @@ def default_device() -> torch.device:
 def init(backend: str | None = None, timeout: timedelta | None = None, *, store: Any = None) -> None:
     """Join the process group that the launcher's environment variables describe (``RANK``, ``WORLD_SIZE``, ...).
 
-    ``backend`` defaults to nccl where there is CUDA and to gloo elsewhere; ``store`` is where the processes meet,
+    ``backend`` defaults to nccl if there is CUDA and to gloo elsewhere; ``store`` is where the processes meet,
     without one torch opens it.
     """
     if is_distributed():
@@ -96,7 +99,7 @@ def set_timeout(timeout: timedelta) -> None:
 
 
 def shutdown() -> None:
-    """Leave the process group, where there is one."""
+    """Leave the process group, if there is one."""
     set_model_parallel(1)
     if is_distributed():
         torch.distributed.destroy_process_group()
@@ -140,16 +143,44 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
 
 
 def on_main(function: Callable[[], T]) -> T:
-    """Run ``function`` on rank 0 and return its result on every rank; an exception is raised on every rank."""
+    """Run ``function`` on rank 0 and return its result on every rank; an exception is raised on every rank.
+
+    Where an exception, or a result, cannot be pickled, rank 0 raises its own, and the other ranks a RunError that says
+    the same.
+    """
     if world_size() == 1:
         return function()
-    outcome: tuple[bool, Any] = (False, None)
+    value: Any = None
+    error: Exception | None = None
     if is_main():
         try:
-            outcome = (True, function())
-        except Exception as error:
-            outcome = (False, error)
-    succeeded, value = broadcast_object(outcome)
+            value = function()
+        except Exception as failure:
+            error = failure
+    error, sent = _pickled(value, error) if is_main() else (None, b"")
+    sent = broadcast_object(sent)
+    if error is not None:
+        raise error
+    if is_main():
+        return value
+    succeeded, value = pickle.loads(sent)
     if not succeeded:
         raise value
     return value
+
+
+def _pickled(value: Any, error: Exception | None) -> tuple[Exception | None, bytes]:
+    """The error to raise here, if any, and what tells the other ranks: (whether it succeeded, value or error)."""
+    if error is None:
+        try:
+            return None, pickle.dumps((True, value))
+        except Exception as failure:  # pickle raises what the object raises
+            error = failure
+    try:
+        sent = pickle.dumps((False, error))
+        alike = str(pickle.loads(sent)[1]) == str(
+            error
+        )  # an exception with a constructor of its own may come to pieces
+    except Exception:
+        alike = False
+    return error, sent if alike else pickle.dumps((False, RunError(f"{type(error).__name__}: {error}")))

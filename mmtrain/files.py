@@ -1,11 +1,13 @@
-"""Files that are replaced all at once, and the hash of files: xxh3 with 128 bits (https://xxhash.com).
+"""Files that are replaced all at once, safe ways to open files of unknown origin, and the hash of files.
 
-Calls that change the disk go through a small `Files` object where a test must be able to make any one of them fail.
+Calls that change the disk go through a small `Files` object where a test must be able to make any one of them fail. The
+hash is xxh3 with 128 bits (https://xxhash.com).
 """
 
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,12 @@ import xxhash
 from mmtrain import heartbeat
 
 _BLOCK = 4 << 20
+# O_NONBLOCK: opening a pipe does not wait for its other end; regular files do not know the flag
+_SAFE = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+_KINDS = {
+    stat.S_ISDIR: "a directory", stat.S_ISFIFO: "a named pipe", stat.S_ISSOCK: "a socket",
+    stat.S_ISCHR: "a device", stat.S_ISBLK: "a device",
+}  # fmt: skip
 
 
 class Files(Protocol):
@@ -87,6 +95,8 @@ def replacing(path: Path, *, aside: Path | None = None, durable: bool = True, fi
     (``.<name>.tmp`` by default). When the block or the rename fails, that file is removed and ``path`` is unchanged.
     """
     aside = aside or path.with_name(f".{path.name}.tmp")
+    if os.path.lexists(aside):  # left by a kill; and a link there would lead the writing elsewhere
+        files.unlink(aside)
     try:
         yield aside
         if durable and aside.is_file():
@@ -110,16 +120,77 @@ def write_new(path: Path, data: bytes, files: Files = _LOCAL) -> None:
         files.close(handle)
 
 
+class UnusableFileError(OSError):
+    """A file is not of the kind or size that can be read or written here; ``str()`` says what it is."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
+def check_regular(status: os.stat_result, path: Path) -> None:
+    """Raise UnusableFileError, which says what it is, for anything but a regular file."""
+    kind = next((name for test, name in _KINDS.items() if test(status.st_mode)), None)
+    if kind is not None or not stat.S_ISREG(status.st_mode):
+        raise UnusableFileError(errno.EINVAL, f"it is {kind or 'not a file'}, expected a file", str(path))
+
+
+def open_regular(path: Path) -> int:
+    """Open a file for reading, and return its handle. Raises UnusableFileError for anything but a regular file.
+
+    A pipe would block the open, and a device may never end. A link is followed: what it leads to must be regular.
+    """
+    check_regular(path.stat(), path)
+    handle = os.open(path, os.O_RDONLY | _SAFE)
+    try:
+        check_regular(os.fstat(handle), path)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def read_bounded(path: Path, limit: int) -> bytes:
+    """Read a whole regular file. Raises UnusableFileError if it is not one, or has more than ``limit`` bytes."""
+    with open(open_regular(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise UnusableFileError(errno.EFBIG, f"it has {size} bytes, expected at most {limit}", str(path))
+        return file.read(size)
+
+
+def open_private(path: Path) -> int:
+    """Open a small file for reading and writing, made if it is missing, and return its handle; nothing is truncated.
+
+    Raises UnusableFileError for a link, for a file that has a second name (a hard link), and for anything but a regular
+    file: what is written there would end up in a file of someone else.
+    """
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | _SAFE, 0o666)
+    except OSError as error:
+        if path.is_symlink():
+            raise UnusableFileError(errno.ELOOP, "it is a link, expected a file; delete it", str(path)) from error
+        raise
+    try:
+        status = os.fstat(handle)
+        check_regular(status, path)
+        if status.st_nlink > 1:
+            raise UnusableFileError(errno.EMLINK, "it has a second name (a hard link); delete this one", str(path))
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
 def hash_bytes(data: bytes | memoryview) -> str:
     """The xxh3-128 of ``data`` as 32 lower-case hexadecimal digits."""
     return xxhash.xxh3_128_hexdigest(data)
 
 
 def hash_file(path: Path) -> str:
-    """The xxh3-128 of a file's contents, as `hash_bytes` gives it; about 15 GB/s from the page cache."""
+    """The xxh3-128 of a regular file's contents, as `hash_bytes` gives it; about 15 GB/s from the page cache."""
     hasher = xxhash.xxh3_128()
     buffer = memoryview(bytearray(_BLOCK))
-    with path.open("rb", buffering=0) as file:
+    with open(open_regular(path), "rb", buffering=0) as file:
         while count := file.readinto(buffer):
             hasher.update(buffer[:count])
             heartbeat.beat()

@@ -1,4 +1,4 @@
-"""Runs a config undisturbed and with a crash, and compares everything that both leave behind, bit for bit."""
+"""Run a config uninterrupted and with a crash, and compare all that both leave behind, bit for bit."""
 
 import itertools
 from pathlib import Path
@@ -13,7 +13,7 @@ VALUES = ("loss", "lr", "grad_norm", "accuracy", "smooth")
 
 
 class Crash(BaseException):
-    """Ends a run as a kill would, as far as one process can show it: no handler in between mends anything."""
+    """Ends a run like a kill, as far as possible inside one process: no handler catches it."""
 
 
 class CrashAt:
@@ -38,7 +38,7 @@ class CrashAt:
 
 
 def train(work_dir, *, crash=None, hooks=(), resume=True, **changes):
-    """Train; with ``crash`` (`CrashAt`'s arguments) until it comes. Returns the runner."""
+    """Train, up to ``crash`` (`CrashAt`'s arguments) if given. Returns the runner."""
     hooks = [*hooks] if crash is None else [*hooks, CrashAt(*crash)]
     runner = make_runner(work_dir, custom_hooks=hooks, resume=resume, **changes)
     try:
@@ -46,7 +46,7 @@ def train(work_dir, *, crash=None, hooks=(), resume=True, **changes):
     except Crash:
         assert crash is not None
     else:
-        assert crash is None, "the crash never came"
+        assert crash is None, "the crash did not happen"
     return runner
 
 
@@ -65,7 +65,7 @@ def left_behind(work_dir):
         for section in ("model", "optimizer")
         for name in checkpoint.tensor_names(section)
     }
-    engine = dict(deepspeed_files.contents(checkpoint.path))  # DeepSpeed's own files hold these tensors instead
+    engine = dict(deepspeed_files.contents(checkpoint.path))  # DeepSpeed's files have these tensors instead
     assert tensors or engine
     state = checkpoint.state()
     state.pop("log")  # times of iterations are among them
@@ -99,19 +99,22 @@ def assert_same(a, b, path="run"):
 
 
 def assert_exact(folder, *, crashes, first=None, later=None, **changes):
-    """One undisturbed run against one that crashes at each of ``crashes``; ``later`` changes all but its first start."""
-    whole, broken = Path(folder) / "whole", Path(folder) / "broken"
-    run(whole, **changes)
+    """Compare an uninterrupted run with one that crashes at each of ``crashes``.
+
+    ``first`` changes the config of its first start, ``later`` that of the others.
+    """
+    uninterrupted, broken = Path(folder) / "uninterrupted", Path(folder) / "broken"
+    run(uninterrupted, **changes)
     merged = {**changes, **(first or {})}
     for crash in crashes:
         run(broken, crash=crash, **merged)
         merged = {**changes, **(later or {})}
     run(broken, **merged)
-    assert_same(left_behind(whole), left_behind(broken))
+    assert_same(left_behind(uninterrupted), left_behind(broken))
 
 
 def pairwise(factors):
-    """Cases in which every pair of values of two factors stands at least once (greedy; the same list every time)."""
+    """Cases that contain every pair of values of two factors at least once (greedy; always the same list)."""
     names = list(factors)
     missing = {
         (a, x, b, y) for a, b in itertools.combinations(names, 2) for x in factors[a] for y in factors[b]

@@ -5,7 +5,7 @@ import pytest
 from mmtrain.progress import Progress, iterations_per_epoch, window_length
 
 
-def test_a_pass_is_counted_and_the_next_begins_at_zero():
+def test_an_epoch_is_counted_and_the_next_begins_at_zero():
     progress = Progress()
     for batch in range(3):
         progress.advance(4, epoch_end=batch == 2)
@@ -21,7 +21,7 @@ def test_skipped_updates_are_left_out_of_the_schedule():
     assert (progress.update, progress.skipped, progress.scheduled) == (1, 2, 4)
 
 
-def test_the_state_comes_back():
+def test_the_state_is_restored():
     progress = Progress(1, 2, 3, 4, 5, 6, 7)
     other = Progress()
     other.load_state_dict(progress.state_dict())
@@ -32,7 +32,7 @@ def test_the_state_comes_back():
     ("samples", "batch", "drop_last", "expected"),
     [(10, 4, True, 2), (10, 4, False, 3), (8, 4, True, 2), (8, 4, False, 2), (100_000, 128, True, 781)],
 )
-def test_iterations_of_a_pass(samples, batch, drop_last, expected):
+def test_iterations_of_an_epoch(samples, batch, drop_last, expected):
     assert iterations_per_epoch(samples, batch, drop_last=drop_last) == expected
 
 

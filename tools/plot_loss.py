@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def read(work_dir):
-    """Steps and losses of the training and validation lines, over all starts of the run."""
+    """Return steps and losses of the training and validation lines, over all starts of the run."""
     curves = {"train": ([], []), "val": ([], [])}
     for path in sorted(Path(work_dir).glob("*/vis_data/scalars.json")):
         for line in path.read_text(encoding="utf-8").splitlines():

@@ -1,7 +1,7 @@
 """GPT-2's smallest model (Radford et al., 2019), 124,439,808 parameters, in bfloat16, for a GPU.
 
-The vocabulary is GPT-2's; the text is still read as bytes, which use its first 256 entries, so that nothing need be
-downloaded. For GPT-2's own tokens give model and data sets a `tokenizer` with encode, decode and vocab_size.
+The vocabulary has GPT-2's size, but the text is read as bytes, which use its first 256 entries, so that nothing has to
+be downloaded. For GPT-2's tokens, give model and datasets a `tokenizer` with encode, decode and vocab_size.
 """
 
 from mmengine.config import read_base
@@ -11,7 +11,7 @@ with read_base():
 
 work_dir = 'work_dirs/gpt2_124m'
 context = 1024
-accumulative_counts = 8  # iterations that make one update of the weights: 8 x 16 x 1,024 = 131,072 tokens
+accumulative_counts = 8  # iterations per update of the weights: 8 x 16 x 1,024 = 131,072 tokens
 
 model.update(
     vocab_size=50257, layers=12, heads=12, width=768, context=context, positions='learned', bias=True, dropout=0.1

@@ -1,4 +1,4 @@
-"""The main job: a small GPT learns to write Python in two or three minutes on two CPU cores.
+"""The main example: a small GPT learns to write Python in two or three minutes on two CPU cores.
 
     python tools/train.py configs/gpt/stdlib.py
 """
@@ -9,12 +9,12 @@ with read_base():
     from ._base_gpt import *
 
 work_dir = 'work_dirs/gpt_stdlib'
-context = 128  # bytes the model sees
+context = 128  # in bytes
 
-# 0.8 million parameters. Rotary positions learn faster than a table when the training is this short.
+# 0.8 million parameters. In such a short run, rotary positions learn faster than a table of positions.
 model.update(layers=4, heads=4, width=128, context=context, positions='rotary')
 
-# The text is tokenised on the first start and kept here; later starts map the file into memory.
+# The first start tokenises the text into this directory; later starts map the file into memory.
 train_dataloader.dataset.update(context=context, cache_dir=work_dir + '/data')
 val_dataloader.dataset.update(context=context, cache_dir=work_dir + '/data')
 

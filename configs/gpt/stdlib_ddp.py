@@ -1,4 +1,4 @@
-"""The main job on two processes, each with a copy of the model and half of every batch: the same losses as on one.
+"""The main example on two processes, each with a copy of the model and half of every batch: same losses as on one.
 
     torchrun --nproc-per-node=2 tools/train.py configs/gpt/stdlib_ddp.py
 """
@@ -14,5 +14,5 @@ val_dataloader.dataset.update(cache_dir=work_dir + '/data')
 
 train_dataloader.update(batch_size=8)  # on each of two processes
 
-# Without this line too: several processes train with DDP unless another strategy is named.
+# This is also the default with several processes.
 strategy = dict(type='DDPStrategy')

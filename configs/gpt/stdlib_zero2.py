@@ -1,4 +1,4 @@
-"""The main job on two processes under DeepSpeed, gradients and moments cut in two (ZeRO-2): the same losses as on one.
+"""The main example on two processes with DeepSpeed, gradients and moments sharded (ZeRO-2): same losses as on one.
 
     torchrun --nproc-per-node=2 tools/train.py configs/gpt/stdlib_zero2.py
 """
@@ -14,5 +14,5 @@ val_dataloader.dataset.update(cache_dir=work_dir + '/data')
 
 train_dataloader.update(batch_size=8)  # on each of two processes
 
-# Clipping, accumulation and multipliers stay in optim_wrapper; DeepSpeed's own config may only repeat them.
+# Clipping, accumulation and multipliers stay in optim_wrapper; DeepSpeed's config may only repeat them.
 strategy = dict(type='DeepSpeedStrategy', zero_optimization=dict(stage=2))

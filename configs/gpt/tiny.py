@@ -1,4 +1,4 @@
-"""The main job in miniature, a few seconds from start to end: for tests and for trying things out."""
+"""The main example in miniature, which runs for a few seconds: for tests and experiments."""
 
 from mmengine.config import read_base
 

@@ -60,7 +60,7 @@ def compare_checkpoints(
     sections = dict.fromkeys([*_SECTIONS, *a.sections(), *b.sections()])
     groups = [_section(a, b, section, names) for section in sections]
     groups.append(_engine_files(a, b, names))
-    groups += _states(a.state(), b.state(), [*ignore], names)
+    groups += _states(a.state_by_name(), b.state_by_name(), [*ignore], names)
     groups += _ranks(a, b, [*ignore], names)
     return [group for group in groups if group.compared]
 
@@ -179,7 +179,7 @@ def _ranks(a: Checkpoint, b: Checkpoint, ignore: list[str], names: Names) -> lis
     """The state that each rank saves separately: its generators, and the state of its data loading."""
     generators, others = ComparedGroup("generators"), ComparedGroup("state of ranks")
     for rank in range(max(a.manifest.world_size, b.manifest.world_size)):
-        ours, theirs = (dict(checkpoint.rng(rank) or {}) for checkpoint in (a, b))
+        ours, theirs = (_of_rank(checkpoint, rank) for checkpoint in (a, b))
         pair = ours.pop("generators", {}), theirs.pop("generators", {})
         for name in dict.fromkeys([*pair[0], *pair[1]]):
             if name in pair[0] and name in pair[1]:
@@ -189,6 +189,14 @@ def _ranks(a: Checkpoint, b: Checkpoint, ignore: list[str], names: Names) -> lis
             generators.add(f"generator {name} of rank {rank}", how)
         _compare_leaves(others, f"rank_{rank}", (ours, theirs), ignore, names)
     return [generators, others]
+
+
+def _of_rank(checkpoint: Checkpoint, rank: int) -> dict[str, Any]:
+    value = checkpoint.rng(rank)
+    named = dict(value) if isinstance(value, Mapping) else {} if value is None else {"value": value}
+    if not isinstance(named.get("generators", {}), Mapping):
+        named["value"] = named.pop("generators")
+    return named
 
 
 def _same_leaves(a: Any, b: Any) -> bool:

@@ -21,6 +21,7 @@ from typing import Any
 
 from mmtrain.checkpoint import process_identity
 from mmtrain.errors import RunError
+from mmtrain.files import UnusableFileError, open_private
 
 try:
     import fcntl
@@ -46,14 +47,18 @@ class WorkDirLock:
     def acquire(self, *, wait_seconds: float = 2.0) -> "WorkDirLock":
         """Take the lock; ``wait_seconds`` are for a holder that was just killed and is still being torn down.
 
-        Raises RunError with host and process of the run that holds it.
+        Raises RunError with host and process of the run that holds it, and where the lock is a link or has a second
+        name: the text would be written into another file.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        key = str(self.path.resolve())
+        key = self._key()
         # opening and closing the file a second time in one process would release the lock: check before touching it
         if key in _held:
             raise RunError(f"{self.path.parent} is already in use by a run in this process (pid {os.getpid()})")
-        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+        try:
+            handle = open_private(self.path)
+        except UnusableFileError as error:
+            raise RunError(f"{self.path} cannot be used as the lock of this directory: {error}") from error
         deadline = time.monotonic() + wait_seconds
         try:
             while not self._try(handle):
@@ -74,15 +79,19 @@ class WorkDirLock:
             return
         with contextlib.suppress(OSError):
             os.ftruncate(self._handle, 0)
-        os.close(self._handle)
+        with contextlib.suppress(OSError):
+            os.close(self._handle)
         self._handle = None
-        _held.discard(str(self.path.resolve()))
+        _held.discard(self._key())
 
     def __enter__(self) -> "WorkDirLock":
         return self if self.held else self.acquire()
 
     def __exit__(self, *_: Any) -> None:
         self.release()
+
+    def _key(self) -> str:
+        return str(self.path.parent.resolve() / LOCK)
 
     def _try(self, handle: int) -> bool:
         try:

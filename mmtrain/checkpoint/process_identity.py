@@ -21,7 +21,7 @@ def host() -> str:
 
 
 def start_time(pid: int) -> int | None:
-    """The start time of a process in clock ticks since boot; 0 where the system has no /proc, None if it has ended."""
+    """The start time of a process in clock ticks since boot; 0 if the system has no /proc, None if it has ended."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

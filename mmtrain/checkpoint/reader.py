@@ -1,6 +1,6 @@
 """Reads a checkpoint: its manifest, its plain state, and its tensors, straight into existing memory."""
 
-import json
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from mmtrain import heartbeat
-from mmtrain.checkpoint.format import tree
-from mmtrain.checkpoint.format.index import INDEX, Index, ShardEntry, TensorEntry, decode_index
+from mmtrain.checkpoint.format import check, tree
+from mmtrain.checkpoint.format.index import Index, ShardEntry, TensorEntry
 from mmtrain.checkpoint.format.manifest import Manifest
+from mmtrain.checkpoint.format.structure import read_file, read_index
 from mmtrain.checkpoint.format.tensors import DTYPES, is_plain
 from mmtrain.checkpoint.format.verify import Verify, files_here, find_problems, parts_here, read_manifest
 from mmtrain.checkpoint.shard_reader import ShardReader
@@ -60,17 +61,25 @@ class Checkpoint:
     def index(self) -> Index:
         """Where each tensor is: section, then name."""
         if self._index is None:
-            self._index = decode_index(self._read(INDEX), str(self.path / INDEX))
+            self._index = read_index(self.path, self.manifest)
         return self._index
 
     def state(self) -> Any:
         """The plain state that was saved, its tensors on the CPU."""
         return self._tree("state")
 
+    def state_by_name(self) -> dict[str, Any]:
+        """As `state`, which for a run is a dict: name to state. Raises CheckpointError where it is another value."""
+        state = self.state()
+        if not isinstance(state, dict):
+            kind = type(state).__name__
+            raise CheckpointError(f"{self.path / 'state.json'}: expected the state of a run by name, found a {kind}")
+        return state
+
     def rng(self, rank: int = 0) -> Any:
         """What rank ``rank`` saved as its generators.
 
-        None where it saved none (a larger world than at the save) or where it is on another disk.
+        None if it saved none (a larger world than at the save) or if it is on another disk.
         """
         stem = f"rng/rank_{rank:05d}"
         return self._tree(stem) if f"{stem}.json" in self._here else None
@@ -93,7 +102,12 @@ class Checkpoint:
     def read(self, section: str, name: str) -> Tensor:
         """Read one full tensor into new memory."""
         entry = self.tensor_info(section, name)
-        target = torch.empty(entry.shape, dtype=saved_dtype(entry))
+        try:
+            target = torch.empty(entry.shape, dtype=saved_dtype(entry))
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{self.path}: no memory for {section}/{name}, {list(entry.shape)} {entry.dtype}"
+            ) from error
         with ShardReader(self.path) as reader:
             self._fill(target, self._source(section, name), reader)
         return target
@@ -170,8 +184,6 @@ class Checkpoint:
         for location in shard.locations():
             if location.file in self._here:
                 return location
-        if shard.file not in self.manifest.files:
-            raise CheckpointError(f"{self.path / INDEX}: it names {shard.file}, which is not in the manifest")
         here = {part.marker for part in parts_here(self.path, self.manifest)}
         missing = [part for part in self.manifest.parts if part.marker not in here]
         parts = f"{len(missing)} of its {len(self.manifest.parts)} parts"
@@ -183,28 +195,24 @@ class Checkpoint:
         )
 
     def _tree(self, stem: str) -> Any:
+        path = self.path / f"{stem}.json"
+        document = check.parse(read_file(path), str(path))
+        tensors = {name: self.read(stem, name) for name in self.index.get(stem, {})}
         try:
-            document = json.loads(self._read(f"{stem}.json"))
-        except ValueError as error:
-            raise CheckpointError(f"{self.path / stem}.json: not valid JSON ({error})") from error
-        return tree.join(document, {name: self.read(stem, name) for name in self.index.get(stem, {})})
-
-    def _read(self, path: str) -> bytes:
-        try:
-            return (self.path / path).read_bytes()
-        except OSError as error:
-            raise CheckpointError(f"{self.path / path}: cannot be read ({error})") from error
+            return tree.join(document, tensors)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
 
 
 def open_checkpoint(name_or_path: str | Path, *, root: Path | None = None, verify: Verify = "full") -> Checkpoint:
     """Open a checkpoint directory. A relative path is looked for in ``root`` first.
 
-    Raises CheckpointError, with every faulty file, where it is missing, damaged or not a checkpoint of mmtrain.
+    Raises CheckpointError, with every faulty file, if it is missing, damaged or not a checkpoint of mmtrain.
     """
     path = Path(name_or_path)
-    if root is not None and not path.is_absolute() and (root / path).exists():
+    if root is not None and not path.is_absolute() and _exists(root / path):
         path = root / path
-    if not path.exists():
+    if not _exists(path):
         also = "" if root is None else f" (also looked in {root})"
         raise CheckpointError(f"{path}: no such checkpoint{also}")
     if not path.is_dir():
@@ -217,6 +225,10 @@ def open_checkpoint(name_or_path: str | Path, *, root: Path | None = None, verif
     if problems:
         raise CheckpointError(f"{path} is damaged: " + "; ".join(f"{p.file}: {p.fault}" for p in problems))
     return Checkpoint(path, manifest)
+
+
+def _exists(path: Path) -> bool:
+    return os.path.exists(path)  # noqa: PTH110 - unlike Path.exists it takes any text: too long, with a NUL
 
 
 def saved_dtype(entry: TensorEntry) -> torch.dtype:

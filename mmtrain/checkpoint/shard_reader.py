@@ -13,6 +13,7 @@ from torch import Tensor
 from mmtrain.checkpoint.format.index import ShardEntry
 from mmtrain.checkpoint.format.tensors import byte_view
 from mmtrain.errors import CheckpointError
+from mmtrain.files import open_regular
 
 
 class ShardReader:
@@ -39,7 +40,10 @@ class ShardReader:
         position = shard.start
         handle = self._open(shard.file)
         while view.nbytes:
-            count = os.preadv(handle, [view], position)
+            try:
+                count = os.preadv(handle, [view], position)
+            except OSError as error:
+                raise CheckpointError(f"{self._directory / shard.file}: cannot be read ({error})") from error
             if count == 0:
                 raise CheckpointError(f"{self._directory / shard.file}: it ends before byte {position + view.nbytes}")
             view = view[count:]
@@ -61,7 +65,7 @@ class ShardReader:
         with self._lock:
             if file not in self._handles:
                 try:
-                    self._handles[file] = os.open(self._directory / file, os.O_RDONLY)
+                    self._handles[file] = open_regular(self._directory / file)
                 except OSError as error:
                     raise CheckpointError(f"{self._directory / file}: cannot be opened ({error})") from error
             return self._handles[file]
@@ -71,5 +75,8 @@ class ShardReader:
         with self._lock:
             if file not in self._maps:
                 # private and writable, though never written: torch warns of read-only memory
-                self._maps[file] = mmap.mmap(handle, 0, access=mmap.ACCESS_COPY)
+                try:
+                    self._maps[file] = mmap.mmap(handle, 0, access=mmap.ACCESS_COPY)
+                except (OSError, ValueError) as error:  # ValueError: it is empty
+                    raise CheckpointError(f"{self._directory / file}: cannot be mapped ({error})") from error
             return self._maps[file]

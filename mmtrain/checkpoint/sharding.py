@@ -90,7 +90,7 @@ def spread(sizes: Mapping[str, int], ranks: int) -> dict[str, int]:
 
 
 def overlap(wanted: Box, shard: ShardEntry) -> Box | None:
-    """The box that ``wanted`` and ``shard`` share, in coordinates of the full tensor; None where there is none."""
+    """The box that ``wanted`` and ``shard`` share, in coordinates of the full tensor; None if there is none."""
     low = tuple(max(a, b) for a, b in zip(wanted[0], shard.offsets, strict=True))
     high = tuple(min(a + n, b + m) for a, n, b, m in zip(*wanted, shard.offsets, shard.shape, strict=True))
     shape = tuple(end - start for start, end in zip(low, high, strict=True))
@@ -123,7 +123,7 @@ def _shard(section: str, name: str, tensor: Tensor, rank: int) -> tuple[TensorSh
 
 
 def _memory(shard: TensorShard) -> Any:
-    """What identifies the shard's memory; None where it has none."""
+    """What identifies the shard's memory; None if it has none."""
     t = shard.tensor
     if t.numel() == 0:
         return None

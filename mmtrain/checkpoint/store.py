@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -86,8 +86,8 @@ class CheckpointStore:
         there becomes part of the checkpoint. ``blocking`` writes from the live tensors and returns when all is durable.
         ``retire`` says which older checkpoints the save deletes as its last step; none by default.
 
-        Raises CheckpointError where the save cannot begin, where it fails and is blocking, and where the previous one
-        failed and that was not reported yet. The older checkpoints are untouched in every case.
+        Raises CheckpointError if the save cannot begin, if it fails and is blocking, and if the previous one failed
+        and that was not reported yet. The older checkpoints are untouched in every case.
         """
         begin = time.perf_counter()
         manifest = Manifest(**{**(manifest_fields or {}), "name": name, "world_size": self.topology.ranks.size})
@@ -111,7 +111,7 @@ class CheckpointStore:
         return pending
 
     def wait(self) -> None:
-        """Return once no save is in flight. Raises CheckpointError where the last one failed, if not yet reported."""
+        """Return once no save is in flight. Raises CheckpointError if the last one failed, unless that was reported."""
         if self._last is not None:
             self._last.join()
             if not self._last.reported:
@@ -129,8 +129,12 @@ class CheckpointStore:
     # ---- looking
 
     def entries(self, *, verify: Verify = "size") -> list[Entry]:
-        """The complete checkpoints in ascending order of iteration, found by looking at this rank's directory."""
-        return discover.scan(self.root, verify=verify)[0]
+        """The complete checkpoints in ascending order of iteration, found by looking at this rank's directory.
+
+        Like the other methods that look, it raises CheckpointError where the directory cannot be read.
+        """
+        with self._looking():
+            return discover.scan(self.root, verify=verify)[0]
 
     def names(self) -> list[str]:
         """The names of `entries`."""
@@ -147,12 +151,14 @@ class CheckpointStore:
         """
         if self._last is not None:
             self._last.join()
-        name, problems = self.topology.newest_good(self.root, verify=verify, clear=self.recover)
+        with self._looking():
+            name, problems = self.topology.newest_good(self.root, verify=verify, clear=self.recover)
         return (None if name is None else self.open(name, verify="none")), problems
 
     def newest_entry(self) -> Entry | None:
         """The newest checkpoint that is complete on any disk; hashes are not compared. A collective."""
-        return self.topology.newest_entry(self.root)
+        with self._looking():
+            return self.topology.newest_entry(self.root)
 
     def open(self, name_or_path: str | Path, verify: Verify = "full") -> Checkpoint:
         """Open one checkpoint by its name here or by a path; see `open_checkpoint`."""
@@ -161,7 +167,7 @@ class CheckpointStore:
     def open_on_all(self, name_or_path: str | Path, verify: Verify = "full") -> Checkpoint:
         """Open one checkpoint on every rank; a collective. Each disk's leader verifies it; the others compare sizes.
 
-        Raises CheckpointError, on every rank, where one of them cannot open it or sees another save of that name.
+        Raises CheckpointError, on every rank, if one of them cannot open it or sees another save of that name.
         """
         checkpoint = None
         found: tuple[str, Exception | None]
@@ -183,7 +189,7 @@ class CheckpointStore:
         return checkpoint
 
     def own_rng(self, checkpoint: Checkpoint) -> Any:
-        """What this rank saved as its generators, from whichever disk has it; None where none has. A collective."""
+        """What this rank saved as its generators, from whichever disk has it; None if none has. A collective."""
         return self.topology.read_rng(checkpoint)
 
     # ---- clearing up
@@ -195,12 +201,19 @@ class CheckpointStore:
     def prune(self, retire: RetirePolicy) -> list[str]:
         """Delete what ``retire`` does not keep; every rank calls this, and each disk's leader deletes.
 
-        Returns the names deleted on this rank's disk, [] on other ranks. Raises OSError where one cannot be deleted.
+        Returns the names deleted on this rank's disk, [] on other ranks. Raises OSError if one cannot be deleted.
         """
         names = self.topology.names_to_delete(self.root, retire)
         for name in names:
             storage.delete_checkpoint(self.root, name, self._fs)
         return names
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(f"{self.root} cannot be read: {error}") from error
 
     # ---- the steps of a save
 
@@ -225,12 +238,11 @@ class CheckpointStore:
             raise
 
     def _begin_here(self, pending: PendingSave) -> str:
-        if storage.device_of(self.root.absolute()) != self._device:  # else the save would go to the disk beneath
-            problem = f"{self.root} is on another disk than at the start; its mount is gone"
-            raise save_error(pending.path, OSError(problem))
-        pending.notices += self.recover()
         transaction = Transaction(self.root, pending.name, self._fs)
         try:
+            if storage.device_of(self.root.absolute()) != self._device:  # else the save would go to the disk beneath
+                raise OSError(f"{self.root} is on another disk than at the start; its mount is gone")
+            pending.notices += self.recover()
             transaction.begin()
         except OSError as error:
             transaction.abort()
@@ -260,7 +272,11 @@ class CheckpointStore:
                 pending.total_seconds = time.perf_counter() - begin
 
         if blocking:
-            work()
+            try:
+                work()
+            except BaseException:  # Ctrl-C
+                pending.reported = True
+                raise
         else:
             pending.start(work, job.staged)
         pending.stall_seconds = time.perf_counter() - begin

@@ -6,9 +6,8 @@ from typing import Any
 
 from mmtrain import dist
 from mmtrain.data.custom_sampler import is_built_in_order, sampler_maker
-from mmtrain.data.iterable.stream import IterableStream
+from mmtrain.data.iterable.stream import IterableStream, NoBatchError
 from mmtrain.data.options import split_options
-from mmtrain.data.reader import SampleError
 from mmtrain.data.sampler import BatchIndices, check_sizes
 from mmtrain.data.stream import check_map_style, open_reader
 from mmtrain.errors import ConfigError
@@ -46,7 +45,7 @@ class EvalLoader:
         refuse_cuts(shuffle=shuffle, drop_last=drop_last, path=context.path)
         self.dataset = dataset
         self.batch_size = batch_size
-        self._reader, self._pool, self.notices = open_reader(dataset, collate_fn, context, workers, validation=True)
+        _, self._pool, self.notices = open_reader(dataset, collate_fn, context, workers, validation=True)
         self._context = context
         self._pass = 0
         self._keep_workers = workers.persistent_workers is not False
@@ -69,13 +68,6 @@ class EvalLoader:
         if not self._keep_workers:
             self._pool.close()
 
-    def stand_in(self) -> Any:
-        """Return a batch of only the first sample, for a rank that has no sample but must call the model."""
-        data = self._reader(BatchIndices(0, 0, [0], 1, False))
-        if isinstance(data, SampleError):
-            data.raise_it()
-        return data
-
     def close(self) -> None:
         """End the workers; the next pass starts new ones."""
         self._pool.close()
@@ -92,13 +84,15 @@ class EvalLoader:
 class IterableEvalLoader:
     """Batches of an iterable dataset. Each iteration is one pass over it, with the same randomness.
 
-    The dataset shards by rank itself. The length is unknown unless the dataset has one.
+    The dataset shards by rank itself; the shares of ranks may differ and be empty. The length is unknown unless the
+    dataset has one.
     """
 
     def __init__(self, dataset: Any, batch_size: int, **options: Any) -> None:
         path = options.get("path", "val_dataloader")
         refuse_cuts(shuffle=options.pop("shuffle", None), drop_last=options.pop("drop_last", False), path=path)
         self._keep_workers = options.get("persistent_workers") is not False
+        self._may_be_empty = options.get("world_size", 1) > 1  # this rank's share; not the whole set
         self._stream = IterableStream(dataset, batch_size, **{"path": path} | options, validation=True)
         self.notices = self._stream.notices
         self.dataset = dataset
@@ -112,10 +106,14 @@ class IterableEvalLoader:
 
     def __iter__(self) -> Iterator[Any]:
         self._stream.seek(0, 0)
-        for batch in self._stream:
-            yield batch.data
-            if batch.epoch_end:
-                break
+        try:
+            for batch in self._stream:
+                yield batch.data
+                if batch.epoch_end:
+                    break
+        except NoBatchError:
+            if not self._may_be_empty:
+                raise
         if not self._keep_workers:
             self.close()
 

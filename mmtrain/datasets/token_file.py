@@ -21,9 +21,11 @@ import xxhash
 from mmtrain.datasets.sources import TextFiles
 from mmtrain.datasets.tokenizers import encode_file, token_dtype, tokenizer_fingerprint
 from mmtrain.errors import ConfigError, RunError
-from mmtrain.files import hash_file, replacing
+from mmtrain.files import UnusableFileError, hash_file, open_private, open_regular, read_bounded, replacing
 
 _FORMAT = 1
+_DESCRIPTION_LIMIT = 1 << 16  # bytes of the .json
+_DTYPES = ("uint8", "uint16", "uint32", "uint64")
 _HASHED_BYTES = 1 << 30  # a file beyond this is trusted by its size: hashing it would take longer than a second
 
 
@@ -55,6 +57,8 @@ def prepare_tokens(source: TextFiles, tokenizer: Any, *, split: str, cache_dir: 
         base.parent.mkdir(parents=True, exist_ok=True)
         with _lock(base.with_name(base.name + ".lock")):
             return read_token_file(base) or _make(base, source.root, files, tokenizer)
+    except UnusableFileError as error:
+        raise ConfigError(f"dataset.cache_dir: {error.filename} cannot be used as a lock: {error}") from error
     except OSError as error:
         raise ConfigError(
             f"dataset.cache_dir: cannot write tokens to {str(base.parent)!r}: {error.strerror or error}; "
@@ -66,15 +70,15 @@ def read_token_file(base: Path) -> TokenFile | None:
     """Return the intact token file at ``base`` (without suffix), or None if it is missing, truncated or damaged."""
     path = base.with_name(base.name + ".bin")
     try:
-        described = json.loads(base.with_name(base.name + ".json").read_text(encoding="utf-8"))
+        described = json.loads(read_bounded(base.with_name(base.name + ".json"), _DESCRIPTION_LIMIT))
         if described.pop("format") != _FORMAT:
             return None
         tokens = TokenFile(path=str(path), **described)
         size = path.stat().st_size
-        if size == 0 or size != tokens.count * np.dtype(tokens.dtype).itemsize:
+        if size == 0 or tokens.dtype not in _DTYPES or size != tokens.count * np.dtype(tokens.dtype).itemsize:
             return None
         return tokens if size > _HASHED_BYTES or hash_file(path) == tokens.digest else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 
@@ -106,7 +110,8 @@ def _make(base: Path, root: Path, files: list[str], tokenizer: Any) -> TokenFile
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with open(open_regular(path), "rb") as file:  # noqa: PTH123 - a handle, not a path
+            return file.read()
     except OSError as error:
         raise RunError(
             f"training text {str(path)!r} cannot be read: {error.strerror or error}; fix it, or exclude it with "
@@ -140,7 +145,10 @@ def _lock(path: Path) -> Iterator[None]:
     except ImportError:  # Windows
         yield
         return
-    with path.open("wb") as file:
+    handle = open_private(path)
+    try:
         with contextlib.suppress(OSError):  # some network file systems refuse; the renames are safe without
-            fcntl.flock(file, fcntl.LOCK_EX)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(handle)

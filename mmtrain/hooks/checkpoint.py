@@ -89,7 +89,7 @@ class CheckpointHook(Hook):
         self._last_save = 0.0
 
     def before_train(self, runner: Runner) -> None:
-        """Start the clock; the unit of the interval is the run's where none was given."""
+        """Start the clock; the unit of the interval is the run's if none was given."""
         self._last_save = self._clock()
         if self.by_epoch is None and runner.train_loop is not None:
             self.by_epoch = runner.train_loop.by_epoch

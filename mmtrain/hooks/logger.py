@@ -147,7 +147,7 @@ class LoggerHook(Hook):
         if runner.rank != 0 or not self._is_first:
             return
         epoch = epoch_of(runner.progress)
-        batches = len(loader) if hasattr(loader, "__len__") else None
+        batches = _batches_of(loader)
         position = LinePosition(kind, bool(self.by_epoch), batches or 0, batches, epoch if kind == "val" else 0)
         scalars = {"epoch": epoch, "iter": runner.progress.iteration, **metrics}
         self._write(runner, scalars, kind, format_val_line(metrics, position, digits=self._digits))
@@ -187,6 +187,14 @@ class LoggerHook(Hook):
             writer.write(scalars, runner.progress.iteration, kind=kind, text=text)
 
 
+def _batches_of(loader: Any) -> int | None:
+    """The number of batches of a loader; None for one over a stream, whose length may be unknown."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None
+
+
 def epoch_of(progress: Progress) -> int:
     """The epoch, from 1, that the last iteration done belonged to; 0 before the first."""
     return progress.epoch + (1 if progress.epoch_iteration else 0)
@@ -204,6 +212,7 @@ def learning_rates(optim: Any) -> dict[str, float]:
 
 
 def _rates_of(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    groups = [group for group in groups if "lr" in group]  # some optimizers choose their steps without one
     if not groups:
         return {}
     rates = {"lr": float(groups[0]["lr"])}

@@ -170,7 +170,7 @@ class Watchdog:
             self._alarm.print_cause(cause)
 
     def _wait_for_rank_0(self, store: StoreConnection, own: RankLocation) -> None:
-        """Send rank 0 where this rank is, and wait for the alarm; if rank 0 does not answer, report the cause."""
+        """Send rank 0 this rank's location and wait for the alarm; if rank 0 does not answer, report the cause."""
         text = json.dumps(asdict(own))
         deadline = time.monotonic() + 2 * self._answers_within
         reached = store.ask(lambda it: it.add(PROGRESS_KEY, 0)) is not None

@@ -1,15 +1,26 @@
 """The run's logger: console and file, in one format; rank 0 logs."""
 
 import logging
+import re
 import sys
 from pathlib import Path
 
 from mmtrain import dist
 from mmtrain.errors import ConfigError
 from mmtrain.logging.terminal import LiveLine, live_line
+from mmtrain.printable import printable
 
+_COLOUR = re.compile("(\x1b\\[[0-9;]*m)")  # ECMA-48's "select graphic rendition"
 LINE_FORMAT = "%(asctime)s - mmtrain - %(levelname)s - %(message)s"
 DATE_FORMAT = "%Y/%m/%d %H:%M:%S"
+
+
+class _PrintableFormatter(logging.Formatter):
+    """Escapes control characters, which names in data and checkpoints may have; colours stay."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return "".join(part if _COLOUR.fullmatch(part) else printable(part) for part in _COLOUR.split(text))
 
 
 class _ConsoleHandler(logging.StreamHandler):
@@ -70,6 +81,6 @@ def make_logger(name: str = "mmtrain", *, level: str | int = "INFO", file: str |
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         handlers.append(_LogFile(file, encoding="utf-8"))
     for handler in handlers:
-        handler.setFormatter(logging.Formatter(LINE_FORMAT, DATE_FORMAT))
+        handler.setFormatter(_PrintableFormatter(LINE_FORMAT, DATE_FORMAT))
         logger.addHandler(handler)
     return logger

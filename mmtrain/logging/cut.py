@@ -15,7 +15,7 @@ NOTE = "start_position"
 class LogPosition(NamedTuple):
     """A position in a run's logs: the steps before it, and the samples that they consumed, over all ranks.
 
-    One step consumes ``global_batch`` samples, or None where that is unknown; ``mean_batch`` is the mean over an
+    One step consumes ``global_batch`` samples, or None if that is unknown; ``mean_batch`` is the mean over an
     epoch, whose last batch may be smaller.
     """
 
@@ -137,7 +137,7 @@ def _records(data: bytes) -> Iterator[bytes]:
 
 
 def _event_step(event: bytes) -> int:
-    """Field 2 (a varint) of tensorboard's Event message; 0 where it is absent, as protobuf leaves out zeros."""
+    """Field 2 (a varint) of tensorboard's Event message; 0 if it is absent, as protobuf leaves out zeros."""
     position = 0
     while position < len(event):
         key, position = _varint(event, position)

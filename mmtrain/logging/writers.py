@@ -1,9 +1,11 @@
 """Where scalars are written: the console, JSON lines, and MMEngine's visualizer backends."""
 
+import errno
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -72,13 +74,19 @@ class JsonLinesWriter:
             if len(self._waiting) == 1:  # once for each time that the disk starts to refuse
                 logging.getLogger("mmtrain").warning("cannot write %s (%s); will try again", self.path, error.strerror)
             del self._waiting[:-KEPT_LINES]
+            if error.errno == errno.ESTALE:  # of this handle for good
+                self._close_file()
         else:
             self._waiting = []
 
     def close(self) -> None:
         self.flush()
+        self._close_file()
+
+    def _close_file(self) -> None:
         if self._file is not None:
-            os.close(self._file)
+            with suppress(OSError):
+                os.close(self._file)
             self._file = None
 
     def _append(self, data: bytes) -> None:
@@ -98,13 +106,16 @@ class VisualizerWriter:
     A metric of validation or test with a plain name gets its kind in front (``val/loss``), so that it is not drawn into
     the training curve; names with a ``/`` (``coco/bbox_mAP``) are not changed. LocalVisBackend gets no scalars: it
     would write them a second time into the file of `JsonLinesWriter`.
+
+    A backend whose disk fails gets no more scalars, which is reported once: TensorBoard's writer does not recover.
     """
 
     def __init__(self, visualizer: Any) -> None:
         self._visualizer = visualizer
+        self._failed: list[Any] = []
 
     def write(self, scalars: Mapping[str, Any], step: int, *, kind: str = "train", text: str | None = None) -> None:
-        targets = scalar_targets(self._visualizer)
+        targets = self._targets()
         if not targets:
             return
         named: dict[str, float] = {}
@@ -119,17 +130,34 @@ class VisualizerWriter:
                 continue  # training draws the curves of epoch and iter; this would be a second point at the step
             named[f"{kind}/{name}" if evaluated and "/" not in name else name] = number
         for target in targets:
-            target.add_scalars(dict(named), step=step)
+            with self._reporting(target):
+                target.add_scalars(dict(named), step=step)
 
     def flush(self) -> None:
-        for target in scalar_targets(self._visualizer):
-            flush = getattr(getattr(target, "experiment", None), "flush", None)
-            if callable(flush):
-                flush()
+        for target in self._targets():
+            with self._reporting(target):
+                flush = getattr(getattr(target, "experiment", None), "flush", None)
+                if callable(flush):
+                    flush()
 
     def close(self) -> None:
-        for target in scalar_targets(self._visualizer):
-            target.close()
+        for target in self._targets():
+            with self._reporting(target):
+                target.close()
+
+    def _targets(self) -> list[Any]:
+        return [target for target in scalar_targets(self._visualizer) if target not in self._failed]
+
+    @contextmanager
+    def _reporting(self, target: Any) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._failed.append(target)
+            logging.getLogger("mmtrain").warning(
+                "%s cannot write (%s); it gets no more scalars in this run, scalars.json has them all",
+                type(target).__name__, error.strerror or error,
+            )  # fmt: skip
 
 
 def plain(value: Any) -> Any:

@@ -100,7 +100,7 @@ class GPT(nn.Module):
         ``input_ids`` (B, T) holds token numbers. ``labels`` (B, T) holds at [b, t] the token that follows
         ``input_ids[b, t]``: the dataset shifts them, the model does not. Labels of -100 are left out.
 
-        Returns ``loss``, the mean cross-entropy in nats per token, where there are labels, and ``logits``
+        Returns ``loss``, the mean cross-entropy in nats per token, if there are labels, and ``logits``
         (B, T, vocab_size) when there are none or with ``return_logits``: training does not use them, and with a
         large vocabulary they are the largest tensor. Raises RunError when T exceeds the context.
         """

@@ -1,6 +1,7 @@
 """Optimizer wrappers, parameter groups and closed-form schedules."""
 
 from mmtrain.optim.amp import AmpOptimWrapper
+from mmtrain.optim.group_values import GroupValues
 from mmtrain.optim.optimizers import DefaultOptimWrapperConstructor, build_optim_wrapper, scale_lr
 from mmtrain.optim.schedules.classes import (
     ConstantLR,
@@ -58,6 +59,7 @@ __all__ = [
     "ExponentialLR",
     "ExponentialMomentum",
     "ExponentialParamScheduler",
+    "GroupValues",
     "Horizon",
     "LinearLR",
     "LinearMomentum",

@@ -4,10 +4,11 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mmtrain.optim.fusing import begin_late_momentum
+from mmtrain.optim.fusing import decide as fusing_of
 from mmtrain.optim.param_groups import Group, ParamwiseRules, argument_of, group_parameters, trainable_group
 from mmtrain.optim.wrapper_dict import OptimWrapperDict
 from mmtrain.optim.wrappers import OptimWrapper
@@ -16,10 +17,6 @@ from mmtrain.registry.arguments import arguments_of
 from mmtrain.source_lines import config_error
 from mmtrain.suggest import did_you_mean
 
-# Whoever names one of these has chosen an implementation.
-_IMPLEMENTATIONS = ("fused", "foreach", "capturable", "differentiable")
-# Adagrad's fused kernel is for the CPU alone.
-_FUSED_DEVICES = {"Adagrad": ("cpu",)}
 _SCALE_KEYS = ("enable", "base_batch_size", "rule")
 
 
@@ -78,6 +75,7 @@ class DefaultOptimWrapperConstructor:
         if paramwise_cfg is not None and not isinstance(paramwise_cfg, Mapping):
             raise config_error(f"{path}.paramwise_cfg", f"expected a dict, found {paramwise_cfg!r}")
         self.paramwise_cfg: Mapping[str, Any] = paramwise_cfg or {}
+        self.notices: list[str] = []
 
     def make_groups(self, model: nn.Module, optimizer_class: type[Optimizer]) -> list[Group]:
         """The groups: ``params``, ``param_names`` and what differs from the optimizer's defaults."""
@@ -97,7 +95,9 @@ class DefaultOptimWrapperConstructor:
         optimizer = self.optimizer_cfg
         if not isinstance(optimizer, Optimizer):
             optimizer = self._make_optimizer(model)
-        return _wrap(optimizer, self.wrapper_cfg, self.path)
+        wrapper = _wrap(optimizer, self.wrapper_cfg, self.path)
+        wrapper.notices += self.notices
+        return wrapper
 
     def _make_optimizer(self, model: nn.Module) -> Optimizer:
         path = f"{self.path}.optimizer"
@@ -107,16 +107,17 @@ class DefaultOptimWrapperConstructor:
         groups = self.make_groups(model, cls)
         if not groups:
             raise config_error(path, "the model has no trainable parameter: nothing would be optimized")
-        names = [group.pop("param_names", None) for group in groups]
+        for group in groups:  # torch would not let a hook add a group without names to one with names
+            group.pop("param_names", None)
         # The first argument need not be called `params`.
         arguments: dict[str, Any] = {next(iter(inspect.signature(cls).parameters)): groups}
-        if _can_fuse(cls, self.optimizer_cfg, model, groups):
-            arguments["fused"] = True
-        optimizer = build(OPTIMIZERS, self.optimizer_cfg, path=path, **arguments)
-        # Named afterwards: only torch's own optimizers understand named parameters.
-        for group, own in zip(optimizer.param_groups, names, strict=False):
-            if own is not None:
-                group["param_names"] = own
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        fusing = fusing_of(cls, self.optimizer_cfg, model, parameters, path=path)
+        self.notices = [fusing.notice] if fusing.notice else []
+        cfg = {**self.optimizer_cfg, "fused": True} if fusing.use else self.optimizer_cfg
+        optimizer = build(OPTIMIZERS, cfg, path=path, **arguments)
+        if fusing.use:
+            begin_late_momentum(optimizer)
         return optimizer
 
 
@@ -125,28 +126,6 @@ def _wrap(optimizer: Optimizer, wrapper_cfg: Mapping[str, Any], path: str) -> Op
     if not isinstance(wrapper, OptimWrapper):
         raise config_error(f"{path}.type", f"{type(wrapper).__name__} does not derive from mmtrain.optim.OptimWrapper")
     return wrapper
-
-
-def _can_fuse(cls: Any, given: Mapping[str, Any], model: nn.Module, groups: list[Group]) -> bool:
-    """Whether a fused implementation exists for these parameters and the config does not name another."""
-    if getattr(cls, "__module__", "").partition(".")[0] != "torch" or "fused" not in inspect.signature(cls).parameters:
-        return False
-    if any(given.get(name) is not None for name in _IMPLEMENTATIONS):
-        return False
-    if any(getattr(module, "sparse", False) for module in model.modules()):
-        return False  # fused kernels do not take the sparse gradients of an embedding
-    supported = _FUSED_DEVICES.get(cls.__name__, _fused_devices())
-    parameters: list[Tensor] = [parameter for group in groups for parameter in group["params"]]
-    return all(torch.is_floating_point(p) and p.device.type in supported for p in parameters)
-
-
-def _fused_devices() -> tuple[str, ...]:
-    try:
-        from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
-
-        return tuple(_get_fused_kernels_supported_devices())
-    except ImportError:  # private: without it, what every torch since 2.4 has
-        return ("cuda", "cpu", "mps", "xpu")
 
 
 def scale_lr(cfg: Mapping[str, Any] | None, optim: OptimWrapper, *, effective_batch: int) -> str | None:

@@ -35,7 +35,7 @@ Group = dict[str, Any]
 class ParamwiseRules:
     """The settings of each parameter under one ``paramwise_cfg``.
 
-    ``base_lr`` and ``base_decay`` are the optimizer's ``lr`` and ``weight_decay``, or None where it has none; ``known``
+    ``base_lr`` and ``base_decay`` are the optimizer's ``lr`` and ``weight_decay``, or None if it has none; ``known``
     are the optimizer's arguments, near which an unknown key of ``custom_keys`` is a misspelling. Raises ConfigError.
     """
 

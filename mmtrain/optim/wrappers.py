@@ -221,8 +221,9 @@ class OptimWrapper:
 
     def get_lr(self) -> dict[str, list[float]]:
         """``{'lr': one value for each group}``, with ``base_lr``, the one without multipliers, where groups differ."""
-        base = {} if self.base_group is None else {"base_lr": [self.base_group["lr"]]}
-        return base | {"lr": [group["lr"] for group in self.optimizer.param_groups]}
+        base = {} if self.base_group is None or "lr" not in self.base_group else {"base_lr": [self.base_group["lr"]]}
+        rates = [group["lr"] for group in self.optimizer.param_groups if "lr" in group]  # some optimizers have none
+        return base | ({"lr": rates} if rates else {})
 
     def get_momentum(self) -> dict[str, list[float]]:
         """``{'momentum': one value for each group}``: ``momentum``, else ``betas[0]``, else 0."""
@@ -255,7 +256,7 @@ class OptimWrapper:
         return StepResult(norm, applied)
 
     def _unscale(self) -> bool | None:
-        """Undo the loss scaling: whether a gradient overflowed, or None where there is no scaler."""
+        """Undo the loss scaling: whether a gradient overflowed, or None if there is no scaler."""
         return None
 
     def _apply(self, kwargs: Mapping[str, Any]) -> None:

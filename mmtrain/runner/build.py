@@ -17,7 +17,7 @@ from mmtrain.config import check_config, import_custom_modules
 from mmtrain.data import Stream, build_ledger, build_train_stream
 from mmtrain.errors import ConfigError
 from mmtrain.logging import build_visualizer
-from mmtrain.optim import OptimWrapper, ScheduleSet, build_optim_wrapper, build_schedules, scale_lr
+from mmtrain.optim import GroupValues, OptimWrapper, ScheduleSet, build_optim_wrapper, build_schedules, scale_lr
 from mmtrain.randomness import STREAM_BUILD, mix, seed_generators
 from mmtrain.registry import HOOKS, STRATEGIES, build
 from mmtrain.runner.build_model import build_model
@@ -145,7 +145,8 @@ def _training_parts(
     train_schedule = build_train_schedule(cfg.get("train_cfg"), stream)
     prepare_model(cfg, strategy, randomness, _optim_factory(cfg, stream, notices))
     schedules = _schedules(cfg, strategy, train_schedule, stream, notices)
-    if train_schedule.ledger and strategy.optim is not None:
+    assert strategy.optim is not None
+    if train_schedule.ledger:
         ledger = build_ledger(stream, accumulative_counts=strategy.optim.accumulative_counts)
         ledger_hook = build(HOOKS, {"type": "LedgerHook", "ledger": ledger}, path="train_cfg.ledger")
         hooks = HookList([*hooks.named.items(), ("ledger", ledger_hook)])
@@ -153,6 +154,7 @@ def _training_parts(
         "train_schedule": train_schedule,
         "train_loop_class": loop_class(cfg.get("train_cfg")),
         "schedules": schedules,
+        "group_values": GroupValues(strategy.model, strategy.optim, schedules),
         "hooks": hooks,
         "notices": notices,
     }
@@ -167,7 +169,7 @@ def _train_stream(cfg: Any, randomness: Randomness) -> Stream:
 
 
 def check_same_data_on_all_ranks(stream: Stream | None, **sets: Mapping[str, EvaluationSet]) -> None:
-    """Raise ConfigError, on every rank, where one rank has other data than rank 0; a collective."""
+    """Raise ConfigError, on every rank, if one rank has other data than rank 0; a collective."""
     if dist.world_size() == 1:
         return
     found: dict[str, Any] = {"train_dataloader": stream} if stream is not None else {}
@@ -211,6 +213,7 @@ def _optim_factory(cfg: Any, stream: Stream, notices: list[str]) -> Callable[[nn
             effective = stream.batch_size * dist.data_size() * optim.accumulative_counts
             notice = scale_lr(scaling, optim, effective_batch=effective)
             notices.extend([notice] if notice else [])
+        notices.extend(optim.notices)
         return optim
 
     return make

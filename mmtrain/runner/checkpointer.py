@@ -5,9 +5,11 @@ each step. One checkpoint serves all requests of a step.
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from mmtrain import dist
 from mmtrain.checkpoint import CheckpointStore, PendingSave, RetirePolicy
@@ -20,7 +22,7 @@ from mmtrain.runner.gather import gather_weights
 from mmtrain.runner.requests import SaveRequest
 from mmtrain.runner.run import Run
 from mmtrain.runner.save_policy import SavePolicy
-from mmtrain.runner.state import capture_rank_state, capture_small_state, capture_tensors
+from mmtrain.runner.state import capture_model, capture_rank_state, capture_small_state
 
 
 class Checkpointer:
@@ -175,7 +177,11 @@ class Checkpointer:
         """Write the last and the best checkpoint for MMEngine, where ``published_keys`` asks for it."""
         if not self.policy.published_keys or not dist.is_main():
             return
-        existing = self.store.names()
+        try:
+            existing = self.store.names()
+        except CheckpointError as error:
+            self._report_failure("the published models", error)
+            return
         last = existing[-1:] if self.policy.save_last else []
         best = {record["checkpoint"] for record in self.best.saved.values()}
         for name in sorted({*best, *last} & {*existing}):
@@ -186,7 +192,7 @@ class Checkpointer:
                 self._report_failure(f"the published form of {name}", error)
 
     def newest(self) -> Path | None:
-        """The path of the newest checkpoint, None where there is none."""
+        """The path of the newest checkpoint, None if there is none."""
         name = self.store.pointer()
         return None if name is None else self.store.root / name
 
@@ -196,8 +202,13 @@ class Checkpointer:
             raise RunError(f"the run ended without its last checkpoint: {self.failure}; then start again with --resume")
 
     def close(self) -> None:
-        """Wait for the writer and release what the store holds. Raises CheckpointError where a save failed."""
+        """Wait for the writer and release what the store holds. Raises CheckpointError if a save failed."""
         self.store.close()
+
+    def check_optimizer(self, run: Run) -> None:
+        """Raise ConfigError if the optimizer's state, as it is after an update, could not be saved or restored."""
+        if self.policy.save_optimizer:
+            run.strategy.check_optimizer_state()
 
     # ---- one save -----------------------------------------------------------------------------------------------
     def _start(
@@ -219,7 +230,11 @@ class Checkpointer:
         if not (policy.save_frozen and (native is None or native.description["frozen"])):
             left_out = run.frozen.names()
             fields["meta"]["frozen"] = run.frozen.fingerprint(run.strategy)
-        tensors = capture_tensors(run, optimizer=policy.save_optimizer, left_out=left_out) if native is None else {}
+        tensors: dict[str, Mapping[str, Tensor]] = {}
+        if native is None:
+            tensors["model"] = capture_model(run, left_out=left_out)
+        if policy.save_optimizer:
+            state |= _optimizer_values(run, tensors, by_name=native is None)
         return self.store.save(
             name,
             tensors=tensors,
@@ -277,3 +292,16 @@ class Checkpointer:
         self._logger.error("%s", self.failure)
         if self.policy.on_save_error == "stop":
             raise RunError(f"{self.failure} (on_save_error='stop')") from error
+
+
+def _optimizer_values(run: Run, tensors: dict[str, Mapping[str, Tensor]], *, by_name: bool) -> dict[str, Any]:
+    """Put the optimizer's tensors among ``tensors``, unless the engine writes them; returns its plain values."""
+    values: dict[str, Any] = {}
+    if run.group_values is not None:
+        values["param_groups"] = run.group_values.state_dict()
+    if by_name:
+        state = run.strategy.optimizer_state()
+        tensors["optimizer"] = state.tensors
+        if state.values is not None:
+            values["optimizer"] = state.values
+    return values

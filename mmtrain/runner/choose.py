@@ -96,7 +96,7 @@ class _Choice:
             self._start.notices.append(f"No checkpoint in {root}: starting from scratch.")
 
     def _take_newest(self, checkpoint: Checkpoint | None, problems: list[Problem], root: Path) -> bool:
-        """Take the newest good checkpoint of a directory and report the skipped ones; False where there is none."""
+        """Take the newest good checkpoint of a directory and report the skipped ones; False if there is none."""
         for problem in problems if dist.is_main() else ():
             self._logger.warning("Skipped a damaged checkpoint: %s", problem)
         if checkpoint is not None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmtrain.errors import CheckpointError
+from mmtrain.printable import printable
 
 # The longest matching prefix of a dotted config path decides. Other paths are the user's own variables.
 _CLASSES = {
@@ -74,7 +75,7 @@ def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
         before, after = old.get(path), new.get(path)
         kind = _class_of(path)
         if before != after and kind is not None:
-            lines.append(f"{path}: {_shown(before)} -> {_shown(after)} ({kind})")
+            lines.append(printable(f"{path}: {_shown(before)} -> {_shown(after)} ({kind})"))
     return lines
 
 

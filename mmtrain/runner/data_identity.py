@@ -10,7 +10,7 @@ from mmtrain.errors import CheckpointError
 
 
 def data_fingerprint(dataset: Any) -> str:
-    """What identifies a dataset: its own ``fingerprint()`` where it has one, else its class and length.
+    """What identifies a dataset: its own ``fingerprint()`` if it has one, else its class and length.
 
     A dataset that wraps others (``datasets`` or ``dataset``, as ConcatDataset and Subset call them) adds a hash of
     theirs, where they have a ``fingerprint()``.

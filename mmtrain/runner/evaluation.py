@@ -1,6 +1,6 @@
 """Validation and test: one ordered pass over each set, with its metrics; the loss needs no evaluator."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 
 from mmtrain import dist, heartbeat
 from mmtrain.data.batch import count_samples
+from mmtrain.data.stream import is_iterable_style
 from mmtrain.errors import RunError
 from mmtrain.modes import evaluation_mode
 from mmtrain.optim import OptimWrapperDict
@@ -92,13 +93,12 @@ class EvaluationLoop:
         before, after = points[f"before_{self.kind}_iter"], points[f"after_{self.kind}_iter"]
         losses = _LossMean()
         count = 0
-        for index, batch in enumerate(loader):
+        for index, (batch, is_own) in enumerate(self._batches(loader)):
             if max_batches is not None and index >= max_batches:
                 break
             heartbeat.beat()
-            if batch is None:  # the last batch of the set has no sample for this rank
-                if runner.strategy.forward_is_collective:
-                    self._predict(loader.stand_in(), None, _LossMean())
+            if not is_own:
+                self._predict(batch, None, _LossMean())
                 continue
             if not quiet:
                 for hook in before:
@@ -108,13 +108,38 @@ class EvaluationLoop:
             if not quiet:
                 for hook in after:
                     hook(runner, batch_idx=index, data_batch=batch, outputs=outputs)
-        total = int(dist.sum_over_ranks(torch.tensor(count)).item()) // dist.model_parallel()
+        ranks = dist.gather_objects((count, losses.sums()))
+        total = sum(samples for samples, _ in ranks) // dist.model_parallel()
         if total == 0:
             raise RunError(f"the {self.kind} set is empty: its loader returned no batch")
-        metrics = losses.mean()
+        metrics = _mean_of(sums for _, sums in ranks)
         if evaluator is not None:
-            metrics.update(evaluator.evaluate(total if max_batches is not None else len(loader.dataset)))
+            metrics.update(evaluator.evaluate(total if max_batches is not None else _size(loader, total)))
         return metrics
+
+    def _batches(self, loader: Any) -> Iterator[tuple[Any, bool]]:
+        """The loader's batches, and whether the samples are this rank's own.
+
+        Where every rank must run forward when one does, a rank that has no batch (left) gets one whose results do not
+        count, until all ranks have none: its last one, or that of another rank.
+        """
+        if not self.runner.strategy.forward_is_collective or dist.world_size() == 1:
+            yield from ((batch, True) for batch in loader if batch is not None)
+            return
+        own = iter(loader)
+        last = None
+        while True:
+            batch = next(own, None)
+            last = last if batch is None else batch
+            has = torch.tensor([batch is not None, last is not None], dtype=torch.int64)
+            with_batch, with_some = dist.sum_over_ranks(has).tolist()
+            if not with_batch:
+                return  # a loader gives None only as its last batch
+            if with_some < dist.world_size():
+                source = dist.gather_objects(last is not None).index(True)
+                lent = dist.broadcast_object(last, source)
+                last = lent if last is None else last
+            yield last, batch is not None
 
     def _precision(self) -> AbstractContextManager[Any]:
         """That of training, or float16 where ``val_cfg.fp16`` says so.
@@ -143,25 +168,41 @@ class EvaluationLoop:
 
 
 class _LossMean:
-    """The mean of each loss over samples and ranks, summed in float64 and read once."""
+    """The sum of each loss over the samples of the batches that report it, in float64, and their number."""
 
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
-        self._samples = 0
+        self._samples: dict[str, int] = {}
 
     def add(self, parts: Mapping[str, torch.Tensor], samples: int) -> None:
         for name, value in parts.items():
             weighted = value.detach().double() * samples
             self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
-        self._samples += samples
+            self._samples[name] = self._samples.get(name, 0) + samples
 
-    def mean(self) -> dict[str, float]:
+    def sums(self) -> dict[str, tuple[float, int]]:
+        """The sum and the number of samples of each loss, as plain numbers."""
         if not self._sums:
             return {}
-        names = sorted(self._sums, key=lambda name: (name != "loss", name))
-        values = torch.stack([*(self._sums[name].cpu() for name in names), torch.tensor(float(self._samples)).double()])
-        totals = dist.sum_over_ranks(values).tolist()
-        return {name: total / totals[-1] for name, total in zip(names, totals[:-1], strict=True)}
+        values = torch.stack([value.cpu() for value in self._sums.values()]).tolist()
+        return {name: (value, self._samples[name]) for name, value in zip(self._sums, values, strict=True)}
+
+
+def _mean_of(ranks: Iterable[Mapping[str, tuple[float, int]]]) -> dict[str, float]:
+    """The mean of each loss over the samples of all ranks; ranks may have met different losses, or none."""
+    totals: dict[str, tuple[float, int]] = {}
+    for sums in ranks:
+        for name, (value, samples) in sums.items():
+            total, count = totals.get(name, (0.0, 0))
+            totals[name] = (total + value, count + samples)
+    names = sorted(totals, key=lambda name: (name != "loss", name))
+    return {name: totals[name][0] / totals[name][1] for name in names}
+
+
+def _size(loader: Any, total: int) -> int:
+    """The number of samples in a set: its length, beyond which samplers pad; without one, those that were read."""
+    dataset = getattr(loader, "dataset", None)
+    return total if dataset is None or is_iterable_style(dataset) else len(dataset)
 
 
 def _has_loss(outputs: Any) -> bool:

@@ -91,7 +91,7 @@ class FlexibleRunner(Run):
     def train(self) -> nn.Module:
         """Train from the beginning, or from the checkpoint that the config asks to resume; returns the model.
 
-        Raises RunError where the last checkpoint could not be written, although the training itself is complete.
+        Raises RunError if the last checkpoint could not be written, although the training itself is complete.
         """
         if self.train_loop is None:
             raise ConfigError("train() needs train_dataloader, train_cfg and optim_wrapper in the config")

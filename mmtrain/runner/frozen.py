@@ -53,7 +53,7 @@ class FrozenParameters:
 
 
 def check_same_frozen(saved: Mapping[str, Any], today: Mapping[str, Any], *, where: str, count: int) -> None:
-    """Raise CheckpointError where two fingerprints are of different values.
+    """Raise CheckpointError if two fingerprints are of different values.
 
     Values of different dtypes (another precision of the engine) cannot be compared and are accepted.
     """

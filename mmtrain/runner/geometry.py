@@ -11,7 +11,7 @@ from mmtrain.progress import Progress
 @dataclass(frozen=True, slots=True)
 class BatchGeometry:
     """``global_batch``: samples of one iteration over all ranks; ``accumulative_counts``: iterations of one update;
-    ``iterations_per_epoch``: iterations of one epoch. None where a number is unknown."""
+    ``iterations_per_epoch``: iterations of one epoch. None if a number is unknown."""
 
     global_batch: int | None
     accumulative_counts: int = 1
@@ -37,7 +37,7 @@ def rescale(progress: Progress, old: BatchGeometry, new: BatchGeometry, *, same_
     """The same position at another global batch: samples stay, iterations are recounted from them.
 
     ``iter_1500`` at 128 samples per iteration is iteration 3000 at 64: the same share of the epoch and of the run.
-    ``same_data`` is False where the epochs of ``new`` are over another dataset.
+    ``same_data`` is False if the epochs of ``new`` are over another dataset.
     """
     if old.global_batch == new.global_batch or not old.global_batch or not new.global_batch:
         return progress

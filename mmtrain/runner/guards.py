@@ -54,21 +54,31 @@ class UntrainedGuard:
     """
 
     def __init__(self, model: nn.Module, optimizers: Iterable[Optimizer]) -> None:
-        trained = {id(value) for one in optimizers for group in one.param_groups for value in group["params"]}
+        self._optimizers = list(optimizers)
+        trained = self._trained()
         self._parameters = [
             (name, parameter)
             for name, parameter in model.named_parameters()
             if not parameter.requires_grad and id(parameter) not in trained
         ]
 
+    def _trained(self) -> set[int]:
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        return {id(parameter) for group in groups for parameter in group["params"]}
+
     def check(self) -> None:
-        """Raise RunError that names the first parameter that has been unfrozen."""
-        for name, parameter in self._parameters:
-            if parameter.requires_grad:
+        """Raise RunError that names the first parameter that has been unfrozen and is in no group."""
+        unfrozen = [(name, parameter) for name, parameter in self._parameters if parameter.requires_grad]
+        if not unfrozen:
+            return
+        trained = self._trained()
+        for name, parameter in unfrozen:
+            if id(parameter) not in trained:
                 raise RunError(
                     f"{name} was frozen when the optimizer was made and has been unfrozen since, but the optimizer "
-                    "does not have it, so it would never be trained. Leave it trainable when the model is built, and "
-                    "freeze it in a hook's before_train until it should train"
+                    "does not have it, so it would never be trained. Add it in the hook (optimizer.add_param_group), "
+                    "or leave it trainable when the model is built and freeze it in a hook's before_train until it "
+                    "should train"
                 )
 
 

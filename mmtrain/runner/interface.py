@@ -71,7 +71,7 @@ class Runner(Protocol):
     """The runner as hooks see it. Names and meanings are MMEngine's where MMEngine has them.
 
     ``iter`` and ``epoch`` are the 0-based index of the iteration and epoch in progress at every point; ``progress`` is
-    the position. ``max_iters``, ``max_epochs`` and ``iterations_per_epoch`` are None where they are unknown.
+    the position. ``max_iters``, ``max_epochs`` and ``iterations_per_epoch`` are None if they are unknown.
     ``update_result`` is the result of the update that this iteration ended, None inside an accumulation window.
     ``metrics`` are those of the last validation or test. ``data_moved_by`` is ``resume_data`` if a resume moved the
     data position deliberately.

@@ -60,6 +60,7 @@ class TrainLoop:
         self.micro_batch: MicroBatch = self._window[0]  # of the iteration in progress
         self._micro = 0  # micro-batches of the current window that are done or in progress; 0 between windows
         self._warned_of_gradients = False
+        self._optimizer_is_checked = False
 
     @property
     def dataloader(self) -> Any:
@@ -80,6 +81,10 @@ class TrainLoop:
         runner = self.runner
         self._prepare()
         runner.hooks.call("before_train", runner)
+        for finish in runner.after_before_train:
+            finish()
+        if runner.group_values is not None:
+            runner.group_values.begin_training()
         names = self._val_loop.metric_names if self._val_loop is not None else None
         self._checkpointer.begin_training(names, resumed_from=runner.resumed_from)
         runner.set_schedule()
@@ -114,6 +119,7 @@ class TrainLoop:
         while not runner.is_complete and not (runner.requests.stop_reason and self._micro == 0):
             if entering or progress.epoch_iteration == 0:
                 runner.hooks.call("before_train_epoch", runner)
+                runner.strategy.follow_memory_format()
                 entering = False
             self._step()
 
@@ -203,6 +209,9 @@ class TrainLoop:
             result = runner.strategy.step()
         if result.grad_norm is not None:
             runner.scalars.record("grad_norm", result.grad_norm)
+        if not self._optimizer_is_checked and result.applied:
+            self._optimizer_is_checked = True
+            self._checkpointer.check_optimizer(runner)
         runner.progress.count_update(iterations=mb.length, applied=result.applied)
         runner.set_schedule()
         self._micro = 0

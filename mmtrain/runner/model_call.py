@@ -31,7 +31,7 @@ class ModelCall:
         self._is_cpu = device.type == "cpu"
 
     def prepare(self, batch: Any, *, training: bool) -> Any:
-        """Put a batch on the device, through the model's own preprocessor where it has one."""
+        """Put a batch on the device, through the model's own preprocessor if it has one."""
         if self.preprocessor is not None:
             return self.preprocessor(batch, training)
         return batch if self._is_cpu else to_device(batch, self.device)
@@ -48,7 +48,7 @@ class ModelCall:
     def losses(self, outputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimise and every scalar worth logging, ``loss`` among them.
 
-        Raises RunError where there is no loss, or where it is not a scalar.
+        Raises RunError if there is no loss, or if it is not a scalar.
         """
         if type(outputs) is dict and not self.has_mode:  # the common case, without a look at abstract classes
             loss = outputs.get("loss")

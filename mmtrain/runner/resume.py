@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +12,7 @@ from mmtrain import dist, model_state, randomness
 from mmtrain.checkpoint import Checkpoint, CheckpointStore, Manifest, copy_matched, describe, load_weights
 from mmtrain.errors import CheckpointError, ConfigError
 from mmtrain.logging import LogPosition, cut_logs, note_start
+from mmtrain.optim import GroupValues
 from mmtrain.progress import Progress
 from mmtrain.runner import compare, data_identity
 from mmtrain.runner.best import BestRecords
@@ -20,9 +21,9 @@ from mmtrain.runner.choose import StartPoint
 from mmtrain.runner.frozen import FrozenParameters, frozen_names
 from mmtrain.runner.geometry import geometry_lines, move_in_data, recount_line, rescale, saved_geometry
 from mmtrain.runner.run import Run
-from mmtrain.runner.state import restore_small_state, saved_model_entries
+from mmtrain.runner.state import restore_small_state, restoring, saved_model_entries
 from mmtrain.strategies import native as native_format
-from mmtrain.strategies.base import SavedTensor
+from mmtrain.strategies.base import OptimizerState, SavedTensor
 
 
 @dataclass
@@ -51,7 +52,7 @@ def load_start_weights(run: Run, start: StartPoint) -> list[str]:
 def restore(run: Run, start: StartPoint, store: CheckpointStore, best: BestRecords) -> ResumeReport:
     """Restore the chosen checkpoint, or load weights, or leave the fresh state as it is; a collective.
 
-    Raises CheckpointError where the checkpoint does not belong to this run, and ConfigError where the engine's own
+    Raises CheckpointError if the checkpoint does not belong to this run, and ConfigError if the engine's own
     format cannot be kept on disks that are not shared.
     """
     if store.topology.is_divided:
@@ -88,15 +89,19 @@ class _Restorer:
         meta = checkpoint.manifest.meta
         values = compare.flat_config(run.cfg)
         self._check_belongs(checkpoint, values)
-        state, own = checkpoint.state(), self._store.own_rng(checkpoint)
-        self._restore_tensors(checkpoint, saved_model_entries(state), (own or {}).get("model", {}))
+        state, own = checkpoint.state_by_name(), self._store.own_rng(checkpoint)
+        self._restore_tensors(checkpoint, state, (own or {}).get("model", {}))
         state_report = restore_small_state(run, self._best, state)
         self._restore_position(checkpoint)
         if own is not None:
-            randomness.restore(own["generators"])
+            with restoring("the generators"):
+                randomness.restore(own["generators"])
             if run.data_moved_by is None:  # else the state is of other data, or of another position in it
-                _stream(run).load_state_dict(own["data"])
-        run.hooks.call("after_load_checkpoint", run, checkpoint=dict(state.get("extra", {})))
+                with restoring("train_dataloader"):
+                    _stream(run).load_state_dict(own["data"])
+        with restoring("extra"):
+            extra = dict(state.get("extra", {}))
+        run.hooks.call("after_load_checkpoint", run, checkpoint=extra)
         report.lines += state_report.lines()
         samples = int(checkpoint.manifest.position["samples"])
         position = LogPosition(checkpoint.manifest.iteration, samples, saved_geometry(checkpoint.manifest).global_batch)
@@ -107,6 +112,8 @@ class _Restorer:
     def _check_belongs(self, checkpoint: Checkpoint, values: Mapping[str, str]) -> None:
         """Refuse another optimizer and other data; find out whether ``resume_data`` moves this run."""
         run, manifest = self._run, checkpoint.manifest
+        if "samples" not in manifest.position:
+            raise CheckpointError(f"{checkpoint.path}: its manifest has no position.samples, so no run saved it")
         compare.check_same_optimizer(manifest.meta.get("optimizer", ""), run.optimizer_name)
         choice = run.cfg.get("resume_data")
         same_data = data_identity.same_data(manifest.data_fingerprint, run.data_fingerprint)
@@ -121,11 +128,8 @@ class _Restorer:
             run.data_moved_by = choice
 
     # ---- tensors ------------------------------------------------------------------------------------------------
-    def _restore_tensors(self, checkpoint: Checkpoint, entries: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-        """Restore the model and the optimizer's tensors.
-
-        ``entries`` are those of the model's state that are not plain tensors, ``own`` those of this rank alone.
-        """
+    def _restore_tensors(self, checkpoint: Checkpoint, state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+        """Restore the model and the optimizer; ``own`` are entries of the model's state that only this rank has."""
         run = self._run
         meta = checkpoint.manifest.meta
         native = meta.get("native")
@@ -133,14 +137,26 @@ class _Restorer:
         if partial and run.cfg.get("resume") == "auto" and run.cfg.get("load_from") is not None:
             frozen_from = replace(self._start, weights_from=str(run.cfg["load_from"]))
             self._report.lines += load_start_weights(run, frozen_from)  # the only place that has the frozen weights
-        model_state.reshape_buffers(run.model, saved_kinds(meta.get("buffers", {})))
+        with restoring("the model"):
+            model_state.reshape_buffers(run.model, saved_kinds(meta.get("buffers", {})))
         if native is not None and run.strategy.takes_native(native):
             run.strategy.load_native(checkpoint.path, native)
             if own:
-                run.strategy.load_model_state(own)
+                with restoring("the model"):
+                    run.strategy.load_model_state(own)
+            with restoring("the optimizer's groups"):
+                self._report.lines += _group_values(run).merge(state.get("param_groups") or {})
         else:
+            with restoring("the model"):
+                entries = {**saved_model_entries(state), **own}
             with self._by_name(checkpoint, native) as source:
-                self._restore_by_name(source, meta, {**entries, **own}, partial=partial)
+                self._restore_model(source, entries, partial=partial)
+                if meta.get("has_optimizer", True):
+                    self._restore_optimizer(source, state)
+                else:
+                    self._report.lines.append(
+                        "The checkpoint has no optimizer state (save_optimizer=False): the optimizer starts fresh."
+                    )
         if partial:
             run.frozen.check(meta.get("frozen") or {}, run.strategy, where=str(checkpoint.path))
 
@@ -158,9 +174,8 @@ class _Restorer:
         )
         return native_format.open_by_name(checkpoint.path, native, room=self._store.root)
 
-    def _restore_by_name(
-        self, source: Any, meta: Mapping[str, Any], entries: Mapping[str, Any], *, partial: bool
-    ) -> None:
+    def _restore_model(self, source: Any, entries: Mapping[str, Any], *, partial: bool) -> None:
+        """Restore the tensors by name, with the other ``entries`` of the model's state."""
         run = self._run
         saved = native_format.saved_tensors(source, "model")
         targets = run.strategy.model_targets(saved)
@@ -169,15 +184,30 @@ class _Restorer:
             targets = {name: value for name, value in targets.items() if name in saved or name not in frozen}
             run.frozen.remove(set(saved))
         source.load("model", targets)
-        run.strategy.load_model_state({**targets, **entries})
-        if meta.get("has_optimizer", True):
-            moments = run.strategy.optimizer_targets(native_format.saved_tensors(source, "optimizer"))
-            source.load("optimizer", moments)
-            run.strategy.load_optimizer_state(moments)
+        with restoring("the model"):
+            run.strategy.load_model_state({**targets, **entries})
+
+    def _restore_optimizer(self, source: Any, state: Mapping[str, Any]) -> None:
+        """Restore the state by name, and the values of the groups; also groups that a hook added while training."""
+        run, groups = self._run, _group_values(self._run)
+        tensors = run.strategy.optimizer_targets(native_format.saved_tensors(source, "optimizer"))
+        source.load("optimizer", tensors)
+        optimizer = OptimizerState(tensors, state.get("optimizer"))
+        saved = state.get("param_groups") or {}
+
+        def give(log: Callable[[str], None]) -> None:
+            with restoring("the optimizer"):
+                run.strategy.load_optimizer_state(optimizer)
+                for line in groups.merge(saved):
+                    log(line)
+
+        with restoring("the optimizer's groups"):
+            self._report.lines += groups.add_missing(saved)
+            is_later = groups.has_missing(saved)
+        if is_later:  # a hook's before_train may add them, as it did in the run that saved
+            run.after_before_train.append(lambda: give(run.logger.info))
         else:
-            self._report.lines.append(
-                "The checkpoint has no optimizer state (save_optimizer=False): the optimizer starts fresh."
-            )
+            give(self._report.lines.append)
 
     # ---- position -----------------------------------------------------------------------------------------------
     def _restore_position(self, checkpoint: Checkpoint) -> None:
@@ -212,6 +242,11 @@ class _Restorer:
         if (epoch, offset) == (moved.epoch, moved.offset):
             return moved
         return replace(moved, epoch=epoch, offset=offset, epoch_iteration=moved.epoch_iteration if offset else 0)
+
+
+def _group_values(run: Run) -> GroupValues:
+    assert run.group_values is not None
+    return run.group_values
 
 
 def _stream(run: Run) -> Any:

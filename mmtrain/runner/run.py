@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from mmtrain import dist
 from mmtrain.data import Stream
 from mmtrain.logging import Scalars, ScalarWriter
 from mmtrain.model_state import Kind
-from mmtrain.optim import OptimWrapper, ScheduleSet
+from mmtrain.optim import GroupValues, OptimWrapper, ScheduleSet
 from mmtrain.progress import Progress
 from mmtrain.runner.data_identity import data_fingerprint
 from mmtrain.runner.frozen import FrozenParameters
@@ -71,6 +71,7 @@ class Run:
     train_dataloader: Stream | None = None
     train_schedule: TrainSchedule | None = None
     schedules: ScheduleSet | None = None
+    group_values: GroupValues | None = None
     val_sets: Mapping[str, EvaluationSet] = field(default_factory=dict)
     test_sets: Mapping[str, EvaluationSet] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)  # what to tell the user about the set-up, at the start
@@ -83,6 +84,9 @@ class Run:
     metrics: dict[str, float] = field(default_factory=dict)
     resumed_from: str | None = None  # the name of the checkpoint that this run continues
     data_moved_by: Any = None  # ``resume_data``, where a resume moved this run to other data or another place in it
+    after_before_train: list[Callable[[], None]] = field(
+        default_factory=list
+    )  # what a resume does after that hook point
 
     def __post_init__(self) -> None:
         self.work_dir = str(self.directory.work_dir)
@@ -119,12 +123,12 @@ class Run:
 
     @property
     def iterations_per_epoch(self) -> int | None:
-        """Iterations of one epoch, or None where that is unknown."""
+        """Iterations of one epoch, or None if that is unknown."""
         return getattr(self.train_dataloader, "iterations_per_epoch", None)
 
     @property
     def iterations_left_in_epoch(self) -> int | None:
-        """Iterations from the position to the end of its epoch, or None where that is unknown."""
+        """Iterations from the position to the end of its epoch, or None if that is unknown."""
         stream = self.train_dataloader
         return None if stream is None else stream.iterations_left(self.progress.epoch, self.progress.offset)
 

@@ -45,7 +45,7 @@ def occupy(directory: Path, locks: ExitStack, *, named: str = "work_dir") -> Top
     """Find out which ranks see the same ``directory`` and lock it until ``locks`` is closed; a collective.
 
     The leader of each disk takes the lock. ``named`` is what the config calls the directory.
-    Raises ConfigError where the directory is not writable, and RunError that names the process holding the lock.
+    Raises ConfigError if the directory is not writable, and RunError that names the process holding the lock.
     """
     try:
         topology = find_topology(directory)

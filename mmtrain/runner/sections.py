@@ -88,7 +88,7 @@ def build_sets(cfg: Any, kind: str, randomness: Randomness) -> dict[str, Evaluat
 
 
 def build_train_schedule(train_cfg: Any, stream: Stream) -> TrainSchedule:
-    """``train_cfg`` as a schedule. Raises ConfigError where it has no end, or one that needs an unknown length."""
+    """``train_cfg`` as a schedule. Raises ConfigError if it has no end, or one that needs an unknown length."""
     options = dict(train_cfg or {})
     options.pop("type", None)
     by_epoch = options.pop("by_epoch", None)

@@ -1,6 +1,7 @@
 """The named table of everything that is saved, in the order in which it is restored."""
 
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,10 +9,15 @@ from torch import Tensor
 
 from mmtrain import model_state, randomness
 from mmtrain.dtensor import full_state
-from mmtrain.errors import CheckpointError
+from mmtrain.errors import CheckpointError, MMTrainError
+from mmtrain.launch import is_lost_connection
+from mmtrain.printable import printable
 from mmtrain.runner.best import BestRecords
 from mmtrain.runner.run import Run
 from mmtrain.types import Stateful
+
+OPTIMIZER_KEYS = ("optimizer", "param_groups")
+"""What the optimizer has in state.json beside its tensors: restored with these, before the table."""
 
 
 def small_state_table(run: Run, best: BestRecords) -> dict[str, Stateful]:
@@ -58,18 +64,9 @@ def saved_model_entries(saved: Mapping[str, Any]) -> dict[str, Any]:
     return entries | saved.get("model", {})
 
 
-def capture_tensors(
-    run: Run, *, optimizer: bool = True, left_out: Collection[str] = ()
-) -> dict[str, dict[str, Tensor]]:
-    """The model's and the optimizer's tensors by section; they share memory with the run.
-
-    The model's tensors named in ``left_out`` are not among them.
-    """
-    model = {name: value for name, value in run.strategy.model_state().items() if name not in left_out}
-    sections = {"model": model}
-    if optimizer:
-        sections["optimizer"] = run.strategy.optimizer_state()
-    return sections
+def capture_model(run: Run, *, left_out: Collection[str] = ()) -> dict[str, Tensor]:
+    """The model's tensors, but for those named in ``left_out``; they share memory with the run."""
+    return {name: value for name, value in run.strategy.model_state().items() if name not in left_out}
 
 
 def capture_rank_state(run: Run) -> dict[str, Any]:
@@ -96,7 +93,27 @@ class StateReport:
     def lines(self) -> list[str]:
         """One line for each kind that has any entry."""
         kinds = {"restored": self.restored, "not in the checkpoint": self.absent, "not used by this run": self.unused}
-        return [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names] + self.notices
+        return [printable(f"{kind}: {', '.join(names)}") for kind, names in kinds.items() if names] + self.notices
+
+
+@contextmanager
+def restoring(what: str) -> Iterator[None]:
+    """Raise CheckpointError, which names what could not be restored, for an error inside.
+
+    Either the class changed what it saves, or the checkpoint was not written by it.
+    """
+    try:
+        yield
+    except MMTrainError:
+        raise
+    except Exception as error:
+        if is_lost_connection(error):
+            raise
+        raise CheckpointError(
+            f"the state of {what} in this checkpoint cannot be restored ({type(error).__name__}: {error}); was its "
+            "class changed since? Run again with --debug for the traceback, or continue from the weights alone: "
+            "resume=False, load_from=<checkpoint>"
+        ) from error
 
 
 def restore_small_state(run: Run, best: BestRecords, saved: Mapping[str, Any]) -> StateReport:
@@ -112,13 +129,14 @@ def restore_small_state(run: Run, best: BestRecords, saved: Mapping[str, Any]) -
     state = _with_current_names(saved, table)
     for name, item in table.items():
         if name in state:
-            notices = item.load_state_dict(state[name])
+            with restoring(name):
+                notices = item.load_state_dict(state[name])
             if isinstance(notices, list):  # schedules report what did not fit
                 report.notices += notices
             report.restored.append(name)
         else:
             report.absent.append(name)
-    elsewhere = ("extra", "model", "modules")  # taken by others
+    elsewhere = ("extra", "model", "modules", *OPTIMIZER_KEYS)  # taken by others
     report.unused = [name for name in state if name not in table and name not in elsewhere]
     return report
 

@@ -21,6 +21,18 @@ class SavedTensor(NamedTuple):
     dtype: torch.dtype
 
 
+class OptimizerState(NamedTuple):
+    """An optimizer's state by name.
+
+    ``tensors`` are named ``<parameter name>/<slot>`` (``layers.0.weight/exp_avg``). ``values`` are plain values by the
+    optimizer's name in the wrapper: what the optimizer keeps beside such tensors. None in checkpoints of earlier
+    versions and of engines that keep nothing else; numbers are then 0-d float64 tensors.
+    """
+
+    tensors: Mapping[str, Tensor]
+    values: Mapping[str, Any] | None = None
+
+
 class TrainedTensor(NamedTuple):
     """A parameter that trains: its memory here (a DTensor where the engine shards it), and its whole shape."""
 
@@ -80,7 +92,7 @@ class Strategy(ABC):
         """Set up processes and choose ``device``; before anything is built."""
 
     def check_config(self, cfg: Any) -> None:  # noqa: B027 (most strategies contradict nothing)
-        """Raise ConfigError where the run's config contradicts this strategy's options; after `setup`."""
+        """Raise ConfigError if the run's config contradicts this strategy's options; after `setup`."""
 
     @abstractmethod
     def prepare(
@@ -129,8 +141,14 @@ class Strategy(ABC):
         return parameter.numel()
 
     @abstractmethod
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """The optimizer's tensors as ``<parameter name>/<slot>`` (``layers.0.weight/exp_avg``)."""
+    def optimizer_state(self) -> OptimizerState:
+        """The optimizer's state by name, sharing its memory. Raises ConfigError for what no name can be given to."""
+
+    def check_optimizer_state(self) -> None:  # noqa: B027 (an engine may represent all that it lets in)
+        """Raise ConfigError for state that cannot be saved or restored; after the first update. A collective."""
+
+    def follow_memory_format(self) -> None:  # noqa: B027 (an engine may hold the moments in memory of its own)
+        """Lay moments out as their parameters are, which a hook may have changed (``channels_last``)."""
 
     def forget_gathered(self) -> None:  # noqa: B027 (most engines gather nothing)
         """Drop copies of parameters that were gathered for a forward, because the parameters may change behind them."""
@@ -143,11 +161,14 @@ class Strategy(ABC):
         return {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in saved.items()}
 
     @abstractmethod
-    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `optimizer_state` gave. Raises CheckpointError where it does not belong to this optimizer."""
+    def load_optimizer_state(self, state: OptimizerState) -> None:
+        """Put back what `optimizer_state` gave; the optimizer keeps the tensors.
+
+        Raises CheckpointError if the state does not belong to this optimizer.
+        """
 
     def native(self, *, frozen: bool = True) -> Native | None:
-        """How this engine saves its own files; None where the tensors by name are saved. ``frozen``: these too."""
+        """How this engine saves its own files; None if the tensors by name are saved. ``frozen``: these too."""
         return None
 
     def takes_native(self, description: Mapping[str, Any]) -> bool:

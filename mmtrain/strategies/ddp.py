@@ -19,7 +19,7 @@ _SYNC_BN = (None, "torch")
 
 @STRATEGIES.register_module()
 class DDPStrategy(TorchEngine):
-    """One copy of the model on every rank; the default where there are several processes.
+    """One copy of the model on every rank; the default if there are several processes.
 
     ``find_unused_parameters``, ``static_graph``, ``gradient_as_bucket_view``, ``broadcast_buffers`` and
     ``bucket_cap_mb`` are those of torch. ``sync_bn='torch'`` makes batch norm layers count the samples of all ranks, as
@@ -111,7 +111,7 @@ class _SteadyBuckets(DistributedDataParallel):
         return (parameters, sparse) if self.find_unused_parameters else (parameters[::-1], sparse[::-1])
 
     def check_exchanged(self) -> None:
-        """Raise RunError where the backward that is over left a bucket without all of its gradients."""
+        """Raise RunError if the backward that is over left a bucket without all of its gradients."""
         try:
             self._check_reducer_finalized()
         except RuntimeError as error:

@@ -5,16 +5,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mmtrain import dist
 from mmtrain.errors import ConfigError
 from mmtrain.optim import OptimWrapper
 from mmtrain.registry import STRATEGIES
-from mmtrain.strategies.base import SavedTensor
 from mmtrain.strategies.mesh import mesh_shape
 from mmtrain.strategies.meta_init import initialise_blank
-from mmtrain.strategies.state_dict import sharded_targets
 from mmtrain.strategies.tensor_parallel import check_replicas_once, parallelise, plan_for
 from mmtrain.strategies.torch_engines import TorchEngine
 from mmtrain.strategies.wrapping import checkpoint_activations, modules_of_class, modules_of_size, shared_parameters
@@ -169,10 +167,6 @@ class FSDPStrategy(TorchEngine):
         for module in self.model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
-
-    # ---- state --------------------------------------------------------------------------------------------------
-    def optimizer_targets(self, saved: Mapping[str, SavedTensor]) -> dict[str, Tensor]:
-        return sharded_targets(self.model, saved)
 
 
 def _checked_precision(options: Mapping[str, Any] | None) -> dict[str, Any]:

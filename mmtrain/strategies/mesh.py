@@ -15,7 +15,7 @@ _REFUSED = {
 
 
 def mesh_shape(asked: Mapping[str, int], world: int) -> dict[str, int]:
-    """The dimensions of the mesh and their sizes, slowest first: replicate and shard, or dp, and tp where it is asked.
+    """The dimensions of the mesh and their sizes, slowest first: replicate and shard, or dp, and tp if requested.
 
     What is left out is computed. Raises ConfigError for what cannot be, and where the sizes do not fit the world.
     """

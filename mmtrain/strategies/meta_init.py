@@ -21,7 +21,7 @@ _RANDOM = {
 def initialise_blank(model: nn.Module, device: torch.device, ties: Sequence[Sequence[str]]) -> None:
     """Allocate the shards of a model on the meta device and run its ``init_weights()``.
 
-    ``ties`` are the names of parameters that were one before. Raises ConfigError where the model has no
+    ``ties`` are the names of parameters that were one before. Raises ConfigError if the model has no
     ``init_weights``, and where that leaves a value blank.
     """
     init_weights = getattr(model, "init_weights", None)

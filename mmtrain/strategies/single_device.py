@@ -15,7 +15,7 @@ from mmtrain.strategies.torch_engines import OwnOptimizer
 
 @STRATEGIES.register_module()
 class SingleDeviceStrategy(OwnOptimizer):
-    """Trains on one device: the first accelerator where there is one, else the CPU, or the one that is named.
+    """Trains on one device: the first accelerator if there is one, else the CPU, or the one that is named.
 
     ``device`` is a torch device string such as ``"cpu"`` or ``"cuda:1"``.
     """

@@ -28,7 +28,7 @@ _HOW = "strategy.tensor_parallel={'blocks.*.attention.qkv': 'colwise', 'blocks.*
 def plan_for(model: nn.Module, asked: Mapping[str, str] | None, size: int) -> dict[str, str]:
     """Module name to style: of the plan in the config, else of the model's ``tensor_parallel_plan(size)``.
 
-    Raises ConfigError where there is no plan, or one that this model or ``size`` ranks cannot follow.
+    Raises ConfigError if there is no plan, or one that this model or ``size`` ranks cannot follow.
     """
     own = getattr(model, "tensor_parallel_plan", None)
     if asked is None and not callable(own):
@@ -156,7 +156,7 @@ def _draw(generator: torch.Generator) -> int:
 def check_replicas_once(model: nn.Module, optimizer: Optimizer, mesh: Any) -> None:
     """Before the first step, compare the gradients of what is repeated over ``mesh``; a collective within the step.
 
-    Raises RunError there where they differ: the ranks would drift apart without anybody's noticing.
+    Raises RunError if they differ: otherwise the ranks would silently drift apart.
     """
     named: list[tuple[str, Any]] = [*model.named_parameters()]
     cut_along = mesh.mesh_dim_names[0]

@@ -8,12 +8,9 @@ from torch import Tensor
 
 from mmtrain import dist, model_state
 from mmtrain.errors import ConfigError
-from mmtrain.strategies.base import Strategy
-from mmtrain.strategies.state_dict import (
-    broadcast_buffers,
-    load_optimizer_tensors,
-    optimizer_tensors,
-)
+from mmtrain.strategies import optimizer_state
+from mmtrain.strategies.base import OptimizerState, SavedTensor, Strategy
+from mmtrain.strategies.state_dict import broadcast_buffers
 from mmtrain.types import MicroBatch, StepResult
 
 
@@ -35,12 +32,23 @@ class OwnOptimizer(Strategy):
     def model_state(self) -> dict[str, Tensor]:
         return model_state.tensors_of(self.model)
 
-    def optimizer_state(self) -> dict[str, Tensor]:
-        return {} if self.optim is None else optimizer_tensors(self.model, self.optim)
+    def optimizer_state(self) -> OptimizerState:
+        return OptimizerState({}) if self.optim is None else optimizer_state.capture(self.model, self.optim)
 
-    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+    def check_optimizer_state(self) -> None:
         if self.optim is not None:
-            load_optimizer_tensors(self.model, self.optim, state)
+            optimizer_state.check(self.model, self.optim)
+
+    def follow_memory_format(self) -> None:
+        if self.optim is not None:
+            optimizer_state.align(self.optim)
+
+    def optimizer_targets(self, saved: Mapping[str, SavedTensor]) -> dict[str, Tensor]:
+        return optimizer_state.optimizer_targets(self.model, saved)
+
+    def load_optimizer_state(self, state: OptimizerState) -> None:
+        if self.optim is not None:
+            optimizer_state.restore(self.model, self.optim, state)
 
 
 class TorchEngine(OwnOptimizer):

@@ -27,7 +27,7 @@ class TrialCommand:
     Args:
         module: run as ``python -m MODULE TRIAL TRAIN_OPTIONS...``; ``TRIAL`` is a `Trial` as JSON.
         config: path of the config file.
-        seed: given to both runs, also where the config has none.
+        seed: given to both runs, even if the config has none.
         cfg_options: the user's ``--cfg-options``.
         processes: number of processes for torchrun; 0 for one process without torchrun.
     """

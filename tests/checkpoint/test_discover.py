@@ -20,7 +20,7 @@ def store(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["latest.pth", "iter_7.pth"])
-def test_a_link_to_a_neighbour_is_no_further_checkpoint(store, name):
+def test_a_link_to_a_neighbour_is_not_another_checkpoint(store, name):
     (store.root / name).symlink_to("iter_2.pth")
     assert store.names() == ["iter_1.pth", "iter_2.pth"]
     assert newest_good(store.root, verify="full")[0].name == "iter_2.pth"
@@ -34,7 +34,7 @@ def test_a_link_to_a_checkpoint_elsewhere_counts(store, tmp_path):
     assert store.names() == ["iter_1.pth", "iter_2.pth"]
 
 
-def test_directories_that_only_others_may_read(store, monkeypatch):
+def test_unreadable_directories_are_skipped(store, monkeypatch):
     stat = os.stat
 
     def refuse(path, **options):

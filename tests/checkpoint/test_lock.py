@@ -43,17 +43,17 @@ def end(process):
     process.wait()
 
 
-def test_a_second_run_is_refused_and_told_who_holds_it(tmp_path):
+def test_a_second_run_is_refused_and_the_holder_is_named(tmp_path):
     holder = hold(tmp_path)
-    told = rf"is in use by process {holder.pid} on {re.escape(socket.gethostname())}, since .*another work_dir"
-    with pytest.raises(RunError, match=told):
+    message = rf"is in use by process {holder.pid} on {re.escape(socket.gethostname())}, since .*another work_dir"
+    with pytest.raises(RunError, match=message):
         WorkDirLock(tmp_path).acquire(wait_seconds=0.1)
     end(holder)
     with WorkDirLock(tmp_path) as held:
         assert held.held
 
 
-def test_a_killed_run_leaves_no_lock_although_its_worker_lives_on(tmp_path):
+def test_a_killed_run_leaves_no_lock_while_its_worker_still_runs(tmp_path):
     holder = hold(tmp_path, "with a worker")
     with pytest.raises(RunError):
         WorkDirLock(tmp_path).acquire(wait_seconds=0)
@@ -65,14 +65,14 @@ def test_a_killed_run_leaves_no_lock_although_its_worker_lives_on(tmp_path):
     end(holder)
 
 
-def test_a_run_that_is_just_being_torn_down_is_waited_for(tmp_path):
+def test_a_run_that_is_about_to_end_is_waited_for(tmp_path):
     holder = hold(tmp_path)
     holder.send_signal(signal.SIGKILL)  # and not waited for: as when the same command is started again at once
     WorkDirLock(tmp_path).acquire(wait_seconds=20).release()
     end(holder)
 
 
-def test_twice_in_one_process(tmp_path):
+def test_a_second_lock_in_one_process_is_refused(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path)
     first = WorkDirLock(tmp_path).acquire()
     with pytest.raises(RunError, match=f"in this process \\(pid {os.getpid()}\\)"):
@@ -83,14 +83,14 @@ def test_twice_in_one_process(tmp_path):
         pass
 
 
-def test_the_file_says_who(tmp_path):
+def test_the_file_names_the_holder(tmp_path):
     with WorkDirLock(tmp_path):
-        said = json.loads((tmp_path / ".lock").read_text())  # reading it here drops the lock: only the test may
-        assert (said["pid"], said["host"]) == (os.getpid(), socket.gethostname())
+        record = json.loads((tmp_path / ".lock").read_text())  # reading it here drops the lock: only the test may
+        assert (record["pid"], record["host"]) == (os.getpid(), socket.gethostname())
     assert (tmp_path / ".lock").read_text() == ""
 
 
-def test_without_locks_in_the_file_system_the_holders_life_decides(tmp_path, monkeypatch):
+def test_without_locks_in_the_file_system_a_running_holder_counts(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -107,3 +107,34 @@ def test_a_read_only_directory_is_an_os_error(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(OSError, match="file"):
         WorkDirLock(tmp_path / "file" / "work").acquire()
+
+
+@pytest.mark.parametrize("kind", ["symlink_to", "hardlink_to"])
+def test_a_lock_that_leads_to_another_file_is_refused_and_that_file_stays(tmp_path, kind):
+    victim = tmp_path / "notes.txt"
+    victim.write_text("precious")
+    getattr(tmp_path / ".lock", kind)(victim)
+    with pytest.raises(RunError, match=r"\.lock cannot be used as the lock .* link.*delete"):
+        WorkDirLock(tmp_path).acquire(wait_seconds=0)
+    assert victim.read_text() == "precious"
+
+
+def test_a_pipe_in_place_of_the_lock_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(RunError, match="it is a named pipe"):
+        WorkDirLock(tmp_path).acquire(wait_seconds=0)
+
+
+def test_a_disk_that_fails_while_the_lock_is_released(tmp_path, monkeypatch):
+    held = WorkDirLock(tmp_path).acquire()
+    real = os.close
+
+    def close(handle):
+        real(handle)
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "close", close)
+        held.release()
+    assert not held.held
+    WorkDirLock(tmp_path).acquire(wait_seconds=0).release()

@@ -25,14 +25,14 @@ def test_listings(checkpoint):
     assert checkpoint.rng(1) is None
 
 
-def test_any_reader_of_safetensors_reads_them(checkpoint):
+def test_other_readers_of_safetensors_read_the_files(checkpoint):
     (file,) = (checkpoint.path / "model").iterdir()
     loaded = load_file(file)
     assert torch.equal(loaded["tied"], tensors_of(4)["model"]["w"])
     assert "w" not in loaded  # one memory, written once; tensors.json says that it is `tied`
 
 
-def test_into_parameters_other_layouts_and_types(checkpoint):
+def test_load_into_parameters_other_layouts_and_types(checkpoint):
     expected = tensors_of(4)["model"]
     linear = nn.Parameter(torch.zeros(16, 8))
     into = {"w": linear, "tied": torch.zeros(8, 16).t(), "b": torch.zeros(8), "count": torch.tensor(0.0)}
@@ -46,15 +46,15 @@ def test_into_parameters_other_layouts_and_types(checkpoint):
     assert linear.requires_grad
 
 
-def test_strict_refuses_before_anything_is_changed(checkpoint):
+def test_strict_refuses_before_anything_changes(checkpoint):
     good = torch.zeros(16, 8)
     into = {"w": good, "b": torch.zeros(9), "new": torch.zeros(1), "none": torch.zeros(0, 2), "count": torch.tensor(0)}
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load("model", into)
-    told = str(caught.value)
-    assert "1 missing in the checkpoint: new" in told
-    assert "1 not in this run: tied" in told
-    assert "1 with a different shape: b (saved [8], here [9])" in told
+    message = str(caught.value)
+    assert "1 missing in the checkpoint: new" in message
+    assert "1 not in this run: tied" in message
+    assert "1 with a different shape: b (saved [8], here [9])" in message
     assert not good.any()
     report = checkpoint.load("model", into, strict=False)
     assert (report.matched, report.missing, report.unexpected) == (["w", "none", "count"], ["new"], ["tied"])
@@ -63,7 +63,7 @@ def test_strict_refuses_before_anything_is_changed(checkpoint):
         checkpoint.load("absent", {f"x{i}": good for i in range(100)})
 
 
-def test_one_tensor(checkpoint):
+def test_read_one_tensor(checkpoint):
     assert torch.equal(checkpoint.read("model", "w"), tensors_of(4)["model"]["w"])
     with pytest.raises(CheckpointError, match="no tensor 'v' in section 'model'"):
         checkpoint.read("model", "v")

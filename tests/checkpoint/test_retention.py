@@ -11,14 +11,14 @@ def numbers(names: list[str]) -> list[int]:
     return [int(name[5:-4]) for name in names]
 
 
-def test_the_newest_stay():
+def test_the_newest_are_kept():
     assert numbers(to_delete(permanent(1, 2, 3, 4), Retention(max_keep_ckpts=2))) == [1, 2]
     assert to_delete(permanent(1, 2, 3, 4), Retention()) == []
     assert to_delete(permanent(1, 2), Retention(max_keep_ckpts=0)) == []
     assert to_delete([], Retention(max_keep_ckpts=1)) == []
 
 
-def test_multiples_stay_for_ever_and_do_not_count():
+def test_multiples_are_always_kept_and_do_not_count():
     policy = Retention(max_keep_ckpts=1, keep_every=100)
     assert numbers(to_delete(permanent(50, 100, 150, 200, 250, 260), policy)) == [50, 150, 250]
     by_epoch = Retention(max_keep_ckpts=1, keep_every=2, unit="epoch")
@@ -31,11 +31,11 @@ def test_a_multiple_of_epochs_is_one_saved_at_the_end_of_an_epoch():
     assert to_delete(entries, Retention(max_keep_ckpts=1, keep_every=25)) == ["e2", "e3"]
 
 
-def test_the_best_stays():
+def test_the_best_is_kept():
     assert numbers(to_delete(permanent(1, 2, 3), Retention(max_keep_ckpts=1), {"iter_1.pth"})) == [2]
 
 
-def test_temporary_ones_go_when_overtaken():
+def test_temporary_ones_are_deleted_when_a_newer_one_exists():
     entries = [*permanent(10), Entry("t1", 12, 1, temporary=True), Entry("t2", 14, 1, temporary=True)]
     assert to_delete(entries, Retention()) == ["t1"]
     assert to_delete([*entries, *permanent(20)], Retention()) == ["t1", "t2"]
@@ -43,7 +43,7 @@ def test_temporary_ones_go_when_overtaken():
     assert to_delete(entries, Retention(keep_temporary=0)) == ["t1"]  # the newest of all stays
 
 
-def test_never_the_newest_and_never_fewer_than_one():
+def test_the_newest_is_never_deleted():
     for kinds in itertools.product([False, True], repeat=4):
         entries = [Entry(f"e{i}", i, i, temporary=kind) for i, kind in enumerate(kinds)]
         for keep, every, temporary in itertools.product([-1, 0, 1, 2], [0, 2], [0, 1]):

@@ -8,7 +8,7 @@ from mmtrain.checkpoint.sharding import collect, overlap, spread
 from mmtrain.dtensor import narrow_to_box
 
 
-def test_spread_is_even_and_the_same_whatever_the_order():
+def test_spread_is_even_and_does_not_depend_on_the_order():
     sizes = {f"p{i}": (i * 37) % 50 + 1 for i in range(100)}
     writers = spread(sizes, 3)
     assert writers == spread(dict(reversed(sizes.items())), 3)
@@ -16,8 +16,8 @@ def test_spread_is_even_and_the_same_whatever_the_order():
     assert max(loads) - min(loads) <= max(sizes.values())
 
 
-def test_overlapping_boxes_rebuild_any_cut_from_any_other():
-    whole = torch.arange(7 * 5).reshape(7, 5)
+def test_any_sharding_is_rebuilt_from_any_other():
+    full = torch.arange(7 * 5).reshape(7, 5)
 
     def grid(rows, columns):
         for (a, b), (c, d) in itertools.product(itertools.pairwise(rows), itertools.pairwise(columns)):
@@ -29,9 +29,9 @@ def test_overlapping_boxes_rebuild_any_cut_from_any_other():
         for piece_offsets, piece_shape in saved:
             shared = overlap((offsets, shape), ShardEntry("f", 0, piece_offsets, piece_shape))
             if shared is not None:
-                source = narrow_to_box(whole, (0, 0), (piece_offsets, piece_shape))
+                source = narrow_to_box(full, (0, 0), (piece_offsets, piece_shape))
                 narrow_to_box(target, offsets, shared).copy_(narrow_to_box(source, piece_offsets, shared))
-        assert torch.equal(target, narrow_to_box(whole, (0, 0), (offsets, shape)))
+        assert torch.equal(target, narrow_to_box(full, (0, 0), (offsets, shape)))
 
 
 def test_scalars_overlap_and_empty_boxes_do_not():
@@ -47,6 +47,6 @@ def test_one_memory_under_two_names_is_written_once():
 
 
 @pytest.mark.parametrize(("rank", "expected"), [(0, ["x"]), (1, ["y"])])
-def test_whole_tensors_have_one_writer(rank, expected):
+def test_full_tensors_have_one_writer(rank, expected):
     local = collect("m", {"x": torch.ones(1), "y": torch.ones(1)}, writers={"y": 1}, rank=rank)
     assert [shard.name for shard in local.written()] == expected

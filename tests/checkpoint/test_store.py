@@ -41,7 +41,7 @@ def make(tmp_path):
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-def test_what_was_saved_comes_back(make, blocking):
+def test_what_was_saved_is_loaded(make, blocking):
     store = make()
     pending = save(store, 30, blocking=blocking)
     pending.wait()
@@ -54,7 +54,7 @@ def test_what_was_saved_comes_back(make, blocking):
     assert hidden(store.root) == []
 
 
-def test_an_asynchronous_save_holds_the_moment_it_was_asked_for(make):
+def test_an_asynchronous_save_contains_the_state_at_its_request(make):
     files = Gate()
     store = make(fs=files)
     tensors = tensors_of(3)
@@ -102,7 +102,7 @@ def test_a_background_error_is_reported_once(make):
 
 
 @pytest.mark.parametrize("call", ["save", "wait", "close"])
-def test_a_background_error_is_told_by_whatever_comes_first(make, call):
+def test_a_background_error_is_reported_by_the_next_call(make, call):
     files = Gate(OSError(5, "Input/output error"))
     files.gate.set()
     store = make(fs=files)
@@ -114,7 +114,7 @@ def test_a_background_error_is_told_by_whatever_comes_first(make, call):
         assert store.names() == ["iter_3.pth"]
 
 
-def test_the_same_name_again_replaces(make):
+def test_saving_under_the_same_name_replaces(make):
     store = make()
     save(store, 5)
     save(store, 6, name="iter_5.pth")
@@ -123,7 +123,7 @@ def test_the_same_name_again_replaces(make):
     assert hidden(store.root) == []
 
 
-def test_what_is_not_ours_is_kept_under_another_name(make):
+def test_a_directory_of_another_program_is_kept_under_another_name(make):
     store = make()
     store.root.mkdir()
     (store.root / "iter_5.pth").write_text("an MMEngine checkpoint")
@@ -134,7 +134,7 @@ def test_what_is_not_ours_is_kept_under_another_name(make):
     assert "was not written by mmtrain" in pending.notices[0]
 
 
-def test_a_damaged_one_of_the_same_name_is_replaced(make):
+def test_a_damaged_checkpoint_of_the_same_name_is_replaced(make):
     store = make()
     save(store, 5)
     (store.root / "iter_5.pth" / "manifest.json").unlink()
@@ -155,7 +155,7 @@ def test_retention_acts_after_each_save(make):
     assert hidden(store.root) == []
 
 
-def test_temporary_ones(make):
+def test_temporary_checkpoints_are_deleted_when_a_newer_one_exists(make):
     store = make()
     save(store, 1, retire=RetirePolicy())
     save(store, 2, retire=RetirePolicy(), fields={"temporary": True})
@@ -215,7 +215,7 @@ def test_names_are_checked(make):
         store.save("a", {}, manifest_fields={"positon": {}})
 
 
-def test_newest_good_walks_back_and_says_why(make):
+def test_newest_good_skips_damaged_ones_and_reports_why(make):
     store = make()
     for i in (1, 2, 3, 4):
         save(store, i)
@@ -233,7 +233,7 @@ def test_newest_good_walks_back_and_says_why(make):
     assert store.names() == ["iter_1.pth", "iter_2.pth"]
 
 
-def test_flipped_bits_are_seen_in_full_only(make):
+def test_flipped_bits_are_found_only_by_full_verification(make):
     store = make()
     save(store, 1), save(store, 2)
     path = store.root / "iter_2.pth" / "state.json"
@@ -242,7 +242,7 @@ def test_flipped_bits_are_seen_in_full_only(make):
     assert store.newest_good("full")[0].name == "iter_1.pth"
 
 
-def test_none_at_all(make):
+def test_an_empty_store_has_no_newest(make):
     assert make().newest_good() == (None, [])
 
 
@@ -257,7 +257,7 @@ def test_a_moved_directory_still_opens(make, tmp_path):
     moved.close()
 
 
-def test_what_cannot_be_opened(make, tmp_path):
+def test_paths_that_cannot_be_opened_are_named(make, tmp_path):
     store = make()
     with pytest.raises(CheckpointError, match=r"iter_1\.pth: no such checkpoint"):
         store.open("iter_1.pth")
@@ -270,7 +270,7 @@ def test_what_cannot_be_opened(make, tmp_path):
         store.open(tmp_path / "empty")
 
 
-def test_the_live_tensors_are_let_go(make):
+def test_the_live_tensors_are_released(make):
     import weakref
 
     store = make()
@@ -282,7 +282,7 @@ def test_the_live_tensors_are_let_go(make):
     assert gone.wait(120)  # a thread of a pool lets go of its job after it has said that it is done
 
 
-def test_nothing_goes_to_the_disk_beneath_a_mount_that_has_gone(tmp_path, monkeypatch):
+def test_nothing_is_written_to_the_disk_below_a_lost_mount(tmp_path, monkeypatch):
     store = CheckpointStore(tmp_path / "work")
     save(store, 10).wait()
     real = storage.device_of

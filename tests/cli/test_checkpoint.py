@@ -157,7 +157,7 @@ def test_diff_names_a_dotted_state_key_and_a_generator(trained, work, run):
     assert (status, "  generator numpy of rank 0: its state differs" in out) == (1, True)
 
 
-def test_diff_of_what_only_one_has(trained, work, run):
+def test_diff_names_what_only_one_has(trained, work, run):
     def change(state):
         state["hooks.New"] = {"a": 1}
         del state["hooks.Counter"]
@@ -170,13 +170,13 @@ def test_diff_of_what_only_one_has(trained, work, run):
     assert re.search(r"state hooks.Counter.calls +only in A", out)
 
 
-def test_two_runs_of_one_config_are_equal_though_their_times_are_not(trained, hooks, tmp_path, run):
+def test_two_runs_of_one_config_are_equal_except_for_their_times(trained, hooks, tmp_path, run):
     make_runner(tmp_path / "again", custom_hooks=[{"type": "Counter"}], default_hooks=hooks).train()
     assert run("diff", trained, tmp_path / "again")[0] == 0
     assert run("diff", trained / "iter_14.pth", tmp_path / "again" / "iter_14.pth")[0] == 0
 
 
-def test_diff_says_that_the_configs_differ(trained, hooks, tmp_path, run):
+def test_diff_reports_different_configs(trained, hooks, tmp_path, run):
     optim = {"optimizer": {"type": "AdamW", "lr": 0.02}}
     make_runner(
         tmp_path / "again", custom_hooks=[{"type": "Counter"}], default_hooks=hooks, optim_wrapper=optim
@@ -205,7 +205,7 @@ def test_prune(work, run):
     assert CheckpointStore(work).names() == ["iter_10.pth", "iter_20.pth"]
 
 
-def test_prune_leaves_nothing_in_a_directory_without_checkpoints(tmp_path, run):
+def test_prune_creates_nothing_in_a_directory_without_checkpoints(tmp_path, run):
     assert run("prune", tmp_path, "--keep", "1") == (0, f"there is no checkpoint in {tmp_path}\n", "")
     assert list(tmp_path.iterdir()) == []
 
@@ -219,7 +219,7 @@ def test_prune_never_deletes_the_newest_good_one(work, run):
     assert CheckpointStore(work).names() == ["iter_14.pth", "iter_20.pth"]
 
 
-def test_prune_refuses_what_a_run_is_writing(work, run):
+def test_prune_refuses_a_work_dir_that_a_run_is_writing(work, run):
     with WorkDirLock(work).acquire():
         status, _, err = run("prune", work, "--keep", "1")
     assert status == 1
@@ -228,7 +228,7 @@ def test_prune_refuses_what_a_run_is_writing(work, run):
 
 
 # ---- bad input
-def test_paths_that_lead_nowhere(work, tmp_path, run):
+def test_missing_paths_are_reported(work, tmp_path, run):
     (tmp_path / "empty").mkdir()
     (tmp_path / "weights.pth").write_bytes(b"x")
     for arguments, message in {
@@ -246,7 +246,7 @@ def test_paths_that_lead_nowhere(work, tmp_path, run):
         assert len(err.strip().splitlines()) == 1
 
 
-def test_a_damaged_one_is_passed_over_or_refused(work, tmp_path, run):
+def test_a_damaged_one_is_skipped_or_refused(work, tmp_path, run):
     (work / "iter_20.pth" / "tensors.json").write_text("")
     status, out, err = run("show", work)
     assert (status, out.splitlines()[0]) == (0, str(work / "iter_14.pth"))
@@ -261,7 +261,7 @@ def test_a_damaged_one_is_passed_over_or_refused(work, tmp_path, run):
     assert (status, "every checkpoint in" in err, err.count("manifest.json")) == (1, True, 4)
 
 
-def test_looking_changes_nothing(work, run):
+def test_reading_commands_change_nothing(work, run):
     leftover = work / ".iter_9.pth.tmp-00-00-1-1-00"
     leftover.mkdir()
     before = sorted(work.rglob("*"))
@@ -280,7 +280,7 @@ def test_wrong_usage_and_the_real_command(trained):
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_reader_of_the_output_that_has_left_ends_the_command_quietly(trained, unbuffered):
+def test_a_closed_output_pipe_ends_the_command_quietly(trained, unbuffered):
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, str(ROOT / "tools" / "checkpoint.py"), "show", str(trained), "--tensors"]

@@ -82,7 +82,7 @@ def test_the_real_command_and_an_older_checkpoint(trained):
     assert found.stdout.endswith("samples lost: 0, repeated: 0\n")
 
 
-def test_a_resumed_run_leaves_the_ledger_of_one_that_never_stopped(tmp_path):
+def test_a_resumed_run_has_the_ledger_of_an_uninterrupted_one(tmp_path):
     train(tmp_path / "uninterrupted")
     train(tmp_path / "broken", crash=5)
     train(tmp_path / "broken")
@@ -90,7 +90,7 @@ def test_a_resumed_run_leaves_the_ledger_of_one_that_never_stopped(tmp_path):
     assert_same(*ledgers)
 
 
-def test_a_changed_record_names_its_samples(tmp_path, audit):
+def test_the_samples_of_a_changed_record_are_named(tmp_path, audit):
     train(tmp_path)
     rewrite(tmp_path, lambda ledger: ledger["runs"].pop(1))
     status, out, _ = audit(tmp_path)
@@ -138,7 +138,7 @@ def test_without_a_ledger(tmp_path, audit):
     assert "the record begins at sample 32" in out
 
 
-def test_data_that_name_no_samples_are_refused_at_the_start(tmp_path):
+def test_data_without_sample_indices_are_refused_at_the_start(tmp_path):
     import torch
 
     loader = torch.utils.data.DataLoader([{"x": 1.0}], batch_size=1)

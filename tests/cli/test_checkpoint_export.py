@@ -67,7 +67,7 @@ def test_export_without_the_frozen_parameters(tmp_path, run):
     assert torch.equal(complete["first.weight"], make_runner(tmp_path / "other", **changes).model.first.weight)
 
 
-def test_export_of_frozen_parameters_that_came_by_load_from(trained, tmp_path, run):
+def test_export_of_frozen_parameters_from_load_from(trained, tmp_path, run):
     changes = {
         "model": {"type": "Net", "frozen": True},
         "load_from": str(trained / "iter_20.pth"),

@@ -25,12 +25,12 @@ def config(tmp_path):
         (["--load-from", "w.pth"], None, "w.pth"),
     ],
 )
-def test_where_a_run_begins(config, options, resume, load_from):
+def test_where_a_run_starts(config, options, resume, load_from):
     cfg = config_from(make_parser().parse_args([config, *options]))
     assert (cfg.get("resume"), cfg.get("load_from")) == (resume, load_from)
 
 
-def test_two_beginnings_are_refused(config):
+def test_contradicting_starts_are_refused(config):
     with pytest.raises(
         ConfigError, match=r"--resume iter_5.pth and --load-from w.pth contradict .*Give only one of them"
     ):

@@ -69,7 +69,7 @@ def test_an_exact_config(write, tmp_path, capsys):
     assert "max_epochs=50" in next(kept).read_text()  # its schedules are those of the full run
 
 
-def test_a_data_set_that_counts_is_found_out(write, tmp_path, capsys, monkeypatch):
+def test_a_dataset_that_counts_is_found(write, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     monkeypatch.setattr("tempfile.tempdir", None)
     (tmp_path / "tmp").mkdir()
@@ -99,7 +99,7 @@ def test_two_processes(write, tmp_path, capsys, strategy):
     assert len(starts) == 3
 
 
-def test_several_processes_are_asked_for_in_numbers(write, capsys):
+def test_the_number_of_processes_is_checked(write, capsys):
     assert main([write(launcher="pytorch")]) == 2
     assert "launcher is 'pytorch'; give the number of processes with --nproc-per-node N" in capsys.readouterr().err
     assert main([write(), "--nproc-per-node", "-1"]) == 2

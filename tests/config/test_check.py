@@ -171,12 +171,12 @@ def test_a_name_that_looks_like_a_key_is_reported(name):
 
 
 @pytest.mark.parametrize("name", VARIABLES.split())
-def test_a_variable_of_the_users_own_is_let_be(name):
+def test_a_users_variable_is_accepted(name):
     for value in (*SAMPLE.values(), 1, "x", [1], None, True):
         assert misspelled_key(name, value) is None
 
 
-def test_a_plural_is_a_misspelled_key_only_where_the_value_could_be_the_keys():
+def test_a_plural_is_a_misspelled_key_only_if_the_value_fits_the_key():
     assert misspelled_key("work_dirs", ["a", "b"]) is None
     assert misspelled_key("work_dirs", "a") == "work_dir"
     assert misspelled_key("test_cfgs", dict()) is None
@@ -276,7 +276,7 @@ def test_a_default_hook_without_type_changes_the_default_ones_arguments():
     )
 
 
-def test_inner_parts_whose_registry_is_unknown_are_left_to_their_owner():
+def test_inner_parts_with_an_unknown_registry_are_left_to_their_owner():
     check_config(changed("model.width", dict(type="SomethingOfTheModelsOwn", any=1)))
     check_config(changed("train_dataloader.dataset.dataset", dict(type="LookedUpElsewhere", any=1)))
     check_config(changed("train_dataloader.dataset.dataset.pipeline", [dict(type="LookedUpElsewhere"), len]))
@@ -305,7 +305,7 @@ def test_one_wrapper_for_each_part_of_a_model_is_left_to_its_constructor():
     assert "named 'TestConstructr'" in error({"optim_wrapper": dict(own, constructor="TestConstructr")})
 
 
-def test_the_names_of_the_one_loop_need_not_be_installed():
+def test_the_names_of_the_train_loop_are_accepted_without_their_package():
     from mmengine.config.lazy import LazyObject
 
     theirs = LazyObject("xtuner.engine.runner", "TrainLoop")

@@ -54,7 +54,7 @@ VALUES = dict(
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_every_kind_of_value_comes_back_equal(name, tmp_path):
+def test_every_kind_of_value_is_read_back_equal(name, tmp_path):
     value = VALUES[name]
     loaded = roundtrip(Config({"model": {"x": value}}), tmp_path)
     back = plain(loaded)["model"]["x"]
@@ -63,7 +63,7 @@ def test_every_kind_of_value_comes_back_equal(name, tmp_path):
     assert list(back) == list(value) if isinstance(value, dict) else repr(back) == repr(value) or isinstance(value, set)
 
 
-def test_nan_and_numpy_numbers_come_back(tmp_path):
+def test_nan_and_numpy_numbers_are_read_back(tmp_path):
     cfg = roundtrip(Config(dict(a=math.nan, b=np.float64(0.5), c=np.int64(3), d=np.bool_(True))), tmp_path)
     assert math.isnan(cfg.a)
     assert (cfg.b, cfg.c, cfg.d) == (0.5, 3, True)
@@ -118,14 +118,14 @@ def test_a_class_of_a_script_is_written_by_its_registered_name():
     ("value", "what"),
     [(lambda: 1, "a lambda"), (object(), "an instance of object"), (torch.zeros(2), "an instance of Tensor")],
 )
-def test_what_cannot_be_written_names_its_path(value, what, tmp_path):
+def test_a_value_that_cannot_be_written_is_named_by_its_path(value, what, tmp_path):
     with pytest.raises(ConfigError) as caught:
         dump_config(Config(dict(model=dict(layers=[1, dict(act=value)]))), tmp_path / "c.py")
     assert str(caught.value).startswith(f"`model.layers[1].act`: {what}")
     assert not (tmp_path / "c.py").exists()
 
 
-def test_an_unwritable_place_is_reported(tmp_path):
+def test_an_unwritable_path_is_reported(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot write the resolved config to .*No such file"):
         dump_config(Config(dict(a=1)), tmp_path / "absent" / "c.py")
 
@@ -136,7 +136,7 @@ def test_imports_do_not_hide_the_configs_own_names(tmp_path):
     assert plain(roundtrip(cfg, tmp_path)) == plain(cfg)
 
 
-def test_long_values_take_a_line_for_each_key():
+def test_long_values_have_one_line_per_key():
     cfg = Config(dict(short=dict(a=1, b=[1, 2]), long=dict(first="x" * 60, second=["y" * 30, dict(z="z" * 30)])))
     assert config_text(cfg).split("\n", 1)[1] == (
         "short = dict(a=1, b=[1, 2])\n"
@@ -147,7 +147,7 @@ def test_long_values_take_a_line_for_each_key():
     )
 
 
-def test_a_variable_with_a_keys_looks_still_passes_after_the_round_trip(tmp_path):
+def test_a_variable_that_resembles_a_key_passes_after_the_round_trip(tmp_path):
     (tmp_path / "c.py").write_text("custom_hook = 'x'\nwork_dirs = custom_hook\nwork_dir = work_dirs\n")
     cfg = load_config(tmp_path / "c.py")
     check_config(cfg)

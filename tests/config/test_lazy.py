@@ -58,7 +58,7 @@ def test_a_lazy_config_with_read_base_and_classes(write):
     assert resolve(OPTIMIZERS, cfg.optim_wrapper.optimizer.type, path="x") is torch.optim.AdamW
 
 
-def test_a_class_named_as_a_type_is_not_imported_by_loading(write):
+def test_a_class_used_as_a_type_is_not_imported_by_loading(write):
     file = write(c="from package_that_is_absent import Net\nmodel = dict(type=Net)\n")
     assert isinstance(dict.__getitem__(load_config(file)._cfg_dict.model, "type"), LazyObject)
 
@@ -119,12 +119,12 @@ def test_a_base_may_be_a_module_of_a_package(write, tmp_path, monkeypatch):
         ("_base_ = ['reads.py']\n", "config c.py, line 1: the base reads.py has `with read_base():`"),
     ],
 )
-def test_an_import_that_a_config_cannot_have_is_refused(write, text, sentence):
+def test_an_unsupported_import_in_a_config_is_refused(write, text, sentence):
     write(base="model = dict(type='Net')\n", listed="_base_ = ['base.py']\n", reads=HEAD)
     assert error(write(c=text)).startswith(sentence)
 
 
-def test_a_base_list_beside_imports_is_read(write):
+def test_a_base_list_next_to_imports_is_read(write):
     cfg = load_config(write(base="a = 1\n", c="from torch.optim import AdamW\n_base_ = ['base.py']\nb = AdamW\n"))
     assert (cfg.a, cfg.b) == (1, torch.optim.AdamW)
 

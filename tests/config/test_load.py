@@ -111,7 +111,7 @@ HOOK = "from mmtrain.registry import TASK_UTILS\n@TASK_UTILS.register_module(for
 
 
 @pytest.mark.parametrize("lazy", [False, True])
-def test_custom_imports_work_in_both_styles_from_the_working_directory_and_beside_the_config(
+def test_custom_imports_work_in_both_styles_from_the_working_directory_and_next_to_the_config(
     write, tmp_path, monkeypatch, lazy
 ):
     from mmtrain.registry import TASK_UTILS

@@ -95,8 +95,8 @@ def train(work_dir, *, world, crash=None, hooks=(), **options):
     hooks = [{"type": "EMAHook", "momentum": 0.1}, *hooks]
     runner = exactness.train(work_dir, crash=crash, hooks=hooks, **changes(world, **options))
     state = runner.strategy.model_state()
-    return float(sum(_whole(value).double().abs().sum() for value in state.values()))
+    return float(sum(_full(value).double().abs().sum() for value in state.values()))
 
 
-def _whole(tensor):
+def _full(tensor):
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

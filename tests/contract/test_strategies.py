@@ -88,13 +88,13 @@ def test_the_same_mathematics_as_one_process(train, reference, tmp_path, name, s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
-def test_options_move_no_number(train, reference, tmp_path, name):
+def test_options_do_not_change_results(train, reference, tmp_path, name):
     train(name, tmp_path)
     assert_same_run(tmp_path, reference / "43")
 
 
 @pytest.mark.slow
-def test_a_static_graph_moves_no_number(pair, train, tmp_path):
+def test_a_static_graph_does_not_change_results(pair, train, tmp_path):
     train("single", tmp_path / "one", accumulation=1)
     static = {"type": "DDPStrategy", "static_graph": True}
     options = {"world": 2, "strategy": static, "accumulation": 1}
@@ -106,10 +106,10 @@ def test_a_static_graph_moves_no_number(pair, train, tmp_path):
 def test_a_resume_is_exact(train, tmp_path, name):
     """Interrupted in a window after a checkpoint in mid-epoch, with dropout; everything that is left is the same."""
     options = {"dropout": 0.2, "iterations": 40}
-    train(name, tmp_path / "whole", **options)
+    train(name, tmp_path / "uninterrupted", **options)
     train(name, tmp_path / "broken", crash=["iteration", 23], **options)
     train(name, tmp_path / "broken", **options)
-    assert_same(left_behind(tmp_path / "whole"), left_behind(tmp_path / "broken"))
+    assert_same(left_behind(tmp_path / "uninterrupted"), left_behind(tmp_path / "broken"))
 
 
 @pytest.mark.slow
@@ -119,11 +119,11 @@ def test_a_resume_of_three_ranks_is_exact(tmp_path, name):
     group = Group(3)
     options = {"world": 3, "dropout": 0.2, "iterations": 40, "strategy": STRATEGIES[name]}
     try:
-        for folder, crash in (("whole", None), ("broken", ["iteration", 23]), ("broken", None)):
+        for folder, crash in (("uninterrupted", None), ("broken", ["iteration", 23]), ("broken", None)):
             group.run("strategy_parts", "train", work_dir=str(tmp_path / folder), crash=crash, **options)
     finally:
         group.close()
-    assert_same(left_behind(tmp_path / "whole"), left_behind(tmp_path / "broken"))
+    assert_same(left_behind(tmp_path / "uninterrupted"), left_behind(tmp_path / "broken"))
 
 
 MOVES = [

@@ -21,7 +21,7 @@ from mmtrain.data import (
 from mmtrain.errors import ConfigError
 
 
-def test_a_dict_gives_a_stream_with_its_data_set_built():
+def test_a_dict_builds_the_dataset_and_the_stream():
     cfg = ConfigDict(
         dataset=dict(type=Noisy, size=10),
         batch_size=4,
@@ -60,7 +60,7 @@ class Lazy(BaseDataset):
         return [dict(value=value) for value in range(5)]
 
 
-def test_an_mmengine_data_set_is_read_before_workers_begin():
+def test_an_mmengine_dataset_is_read_before_workers_start():
     cfg = dict(dataset=dict(type=Lazy, lazy_init=True), batch_size=2, num_batch_per_epoch=1, shuffle=False)
     read = build_train_stream(cfg, seed=1)
     assert read.dataset._fully_initialized
@@ -78,7 +78,7 @@ def note_start(worker_id, num_workers, seed, offset):
     get_worker_info().dataset.started = [worker_id, num_workers, seed, offset]
 
 
-def test_worker_init_fn_gets_what_mmengine_gives_it():
+def test_worker_init_fn_gets_the_same_arguments_as_in_mmengine():
     cfg = dict(dataset=TellsStart(4), batch_size=1, num_workers=1, worker_init_fn=dict(type=note_start, offset=9))
     read = build_train_stream(cfg, seed=5)
     assert next(read).data.tolist() == [[0, 1, 5, 9]]

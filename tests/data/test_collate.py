@@ -55,7 +55,7 @@ def test_pad_collate_takes_sequences_tensors_arrays_and_what_is_neither():
     assert pad_collate([{"name": "a"}, {"name": "b"}]) == {"name": ["a", "b"]}
 
 
-def test_pad_collate_pads_only_the_keys_it_was_told():
+def test_pad_collate_pads_only_the_given_keys():
     samples = [{"x": torch.zeros(2)}, {"x": torch.zeros(3)}]
     assert pad_collate(samples, keys=["x"])["x"].shape == (2, 3)
     with pytest.raises(RuntimeError):
@@ -74,7 +74,7 @@ def add(samples, scale=1):
     return sum(samples) * scale
 
 
-def test_functions_and_classes_are_taken():
+def test_functions_and_classes_are_accepted():
     assert resolve(add) is add
     assert resolve(dict(type=add, scale=2))([1, 2]) == 6
     assert resolve(dict(type=Collator, scale=3))([1, 2]) == 9
@@ -85,6 +85,6 @@ def test_functions_and_classes_are_taken():
 
 
 @pytest.mark.parametrize("cfg", ["pad_colate", 3, dict(pad_value=1), dict(type="no_such_function")])
-def test_wrong_ones_are_refused_with_their_path(cfg):
+def test_wrong_values_are_refused_with_their_path(cfg):
     with pytest.raises(ConfigError, match=r"train_dataloader\.collate_fn"):
         resolve(cfg)

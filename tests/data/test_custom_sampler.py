@@ -58,7 +58,7 @@ def test_mmengine_names_mean_the_stream_itself(name):
     assert take(stream(), 9) == take(stream(shuffle=True), 9)
 
 
-def test_a_seed_of_the_sampler_rules_the_order_alone():
+def test_a_seed_of_the_sampler_affects_only_the_order():
     own, other = (take(stream(dict(type="DefaultSampler", shuffle=True, seed=seed)), 4) for seed in (5, 6))
     assert own == take(stream(), 4)
     assert [indices for indices, *_ in own] != [indices for indices, *_ in other]
@@ -67,18 +67,18 @@ def test_a_seed_of_the_sampler_rules_the_order_alone():
         assert [noise[index] for index in indices] == values[::3]
 
 
-def test_a_ready_sampler_of_mmengine_cannot_bring_its_drawn_seed():
+def test_the_drawn_seed_of_a_sampler_object_of_mmengine_has_no_effect():
     dataset = Noisy(11)
     ready = MMEngineDefaultSampler(dataset, shuffle=True)
     assert take(stream(ready, dataset), 9) == take(stream(), 9)
 
 
-def test_shuffle_beside_a_sampler_is_refused():
+def test_shuffle_together_with_a_sampler_is_refused():
     with pytest.raises(ConfigError, match=r"train_dataloader\.shuffle"):
         stream(dict(type="DefaultSampler"), shuffle=True)
 
 
-def test_a_registered_sampler_is_served_with_its_epoch():
+def test_a_registered_sampler_gets_the_epoch():
     DATA_SAMPLERS.register_module(name="BackwardsForTest", module=Backwards, force=True)
     indices = [batch[0] for batch in take(stream(dict(type="BackwardsForTest")), 8)]
     assert indices[:4] == [[10, 9, 8], [7, 6, 5], [4, 3, 2], [1, 0]]
@@ -87,7 +87,7 @@ def test_a_registered_sampler_is_served_with_its_epoch():
 
 @pytest.mark.parametrize("kind", ["weighted", "weighted_drop", "backwards", "endless"])
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_entering_anywhere_goes_on_as_if_never_stopped(kind, num_workers):
+def test_starting_at_any_position_continues_the_same_order(kind, num_workers):
     def make():
         dataset = Noisy(11)
         samplers = {
@@ -98,11 +98,11 @@ def test_entering_anywhere_goes_on_as_if_never_stopped(kind, num_workers):
         }
         return stream(samplers[kind](), dataset, num_workers=num_workers, drop_last=kind == "weighted_drop")
 
-    whole = make()
-    run = take(whole, 12)
-    assert len(whole) == (3 if kind == "weighted_drop" else 4)
+    uninterrupted = make()
+    run = take(uninterrupted, 12)
+    assert len(uninterrupted) == (3 if kind == "weighted_drop" else 4)
     epoch = offset = 0
-    whole.close()
+    uninterrupted.close()
     for position, (_, _, samples, epoch_end) in enumerate(run):
         if position in (0, 2, 5, 9):
             entered = make()
@@ -112,7 +112,7 @@ def test_entering_anywhere_goes_on_as_if_never_stopped(kind, num_workers):
         epoch, offset = (epoch + 1, 0) if epoch_end else (epoch, offset + samples)
 
 
-def test_a_sampler_that_draws_leaves_the_global_generators_alone():
+def test_a_sampler_that_draws_does_not_change_the_global_generators():
     sampled = stream(WeightedRandomSampler(torch.ones(11), 11))
     before = global_states()
     sampled.seek(0, 6)

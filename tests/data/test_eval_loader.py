@@ -30,7 +30,7 @@ def test_every_sample_once_over_all_ranks_in_mmengines_order(world_size, size, b
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
-def test_every_pass_is_the_same_to_the_bit(num_workers):
+def test_every_evaluation_is_bit_for_bit_the_same(num_workers):
     reference = one_pass(loader())
     assert one_pass(loader()) == reference
     read = loader(num_workers=num_workers)
@@ -59,7 +59,7 @@ def test_randomness_does_not_depend_on_batch_size_or_rank():
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_workers_stay_between_passes_if_wanted(keep):
+def test_persistent_workers_stay_between_evaluations(keep):
     read = loader(Counting(12), num_workers=2, persistent_workers=keep)
     first, second = ({pid for data in read for pid in data["pid"].tolist()} for _ in range(2))
     assert len(first) == 2
@@ -67,7 +67,7 @@ def test_workers_stay_between_passes_if_wanted(keep):
     read.close()
 
 
-def test_a_data_set_that_raises_is_named():
+def test_a_dataset_that_raises_is_named():
     class Faulty(Noisy):
         def __getitem__(self, index):
             raise OSError("gone")
@@ -85,7 +85,7 @@ def test_a_data_set_that_raises_is_named():
         dict(batch_size=0),
     ],
 )
-def test_what_would_lose_the_order_or_a_sample_is_refused(options):
+def test_options_that_lose_the_order_or_a_sample_are_refused(options):
     with pytest.raises(ConfigError, match="val_dataloader"):
         loader(**options)
 
@@ -100,7 +100,7 @@ def test_samplers():
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_an_iterable_data_set_is_read_once_a_pass(num_workers):
+def test_an_iterable_dataset_is_read_once_per_evaluation(num_workers):
     read = IterableEvalLoader(Words(11), 4, seed=5, num_workers=num_workers)
     first, second = one_pass(read), one_pass(read)
     assert first == second

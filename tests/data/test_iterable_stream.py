@@ -22,7 +22,7 @@ def indices(batches):
 @pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
 @pytest.mark.parametrize("drop_last", [False, True])
 @pytest.mark.parametrize("size", [4, 11, 12])
-def test_a_pass_gives_every_sample_once_and_its_end_is_told(num_workers, drop_last, size):
+def test_an_epoch_gives_every_sample_once_and_marks_its_end(num_workers, drop_last, size):
     read = stream(Words(size), num_workers=num_workers, drop_last=drop_last)
     for _ in range(3):
         seen = []
@@ -39,17 +39,17 @@ def test_a_pass_gives_every_sample_once_and_its_end_is_told(num_workers, drop_la
 
 @pytest.mark.parametrize("num_workers", [0, 1, 2, 3])
 @pytest.mark.parametrize("seek_first", [False, True])
-def test_a_stateful_data_set_goes_on_to_the_bit_from_anywhere(num_workers, seek_first):
-    whole = stream(num_workers=num_workers)
+def test_a_stateful_dataset_continues_bit_for_bit_from_any_position(num_workers, seek_first):
+    uninterrupted = stream(num_workers=num_workers)
     run, states = [], []
     epoch = offset = 0
     for _ in range(16):
-        states.append((epoch, offset, whole.state_dict()))
-        (batch,) = take(whole, 1)
+        states.append((epoch, offset, uninterrupted.state_dict()))
+        (batch,) = take(uninterrupted, 1)
         run.append(batch)
         epoch, offset = (epoch + 1, 0) if batch[3] else (epoch, offset + batch[2])
     assert epoch >= 2
-    whole.close()
+    uninterrupted.close()
     for position, (epoch, offset, state) in list(enumerate(states))[:: max(1, num_workers)]:
         resumed = stream(num_workers=num_workers)
         if seek_first:
@@ -79,10 +79,10 @@ def test_another_number_of_workers_is_refused():
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_close_and_go_on(num_workers):
-    whole = stream(num_workers=num_workers)
-    run = take(whole, 9)
-    whole.close()
+def test_a_closed_stream_continues(num_workers):
+    uninterrupted = stream(num_workers=num_workers)
+    run = take(uninterrupted, 9)
+    uninterrupted.close()
     read = stream(num_workers=num_workers)
     assert take(read, 4) == run[:4]
     read.close()
@@ -90,14 +90,14 @@ def test_close_and_go_on(num_workers):
     read.close()
 
 
-def test_seek_to_the_beginning_begins_anew():
+def test_seek_to_the_beginning_starts_again():
     read = stream()
     run = take(read, 9)
     read.seek(0, 0)
     assert take(read, 9) == run
 
 
-def test_without_a_state_a_pass_begins_anew_and_a_remark_says_so():
+def test_without_a_state_an_epoch_starts_again_with_a_notice():
     read = stream(PlainWords())
     run = take(read, 8)
     assert read.state_dict() == {}
@@ -124,13 +124,13 @@ def test_lengths():
     assert stream(Sized(), num_workers=2).iterations_per_epoch is None
 
 
-def test_a_data_set_without_data_is_an_error():
+def test_a_dataset_without_data_is_an_error():
     with pytest.raises(RunError, match="no batch in epoch 1"):
         next(stream(Words(0)))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_data_set_that_raises_is_named(num_workers):
+def test_a_dataset_that_raises_is_named(num_workers):
     class Faulty(PlainWords):
         def __iter__(self):
             yield {"index": 0}
@@ -169,13 +169,13 @@ def loader():
 
 
 @pytest.mark.parametrize("make", [loader, KeepsPlace])
-def test_a_foreign_loader_goes_on_from_anywhere(make):
-    whole = ForeignStream(make(), seed=5)
+def test_a_foreign_loader_continues_from_any_position(make):
+    uninterrupted = ForeignStream(make(), seed=5)
     run, positions = [], []
     epoch = offset = 0
     for _ in range(11):
-        positions.append((epoch, offset, whole.state_dict()))
-        (batch,) = take(whole, 1)
+        positions.append((epoch, offset, uninterrupted.state_dict()))
+        (batch,) = take(uninterrupted, 1)
         run.append(batch)
         epoch, offset = (epoch + 1, 0) if batch[3] else (epoch, offset + batch[2])
     assert epoch == 2
@@ -184,10 +184,10 @@ def test_a_foreign_loader_goes_on_from_anywhere(make):
         resumed.load_state_dict(state)
         resumed.seek(epoch, offset)
         assert take(resumed, 11 - position) == run[position:]
-    assert bool(whole.notices) == (make is loader)
+    assert bool(uninterrupted.notices) == (make is loader)
 
 
-def test_a_foreign_loader_shuffles_anew_each_pass_and_knows_its_length():
+def test_a_foreign_loader_shuffles_every_epoch_and_has_its_length():
     read = ForeignStream(loader(), seed=5)
     first, second = (list(itertools.chain(*indices(take(read, 4)))) for _ in range(2))
     assert sorted(first) == sorted(second) == list(range(11))
@@ -206,7 +206,7 @@ def test_the_epoch_reaches_a_foreign_loaders_sampler():
     assert sampler.epoch == 1
 
 
-def test_a_one_shot_iterator_is_told_at_its_second_pass():
+def test_a_one_shot_iterator_is_reported_at_its_second_epoch():
     read = ForeignStream(iter([{"index": torch.tensor([1])}]), seed=5)
     assert next(read).epoch_end
     with pytest.raises(RunError, match="generator does so only once"):

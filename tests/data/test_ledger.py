@@ -105,7 +105,7 @@ def totals(state):
     return tuple(sum(getattr(one, kind) for one in found) for kind in ("lost", "repeated", "unproven"))
 
 
-def told(state):
+def audit_text(state):
     return "\n".join(text for one in audit_ledger(state["ledger"]) for text in [*one.faults, *one.notices])
 
 
@@ -131,18 +131,18 @@ def test_the_record_is_what_the_ranks_read(ranks, world, size, accumulation):
     assert len(state["ledger"]["runs"]) <= 2 * len(passes), "the record grows with the iterations"
 
 
-def test_worlds_differ_in_nothing_but_the_segment(ranks):
+def test_the_number_of_processes_changes_only_the_segment(ranks):
     records = [ranks(world, size=97).begin().step(20).save()["ledger"] for world in (1, 2, 3, 4)]
     assert len({str(record["runs"]) for record in records}) == 1
 
 
 @pytest.mark.parametrize("world", [1, 3])
 def test_the_record_does_not_depend_on_when_it_was_saved(ranks, world):
-    whole = ranks(world).begin().step(21).save()
+    saved_once = ranks(world).begin().step(21).save()
     state = None
     for steps in (1, 7, 2, 11):
         state = ranks(world).begin(state).step(steps).save()
-    assert state == whole
+    assert state == saved_once
 
 
 def test_workers_report_what_they_read(ranks):
@@ -159,7 +159,7 @@ def test_a_rank_without_a_sample_counts_nothing(ranks):
 
 
 @pytest.mark.parametrize("size", [97, 1 << 25])
-def test_what_is_done_after_a_checkpoint_and_lost_with_it_does_not_count(ranks, size):
+def test_work_lost_after_a_checkpoint_does_not_count(ranks, size):
     state = ranks(2, size=size).begin().step(3).save()
     ranks(2, size=size).begin(copy.deepcopy(state)).step(2)  # and killed
     state = ranks(2, size=size).begin(state).step(4).save()
@@ -167,7 +167,7 @@ def test_what_is_done_after_a_checkpoint_and_lost_with_it_does_not_count(ranks, 
     assert audit_ledger(state["ledger"])[0].samples == 7 * 12
 
 
-def test_worlds_and_batches_that_change_in_the_middle_of_a_pass(ranks):
+def test_processes_and_batches_that_change_in_the_middle_of_an_epoch(ranks):
     state = None
     for world, batch, steps in ((2, 12, 3), (3, 12, 4), (1, 20, 1), (4, 8, 9), (2, 12, 3)):
         state = ranks(world, batch).begin(state).step(steps).save()
@@ -187,17 +187,17 @@ def test_the_digest_of_parts_adds_up():
 
 
 # ---- what is meant to be ---------------------------------------------------------------------------------------------
-def test_drop_last_is_told_and_nothing_is_lost(ranks):
+def test_drop_last_is_reported_and_not_lost(ranks):
     state = ranks(2, size=100, drop_last=True).begin().step(20).save()
     assert totals(state) == (0, 0, 0)
-    assert told(state).count("4 samples at the end were dropped by drop_last") == 2
+    assert audit_text(state).count("4 samples at the end were dropped by drop_last") == 2
 
 
-def test_a_batch_that_no_longer_fits_the_end_of_a_pass_is_dropped(ranks):
+def test_a_batch_that_no_longer_fits_the_end_of_an_epoch_is_dropped(ranks):
     state = ranks(1, 10, size=100, drop_last=True).begin().step(9).save()  # 10 samples are left
     state = ranks(1, 12, size=100, drop_last=True).begin(state).step(2).save()
     assert totals(state) == (0, 0, 0)
-    assert "10 samples at the end were dropped" in told(state)
+    assert "10 samples at the end were dropped" in audit_text(state)
 
 
 @pytest.mark.parametrize("choice", ["restart", {"skip_iters": 2}])
@@ -206,32 +206,32 @@ def test_data_moved_on_purpose_are_not_lost(ranks, choice):
     at = (1, 0) if choice == "restart" else (0, 24)
     state = ranks().begin(state, at=at, moved_by=choice).step(10).save()
     assert totals(state) == (0, 0, 0)
-    assert f"left at sample 36 by resume_data={choice!r}" in told(state)
-    assert f"entered at sample {at[1]} by resume_data={choice!r}" in told(state)
+    assert f"left at sample 36 by resume_data={choice!r}" in audit_text(state)
+    assert f"entered at sample {at[1]} by resume_data={choice!r}" in audit_text(state)
     state = ranks().begin(state).step(3).save()  # and goes on as ever
     assert totals(state) == (0, 0, 0)
     assert len(state["ledger"]["segments"]) == 2
 
 
-def test_a_record_that_begins_in_the_middle_says_so(ranks):
+def test_a_record_that_begins_in_the_middle_is_reported(ranks):
     run = ranks()
     run.progress.iteration = run.progress.update = 3
     state = run.begin(at=(0, 36)).step(9).save()
     assert totals(state) == (0, 0, 0)
-    assert "the record begins at sample 36" in told(state)
+    assert "the record begins at sample 36" in audit_text(state)
 
 
 def test_a_sampler_that_repeats_by_design(ranks):
     sampler = torch.utils.data.WeightedRandomSampler([1.0, 9.0] * 30, 60)
     state = ranks(1, 12, size=60, sampler=sampler).begin().step(12).save()
     assert totals(state) == (0, 0, 0)
-    assert "WeightedRandomSampler decides what is read and may repeat a sample" in told(state)
+    assert "WeightedRandomSampler decides what is read and may repeat a sample" in audit_text(state)
     state["ledger"]["runs"][0][2] += 12
     assert totals(state) != (0, 0, 0)
 
 
 @pytest.mark.parametrize("kind", ["iterable", "loader"])
-def test_data_that_name_no_samples_are_refused(kind):
+def test_data_without_sample_indices_are_refused(kind):
     source = torch.utils.data.DataLoader(Numbers(10), batch_size=2)
     cfg = {"dataset": iter_only(), "batch_size": 2} if kind == "iterable" else source
     with pytest.raises(ConfigError, match="train_cfg.ledger: .* is iterable-style"):
@@ -246,7 +246,7 @@ def iter_only():
     return Endless()
 
 
-def test_without_a_ledger_a_batch_says_nothing():
+def test_without_a_ledger_a_batch_has_no_indices():
     stream = build_train_stream({"dataset": Numbers(10), "batch_size": 2}, seed=1)
     assert next(stream).indices is None
 
@@ -266,10 +266,10 @@ def test_a_sampler_that_jumps_over_a_sample(ranks, monkeypatch):
     state["ledger"]["position"] = [0, 97]  # where such a stream stands
     missing = order_of(state["ledger"]["segments"][0]["order"], 0).take(36, 37)[0]
     assert totals(state) == (1, 0, 0)
-    assert f"sample {missing} was lost: position 36, between updates 3 and 4" in told(state)
+    assert f"sample {missing} was lost: position 36, between updates 3 and 4" in audit_text(state)
 
 
-def test_a_stream_that_hands_a_batch_over_twice(ranks, monkeypatch):
+def test_a_stream_that_gives_a_batch_twice(ranks, monkeypatch):
     sound, held = TrainStream.__next__, {}
 
     def faulty(self):
@@ -283,10 +283,12 @@ def test_a_stream_that_hands_a_batch_over_twice(ranks, monkeypatch):
     state = run.save()
     lost, repeated, _ = totals(state)
     assert (lost, repeated) == (12, 12)  # the position counts six batches, five were read
-    named = [int(line.split()[1]) for line in told(state).splitlines() if "repeated: read in updates 3 and 4" in line]
+    named = [
+        int(line.split()[1]) for line in audit_text(state).splitlines() if "repeated: read in updates 3 and 4" in line
+    ]
     assert len(named) == 10
     assert set(named) <= set(run.read[2][1])
-    assert "and 4 more" in told(state)
+    assert "and 4 more" in audit_text(state)
 
 
 def test_a_stream_that_drops_a_batch(ranks, monkeypatch):
@@ -301,7 +303,7 @@ def test_a_stream_that_drops_a_batch(ranks, monkeypatch):
     monkeypatch.setattr(TrainStream, "__next__", faulty)
     state = ranks(3).begin().step(10).save()
     assert totals(state)[0] == 12
-    assert told(state).count("was lost: position") == 10
+    assert audit_text(state).count("was lost: position") == 10
 
 
 def test_a_worker_that_reads_another_sample(ranks):
@@ -314,11 +316,11 @@ def test_a_worker_that_reads_another_sample(ranks):
     order = order_of(run.streams[0].sampler.order, 0).take(0, 100)
     state = run.step(2).step(1, change=other).step(8).save()
     assert totals(state) == (1, 1, 0)
-    assert f"sample {order[24]} was lost: position 24, which update 3 was to read" in told(state)
-    assert f"sample {order[5]} was repeated: read in updates 1 and 3" in told(state)
+    assert f"sample {order[24]} was lost: position 24, which update 3 was to read" in audit_text(state)
+    assert f"sample {order[5]} was repeated: read in updates 1 and 3" in audit_text(state)
 
 
-def test_a_seed_changed_in_the_middle_of_a_pass(ranks):
+def test_a_seed_changed_in_the_middle_of_an_epoch(ranks):
     state = ranks().begin().step(4).save()
     run = ranks(seed=SEED + 1).begin(state)
     state = run.step(8).save()
@@ -381,7 +383,7 @@ def test_a_record_that_was_changed_does_not_pass(ranks, change, kinds, words):
     change(state["ledger"])
     counts = dict(zip(("lost", "repeated", "unproven"), totals(state), strict=True))
     assert {kind for kind, count in counts.items() if count} == kinds
-    assert words in told(state)
+    assert words in audit_text(state)
 
 
 @pytest.mark.parametrize("change", [lambda r: r.update(format=2), lambda r: r["runs"].append([1, 2])])

@@ -14,21 +14,21 @@ def test_computed_order_is_a_permutation(size, seed, epoch):
     assert sorted(order.take(0, size)) == list(range(size))
 
 
-def test_computed_order_is_the_same_however_it_is_cut():
-    whole = ComputedOrder(3000, 5, 1).take(0, 3000)
+def test_computed_order_is_the_same_however_it_is_divided():
+    full = ComputedOrder(3000, 5, 1).take(0, 3000)
     order = ComputedOrder(3000, 5, 1)
     pieces = [order.take(start, min(start + 7, 3000)) for start in range(0, 3000, 7)]
-    assert [index for piece in pieces for index in piece] == whole
-    assert ComputedOrder(3000, 5, 1).take(2990, 3000) == whole[2990:]
+    assert [index for piece in pieces for index in piece] == full
+    assert ComputedOrder(3000, 5, 1).take(2990, 3000) == full[2990:]
 
 
 @pytest.mark.parametrize(("batch", "ranks"), [(8, 1), (8, 3), (1, 7), (5, 100), (2000, 1)])
 def test_computed_order_is_the_same_for_a_rank_that_takes_its_part_of_every_batch(batch, ranks):
-    whole = ComputedOrder(3000, 5, 1).take(0, 3000)
+    full = ComputedOrder(3000, 5, 1).take(0, 3000)
     for rank in {0, ranks - 1}:
         order = ComputedOrder(3000, 5, 1)
         for start in range(rank * batch, 3000 + batch, batch * ranks):
-            assert order.take(start, start + batch) == whole[start : start + batch]
+            assert order.take(start, start + batch) == full[start : start + batch]
 
 
 def test_computed_order_is_computed_for_many_batches_at_a_time(monkeypatch):
@@ -42,7 +42,7 @@ def test_computed_order_is_computed_for_many_batches_at_a_time(monkeypatch):
     assert max(calls) <= 1024
 
 
-def test_computed_order_of_ten_billion_samples_holds_nothing_and_looks_random():
+def test_computed_order_of_ten_billion_samples_takes_no_memory_and_looks_random():
     size = 10_000_000_000
     order = epoch_order(size, 3, 0, shuffle=True)
     assert isinstance(order, ComputedOrder)
@@ -70,7 +70,7 @@ def test_orders_differ_between_epochs_and_seeds_and_repeat_for_the_same():
         assert sorted(order) == list(range(50))
 
 
-def test_order_touches_no_global_generator_and_does_not_depend_on_one():
+def test_order_is_independent_of_the_global_generators():
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first = epoch_order(50, 1, 0, shuffle=True).take(0, 50)

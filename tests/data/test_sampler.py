@@ -33,7 +33,7 @@ def one_pass(all_ranks, offset=0):
 
 
 @pytest.mark.parametrize(("size", "batch_size", "world_size", "drop_last"), CASES)
-def test_a_pass_gives_every_sample_once_over_all_ranks(size, batch_size, world_size, drop_last):
+def test_an_epoch_gives_every_sample_once_over_all_ranks(size, batch_size, world_size, drop_last):
     if drop_last and size < batch_size * world_size:
         with pytest.raises(ConfigError):
             samplers(size, batch_size, world_size, drop_last)
@@ -63,7 +63,7 @@ def test_the_samples_of_an_iteration_do_not_depend_on_the_world(world_size):
 
 
 @pytest.mark.parametrize(("size", "batch_size", "world_size", "drop_last"), CASES)
-def test_entering_anywhere_goes_on_as_if_never_stopped(size, batch_size, world_size, drop_last):
+def test_starting_at_any_position_continues_the_same_order(size, batch_size, world_size, drop_last):
     if drop_last and size < batch_size * world_size:
         return
     for sampler in samplers(size, batch_size, world_size, drop_last):
@@ -80,7 +80,7 @@ def test_entering_anywhere_goes_on_as_if_never_stopped(size, batch_size, world_s
             assert list(islice(fresh.batch_indices(draw.epoch, draw.offset), len(run) - position)) == run[position:]
 
 
-def test_a_changed_batch_size_goes_on_in_the_middle_of_a_pass():
+def test_a_changed_batch_size_continues_in_the_middle_of_an_epoch():
     before = samplers(50, 8, 1, False)
     taken = [index for draw in islice(before[0].batch_indices(2, 0), 3) for index in draw.indices]
     after = samplers(50, 5, 2, False)
@@ -95,7 +95,7 @@ def test_a_changed_batch_size_goes_on_in_the_middle_of_a_pass():
 @pytest.mark.parametrize(
     ("offset", "drop_last", "where"), [(50, False, (4, 0)), (49, False, (3, 49)), (43, True, (4, 0))]
 )
-def test_a_position_with_nothing_left_is_the_next_pass(offset, drop_last, where):
+def test_a_position_with_nothing_left_is_in_the_next_epoch(offset, drop_last, where):
     sampler = PositionSampler(50, 8, seed=1, drop_last=drop_last)
     assert sampler.normalise(3, offset) == where
     first = next(sampler.batch_indices(3, offset))
@@ -120,7 +120,7 @@ def test_a_rank_may_get_nothing_of_the_last_batch():
         (3, True, False, ["batch_size", "True"]),
     ],
 )
-def test_errors_say_what_and_what_to_do(size, batch_size, drop_last, words):
+def test_errors_name_the_remedy(size, batch_size, drop_last, words):
     with pytest.raises(ConfigError) as caught:
         PositionSampler(size, batch_size, seed=1, drop_last=drop_last)
     for word in words:

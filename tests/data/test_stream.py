@@ -29,7 +29,7 @@ def test_any_number_of_workers_gives_the_same_bits(per_sample):
     assert len(set(noise)) == len(noise)
 
 
-def test_per_sample_randomness_depends_on_seed_epoch_and_index_alone():
+def test_per_sample_randomness_depends_only_on_seed_epoch_and_index():
     def by_sample(read, passes=2):
         found, epoch = {}, 0
         for batch in read:
@@ -59,7 +59,7 @@ def test_batch_randomness_differs_between_ranks():
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("per_sample", [True, False])
-def test_seek_anywhere_goes_on_as_if_never_stopped(num_workers, per_sample):
+def test_seek_to_any_position_continues_the_same_batches(num_workers, per_sample):
     for size, batch_size, drop_last in itertools.product((7, 12), (1, 5), (False, True)):
         options = dict(drop_last=drop_last, per_sample=per_sample)
         run = take(stream(Noisy(size), batch_size, **options), 12)
@@ -85,7 +85,7 @@ def test_seek_reads_no_sample_before_the_position(num_workers):
     entered.close()
 
 
-def test_workers_live_on_over_passes_and_seeks():
+def test_workers_stay_over_epochs_and_seeks():
     read = stream(Counting(8), num_workers=2)
     pids = {pid for _ in range(9) for pid in next(read).data["pid"].tolist()}
     read.seek(4, 4)
@@ -95,7 +95,7 @@ def test_workers_live_on_over_passes_and_seeks():
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_position_is_counted_at_hand_over(num_workers):
+def test_the_position_advances_when_a_batch_is_returned(num_workers):
     read = stream(Noisy(10), num_workers=num_workers)
     positions = []
     for _ in range(5):
@@ -108,7 +108,7 @@ def test_position_is_counted_at_hand_over(num_workers):
     read.close()
 
 
-def test_close_and_go_on():
+def test_a_closed_stream_continues():
     read = stream(num_workers=2)
     run = take(stream(), 8)
     assert take(read, 3) == run[:3]
@@ -171,7 +171,7 @@ class Rows(Noisy):
         return [{"index": index, "noise": torch.rand(3, dtype=torch.float64)} for index in indices]
 
 
-def test_a_data_set_that_reads_batches_is_seeded_once_a_batch_and_says_so():
+def test_a_dataset_that_reads_batches_is_seeded_per_batch_with_a_notice():
     runs = []
     for num_workers in (0, 2):
         read = stream(Rows(23), num_workers=num_workers)
@@ -183,9 +183,9 @@ def test_a_data_set_that_reads_batches_is_seeded_once_a_batch_and_says_so():
 
 
 def test_a_subset_is_seeded_per_sample():
-    whole = Noisy(30)
-    assert stream(Subset(whole, range(23))).notices == []
-    assert take(stream(Subset(whole, range(23))), 9) == take(stream(), 9)
+    dataset = Noisy(30)
+    assert stream(Subset(dataset, range(23))).notices == []
+    assert take(stream(Subset(dataset, range(23))), 9) == take(stream(), 9)
     assert stream(Subset(Rows(30), range(23))).notices != []
 
 
@@ -229,7 +229,7 @@ def message(read, error=RunError):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_data_set_that_raises_is_named_with_index_and_cause(num_workers):
+def test_a_dataset_that_raises_is_named_with_index_and_cause(num_workers):
     text, cause = message(stream(Faulty(fail_plainly), num_workers=num_workers, shuffle=False))
     assert all(
         word in text for word in ("train_dataloader.dataset", "dataset[6] of Faulty", "epoch 1", "ValueError: boom on")
@@ -245,7 +245,7 @@ def test_a_data_set_that_raises_is_named_with_index_and_cause(num_workers):
     assert "StopIteration" in text
 
 
-def test_an_interrupt_in_the_data_set_passes_through():
+def test_an_interrupt_in_the_dataset_passes_through():
     def interrupt():
         raise KeyboardInterrupt
 
@@ -253,7 +253,7 @@ def test_an_interrupt_in_the_data_set_passes_through():
         take(stream(Faulty(interrupt)), 9)
 
 
-def test_none_is_refused_unless_a_collate_function_of_the_user_takes_it():
+def test_none_is_refused_unless_the_users_collate_function_accepts_it():
     text, _ = message(stream(Faulty(lambda: None)))
     assert "dataset[6] of Faulty returned None" in text
 

@@ -178,7 +178,7 @@ def test_a_late_batch_is_reported():
     read.close()
 
 
-def test_a_batch_that_cannot_be_sent_is_an_error_and_no_hang():
+def test_a_batch_that_cannot_be_sent_is_an_error_and_not_a_hang():
     read = stream(Noisy(), collate_fn=lambda samples: [(sample, lambda: 1) for sample in samples])
     with pytest.raises(RunError, match="cannot be sent"):
         next(read)
@@ -187,9 +187,7 @@ def test_a_batch_that_cannot_be_sent_is_an_error_and_no_hang():
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize(("wanted", "pinned"), [(None, False), (True, True), (False, False)])
-def test_memory_is_pinned_as_wanted_where_there_is_an_accelerator(
-    accelerator, monkeypatch, num_workers, wanted, pinned
-):
+def test_memory_is_pinned_on_request_with_an_accelerator(accelerator, monkeypatch, num_workers, wanted, pinned):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     read = stream(Noisy(), num_workers=num_workers, pin_memory=wanted)
     batches = [next(read).data for _ in range(30)]
@@ -213,7 +211,7 @@ def test_more_workers_than_processors_is_reported():
 
 
 @linux
-def test_workers_continue_through_the_signals_that_ask_a_run_to_save_and_end_at_close():
+def test_workers_survive_the_signals_that_stop_a_run_and_end_at_close():
     read = stream(Counting(100))
     pids = pids_of(read)
     descriptors = [os.pidfd_open(pid) for pid in pids]
@@ -361,7 +359,7 @@ def test_new_workers_after_close_continue_with_the_next_batch_and_the_dataset_as
         def __getitem__(self, index):
             return super().__getitem__(index) | {"level": self.level}
 
-    whole = take(stream(Growing(), shuffle=True, num_workers=0), 30)
+    expected = take(stream(Growing(), shuffle=True, num_workers=0), 30)
     dataset = Growing()
     read = stream(dataset, shuffle=True, num_workers=num_workers)
     batches = []
@@ -371,4 +369,4 @@ def test_new_workers_after_close_continue_with_the_next_batch_and_the_dataset_as
         assert {value for part in parts for value in part.data["level"].tolist()} == {level}
         batches += [plain(part) for part in parts]
         read.close()
-    assert batches == whole
+    assert batches == expected

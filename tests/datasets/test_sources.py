@@ -24,7 +24,7 @@ def test_files_are_found_in_one_order_by_pattern(folder):
     assert TextFiles(folder).name == folder.name
 
 
-def test_the_split_is_disjoint_complete_and_known_from_the_path_alone():
+def test_the_split_is_disjoint_complete_and_determined_by_the_path():
     source = StdlibSource()
     train, val = source.files("train"), source.files("val")
     assert sorted(train + val) == source.files("all")
@@ -35,7 +35,7 @@ def test_the_split_is_disjoint_complete_and_known_from_the_path_alone():
         assert (path in val) == (int.from_bytes(digest[:8], "big") < 0.05 * 2**64)
 
 
-def test_a_new_file_moves_no_other(folder):
+def test_a_new_file_does_not_move_others(folder):
     source = TextFiles(folder, validation_share=0.5)
     val = source.files("val")
     (folder / "new.txt").write_text("new")
@@ -60,7 +60,7 @@ def test_the_standard_library_is_code_and_of_a_sensible_size():
         ({}, "test", "dataset.split: 'test' is unknown; expected one of train, val, all"),
     ],
 )
-def test_what_cannot_be_used_is_named(folder, options, split, sentence):
+def test_an_unusable_source_is_named(folder, options, split, sentence):
     with pytest.raises(ConfigError, match=sentence):
         TextFiles(**{"root": str(folder), **options}).files(split)
 

@@ -31,7 +31,7 @@ def test_windows_cover_the_text_and_labels_follow_by_one(tokens):
         data[10]
 
 
-def test_only_whole_windows_count(tokens):
+def test_only_complete_windows_count(tokens):
     assert len(TokenDataset(tokens, 11)) == 9
     assert len(TokenDataset(tokens, 100)) == 1
     assert len(TokenDataset(tokens, 10, stride=5)) == 19
@@ -44,7 +44,7 @@ def test_a_limit_keeps_windows_evenly_spaced(tokens):
     assert len(TokenDataset(tokens, 10, limit=99)) == 10
 
 
-def test_jitter_is_the_generators_and_stays_within_the_text(tokens):
+def test_jitter_uses_the_generators_and_stays_within_the_text(tokens):
     data = TokenDataset(tokens, 10, jitter=True)
 
     def starts(seed):
@@ -57,14 +57,14 @@ def test_jitter_is_the_generators_and_stays_within_the_text(tokens):
         assert max(starts(seed)) <= 90
 
 
-def test_a_data_set_travels_without_its_map(tokens):
+def test_a_dataset_is_pickled_without_its_map(tokens):
     data = TokenDataset(tokens, 10)
     first = data[0]
     assert len(pickle.dumps(data)) < 1000
     assert torch.equal(pickle.loads(pickle.dumps(data))[0]["labels"], first["labels"])
 
 
-def test_the_fingerprint_knows_text_and_windows(tokens):
+def test_the_fingerprint_depends_on_text_and_windows(tokens):
     cuts = [{}, {"stride": 5}, {"jitter": True}, {"limit": 3}]
     prints = [TokenDataset(tokens, 10, **cut).fingerprint() for cut in cuts]
     assert len(set(prints)) == 4
@@ -72,14 +72,14 @@ def test_the_fingerprint_knows_text_and_windows(tokens):
     assert prints[0].startswith(tokens.digest)
 
 
-def test_what_gives_no_window_is_refused(tokens):
+def test_a_text_without_a_window_is_refused(tokens):
     with pytest.raises(ConfigError, match=r"dataset.context: the text has 101 tokens, .* 101 needs 102"):
         TokenDataset(tokens, 101)
     with pytest.raises(ConfigError, match="limit=0 must be positive"):
         TokenDataset(tokens, 10, limit=0)
 
 
-def test_a_folder_of_ones_own_from_a_config(tmp_path):
+def test_a_users_folder_in_a_config(tmp_path):
     for number in range(40):
         (tmp_path / f"{number}.txt").write_text(f"text {number} " * 5)
     sets = {

@@ -50,7 +50,7 @@ def test_files_follow_each_other_with_separators(folder):
     assert names == ["all.bin", "all.json", "all.lock"]
 
 
-def test_made_once_and_again_when_a_file_changes(folder, counted):
+def test_the_cache_is_made_once_and_again_when_a_file_changes(folder, counted):
     first = prepare(folder)
     assert prepare(folder) == first
     assert len(counted) == 1
@@ -124,7 +124,7 @@ def test_a_failure_leaves_nothing_behind(folder, monkeypatch):
     assert content(prepare(folder)) == b"first file\0second\0"
 
 
-def test_what_cannot_be_read_or_written_is_named(folder, monkeypatch):
+def test_an_unreadable_or_unwritable_file_is_named(folder, monkeypatch):
     with pytest.raises(ConfigError, match=r"dataset.cache_dir: cannot write tokens to"):
         prepare_tokens(TextFiles(folder), ByteTokenizer(), split="all", cache_dir=str(folder / "a.txt"))
     (folder / "b.txt").unlink()
@@ -172,3 +172,38 @@ def test_many_that_start_at_once_with_and_without_locks(long, locks, monkeypatch
         digests = list(threads.map(lambda _: barrier.wait() is None or prepare(long).digest, range(4)))
     assert len(counted) == 1 or not locks
     check_one_result(long, digests)
+
+
+@pytest.mark.parametrize("kind", ["symlink_to", "hardlink_to"])
+def test_a_lock_that_leads_to_another_file_is_refused_and_that_file_stays(folder, kind):
+    tokens = prepare(folder)
+    victim = folder.parent / "notes.txt"
+    victim.write_text("precious")
+    path = Path(tokens.path).with_suffix(".lock")
+    path.unlink()
+    getattr(path, kind)(victim)
+    with pytest.raises(ConfigError, match=r"\.lock cannot be used as a lock: .*link.*delete"):
+        prepare(folder)
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".json"])
+@pytest.mark.parametrize("kind", ["pipe", "device", "deep", "object"])
+def test_what_is_not_a_token_file_is_made_again(folder, counted, suffix, kind):
+    path = Path(prepare(folder).path).with_suffix(suffix)
+    described = json.loads(path.with_suffix(".json").read_text())
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_text("[" * 100_000 if kind == "deep" else json.dumps(described | {"dtype": "O", "count": 1}))
+    assert content(prepare(folder)) == b"first file\0second\0"
+    assert len(counted) == 2
+
+
+def test_a_pipe_among_the_texts_is_named(folder):
+    os.mkfifo(folder / "c.txt")
+    with pytest.raises(RunError, match=r"c\.txt' cannot be read: it is a named pipe"):
+        prepare(folder)

@@ -18,7 +18,7 @@ class Words:
         return " ".join(map(str, tokens))
 
 
-def test_bytes_there_and_back():
+def test_bytes_round_trip():
     tokenizer = ByteTokenizer()
     assert isinstance(tokenizer, Tokenizer)
     text = "naïve 你好\n\t🙂"
@@ -32,7 +32,7 @@ def test_a_file_ends_with_the_separator():
     assert encode_file(Words(["is"]), b"this is \xff").tolist() == [4, 1000, 1]
 
 
-def test_fingerprints_tell_tokenizers_apart():
+def test_fingerprints_of_tokenizers_differ():
     assert tokenizer_fingerprint(ByteTokenizer()) == "bytes"
     assert tokenizer_fingerprint(Words(["fox,"])) == tokenizer_fingerprint(Words(["fox,"]))
     assert tokenizer_fingerprint(Words(["fox,"])) != tokenizer_fingerprint(Words(["brown"]))

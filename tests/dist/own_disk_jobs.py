@@ -83,17 +83,17 @@ def sweep(folder, nodes, faulty_rank, error=28):
             mine = dist.rank() == faulty_rank
             files = FaultyFiles("once" if mine else "count", at if mine else 0, error)
             store = CheckpointStore("work", fs=files, threads=1)
-            told = ""
+            message = ""
             try:
                 fields = {"position": {"iteration": at + 1}}
                 retire = RetirePolicy(Retention(max_keep_ckpts=2))
                 options = {"rng": at, "manifest_fields": fields, "blocking": True, "retire": retire}
                 store.save(f"iter_{at + 1}.pth", tensors(at + 1), **options)
             except MMTrainError as failure:
-                told = str(failure)
+                message = str(failure)
             calls = dist.gather_objects(len(files.calls))[faulty_rank] if at == 0 else calls
             good, problems = store.newest_good()
-            found.append([at, told, good and good.name, [str(problem) for problem in problems]])
+            found.append([at, message, good and good.name, [str(problem) for problem in problems]])
             store.close()
             at += 1
     return found
@@ -124,25 +124,25 @@ class Faulty(LocalFiles):
 
 
 def tensors(iteration):
-    """A whole tensor, an aliased one, a replicated shard, a shard, and moments that are spread."""
+    """A full tensor, an aliased one, a replicated shard, a shard, and moments that are spread."""
     base = torch.arange(24.0).reshape(6, 4) + iteration
     size = dist.world_size()
     replicas = init_device_mesh("cpu", (size, 1))
     shards = init_device_mesh("cpu", (size,))
     model = {
-        "whole": base,
+        "full": base,
         "tied": base,
         "replicated": distribute_tensor(base * 2, replicas, [Replicate(), Shard(0)]),
         "sharded": distribute_tensor(base * 3, shards, [Shard(0)]),
     }
-    return {"model": model, "optimizer": {"whole/exp_avg": base * 4, "other/exp_avg": base * 5}}
+    return {"model": model, "optimizer": {"full/exp_avg": base * 4, "other/exp_avg": base * 5}}
 
 
 def save(folder, nodes, iterations, call=None, text="", extra=(), blocking=True):
-    """Save; give the error's sentence of each save, or "". Rank 0's state must end up on all disks."""
+    """Save; return the error message of each save, or "". Rank 0's state must be on all disks."""
     with at_home(folder, nodes):
         store = CheckpointStore("work", fs=Faulty(call, text))
-        told = []
+        messages = []
         for iteration in iterations:
             rank = dist.rank()
             state = {"rank": rank, "own": torch.tensor([rank]), "same": torch.arange(5)}
@@ -152,11 +152,11 @@ def save(folder, nodes, iterations, call=None, text="", extra=(), blocking=True)
                     manifest_fields={"position": {"iteration": iteration}}, blocking=blocking,
                     extra_writers=[lambda directory, name=name: write(directory, name) for name in extra],
                 ).wait()  # fmt: skip
-                told.append("")
+                messages.append("")
             except MMTrainError as error:
-                told.append(str(error))
+                messages.append(str(error))
         store.close()
-        return told
+        return messages
 
 
 def write(directory, name):
@@ -164,14 +164,14 @@ def write(directory, name):
 
 
 def load(folder, nodes, verify="full"):
-    """The newest good one: its name, what was passed over, and whether everything in it is what was saved."""
+    """The newest good one: its name, what was skipped, and whether its contents are what was saved."""
     with at_home(folder, nodes):
         store = CheckpointStore("work")
         checkpoint, problems = store.newest_good(verify)
-        told = sorted(str(problem).replace("\n", " ") for problem in problems)
+        messages = sorted(str(problem).replace("\n", " ") for problem in problems)
         if checkpoint is None:
             store.close()
-            return [None, told, None]
+            return [None, messages, None]
         iteration = checkpoint.manifest.iteration
         faults = []
         for section, expected in tensors(iteration).items():
@@ -183,7 +183,7 @@ def load(folder, nodes, verify="full"):
             faults.append(f"state {state}")
         own = store.own_rng(checkpoint)
         store.close()
-        return [checkpoint.name, told, faults or [own and own["rank"]]]
+        return [checkpoint.name, messages, faults or [own and own["rank"]]]
 
 
 def _local(tensor):
@@ -202,7 +202,7 @@ def open_exactly(folder, nodes, name):
 
 
 def facts(values):
-    """What is said where ranks have another fact each."""
+    """The error if the ranks have different facts."""
     from mmtrain import launch
 
     try:

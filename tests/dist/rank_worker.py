@@ -4,6 +4,7 @@ A job is ``{"module": ..., "function": ..., "kwargs": {...}}``; an answer has ``
 spares each test the seconds in which a process imports torch.
 """
 
+import faulthandler
 import importlib
 import json
 import os
@@ -16,6 +17,7 @@ from mmtrain import launch
 
 
 def main() -> None:
+    faulthandler.enable()
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever prints must not get between the answers

@@ -3,13 +3,18 @@
 import json
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PATHS = [str(ROOT), *(str(ROOT / "tests" / name) for name in (".", "dist", "contract", "strategies"))]
+
+
+SECONDS = 240  # for one job: where ranks wait for one another, they would do so for days
 
 
 class RankError(Exception):
@@ -61,17 +66,25 @@ class Group:
         ]
 
     def run(self, module, function, **kwargs):
-        """Run a job on all ranks; the results in the order of ranks."""
+        """Run a job on all ranks; the results in the order of ranks. A job that hangs fails, and ends the group."""
         for process in self.processes:
             process.stdin.write(json.dumps({"module": module, "function": function, "kwargs": kwargs}) + "\n")
             process.stdin.flush()
+        deadline = threading.Timer(SECONDS, self._give_up)
+        deadline.start()
         answers = [
             json.loads(process.stdout.readline() or '{"error": "the process ended"}') for process in self.processes
         ]
+        deadline.cancel()
         failed = [answer for answer in answers if "error" in answer]
         if failed:
             raise RankError("\n".join(answer["error"] + "\n" + answer.get("trace", "") for answer in failed))
         return [answer["result"] for answer in answers]
+
+    def _give_up(self):
+        """Let every process write its stacks, and end it: the ranks wait for one another."""
+        for process in self.processes:
+            process.send_signal(signal.SIGABRT)
 
     def close(self):
         for process in self.processes:

@@ -72,20 +72,20 @@ def failure(rank, sentence="the disk is full", status=1, trace="Traceback ..."):
     return RankFailure(rank, sentence, status, trace)
 
 
-def test_rank_0_tells_what_another_rank_died_of(alarms, shelf, tmp_path, capfd):
+def test_rank_0_reports_why_another_rank_failed(alarms, shelf, tmp_path, capfd):
     alarms(0).errors = tmp_path / "errors"
     other = alarms(1)
     other.errors = tmp_path / "errors"
     assert other.report(failure(1, status=2)) == 2
     assert REPORTED_KEY in shelf.values, "torchrun would end rank 0 before it has told"
     assert alarms.left_with() == {0: 2}
-    told = capfd.readouterr().err.strip().splitlines()
-    assert told[0] == "error: rank 1: the disk is full"
-    assert "rank_1.txt" in told[1]
+    lines = capfd.readouterr().err.strip().splitlines()
+    assert lines[0] == "error: rank 1: the disk is full"
+    assert "rank_1.txt" in lines[1]
     assert (tmp_path / "errors" / "rank_1.txt").read_text() == "Traceback ..."
 
 
-def test_an_error_that_all_ranks_meet_is_told_once(alarms, capfd):
+def test_an_error_on_all_ranks_is_reported_once(alarms, capfd):
     ranks = [alarms(rank) for rank in range(2)]
     with ThreadPoolExecutor() as together:
         assert [*together.map(lambda rank: ranks[rank].report(failure(rank, trace="")), (1, 0))] == [1, 1]
@@ -114,7 +114,7 @@ def test_a_lost_store_means_that_rank_0_is_gone(alarms, shelf, capfd):
     assert "lost the connection to rank 0" in capfd.readouterr().err
 
 
-def test_a_rank_that_fails_because_rank_0_is_gone_says_so(alarms, shelf, capfd):
+def test_a_rank_that_fails_because_rank_0_is_gone_reports_it(alarms, shelf, capfd):
     alarm = alarms(1, grace=5)
     shelf.gone = True
     assert alarm.report(failure(1, "RuntimeError: peer")) == 1

@@ -38,12 +38,12 @@ def test_ranks_that_do_not_come_are_named():
         wait_for_all(store, place, 0.3)
 
 
-def test_a_rank_0_that_is_not_there_is_told():
+def test_a_missing_rank_0_is_reported():
     with pytest.raises(RunError, match=r"rank 0 could not be reached at 127\.0\.0\.1:\d+ within 0\.3 seconds"):
         open_store(world(1, free_port()), 0.3)
 
 
-def test_a_port_that_is_taken_is_told():
+def test_a_port_in_use_is_reported():
     with socket.socket() as other:
         other.bind(("", 0))
         other.listen()
@@ -51,19 +51,19 @@ def test_a_port_that_is_taken_is_told():
             open_store(world(0, other.getsockname()[1]))
 
 
-def test_a_failure_that_one_rank_met_alone_ends_the_waiting_of_rank_0():
+def test_a_failure_on_one_rank_ends_the_wait_of_rank_0():
     place = world(0, free_port())
     store = open_store(place)
-    thread, told = in_background(report_to_rank_0, world(1, place.port), RankFailure(1, "the disk is full", 2))
+    thread, reported = in_background(report_to_rank_0, world(1, place.port), RankFailure(1, "the disk is full", 2))
     with pytest.raises(RunError, match="another rank failed"):
         wait_for_all(store, place, SOON)
     assert b"the disk is full" in store.get(FAILURE_KEY)
     store.set(REPORTED_KEY, "")  # what the alarm of rank 0 does
     thread.join()
-    assert told == [True]
+    assert reported == [True]
 
 
-def test_a_failure_that_all_ranks_meet_is_told_once(monkeypatch):
+def test_a_failure_on_all_ranks_is_reported_once(monkeypatch):
     monkeypatch.setattr(meeting, "HEARING", 2 * SOON)
     port = free_port()
     thread, _ = in_background(announce_as_rank_0, world(0, port), RankFailure(0, "no such key", 2))
@@ -74,7 +74,7 @@ def test_a_failure_that_all_ranks_meet_is_told_once(monkeypatch):
 
 
 # ---- the real command ------------------------------------------------------------------------------------------------
-def check_told(found, sentence, *, status=2):
+def check_reported(found, sentence, *, status=2):
     """Rank 0 alone told one sentence, and soon."""
     statuses, errors, seconds = found
     assert statuses == [status, status], errors
@@ -89,7 +89,7 @@ def alone_on_rank_1(path, code):
     return path
 
 
-def test_a_config_that_is_broken_on_rank_1_alone(tmp_path):
+def test_a_config_that_is_broken_only_on_rank_1(tmp_path):
     path = alone_on_rank_1(write_config(tmp_path, "one"), "raise ValueError('half a file')")
     statuses, errors, seconds = found = run(path)
     assert first_line(errors[0]).startswith("error: rank 1: "), found
@@ -103,7 +103,7 @@ def test_a_config_that_is_broken_on_rank_1_alone(tmp_path):
 def test_a_config_that_is_broken_everywhere(tmp_path):
     path = write_config(tmp_path, "one", train_cfgs={})
     path.write_text(path.read_text().replace("max_iters", "max_itres"))
-    check_told(run(path), "max_itres")
+    check_reported(run(path), "max_itres")
 
 
 @pytest.mark.slow
@@ -128,7 +128,7 @@ def test_under_torchrun_too(tmp_path):
     ],
 )
 def test_a_strategy_that_does_not_fit(tmp_path, strategy, sentence):
-    check_told(run(write_config(tmp_path, "one", strategy={"type": "FSDPStrategy", **strategy})), sentence)
+    check_reported(run(write_config(tmp_path, "one", strategy={"type": "FSDPStrategy", **strategy})), sentence)
 
 
 @pytest.mark.slow
@@ -137,7 +137,7 @@ def test_another_torch_on_rank_1(tmp_path):
     path.write_text(path.read_text().replace("['dist_parts'", "['other_torch', 'dist_parts'"))
     module = tmp_path / "other_torch.py"
     module.write_text("import os, torch\nif os.environ['RANK'] == '1':\n    torch.__version__ = '2.0.0'\n")
-    check_told(
+    check_reported(
         run(path, PYTHONPATH=":".join([str(tmp_path), *PATHS])),
         "torch version differs between ranks: rank 1 has 2.0.0, rank 0 has ",
     )
@@ -147,7 +147,7 @@ def test_another_torch_on_rank_1(tmp_path):
 @pytest.mark.parametrize("launcher", ["slurm", "mpi"])
 def test_a_launcher_that_did_not_start_it(tmp_path, launcher):
     path = write_config(tmp_path, "one")
-    check_told(run(path, "--launcher", launcher), f"--launcher {launcher}: ")
+    check_reported(run(path, "--launcher", launcher), f"--launcher {launcher}: ")
     ((status, errors),) = outcomes(start_all([*TRAIN, str(path), "--launcher", launcher], 1, RANK="", WORLD_SIZE=""))
     assert status == 2
     assert f"--launcher {launcher}: " in first_line(errors)
@@ -158,11 +158,11 @@ def test_a_checkpoint_of_another_model(tmp_path):
     statuses, errors, _ = run(write_config(tmp_path, "one", train_cfg={"max_iters": 2}))
     assert statuses == [0, 0], errors
     other = write_config(tmp_path, "one", model={"type": "TinyLanguageModel", "width": 9}, resume=True)
-    check_told(run(other), "with a different shape: embed.weight (saved [17, 7], here [17, 9])", status=1)
+    check_reported(run(other), "with a different shape: embed.weight (saved [17, 7], here [17, 9])", status=1)
 
 
 @pytest.mark.slow
-def test_a_port_that_is_taken_by_a_silent_program(tmp_path):
+def test_a_port_in_use_by_a_silent_program(tmp_path):
     """Rank 1 reaches it, and gives up when it does not answer as a store does."""
     with socket.socket() as other:
         other.bind(("", 0))

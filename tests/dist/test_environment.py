@@ -14,7 +14,7 @@ SRUN = {
 OPEN_MPI = {"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
 
 
-def test_a_process_alone():
+def test_a_single_process():
     assert recognise("none", {}) is None
 
 
@@ -34,7 +34,7 @@ def test_slurm():
     assert again.port == world.port != other.port
 
 
-def test_slurm_variables_alone_are_an_interactive_allocation():
+def test_only_slurm_variables_mean_an_interactive_allocation():
     assert recognise("none", SRUN) is None
 
 
@@ -74,5 +74,5 @@ def test_the_first_host_of_a_list():
     assert first_host("alpha") == "alpha"
 
 
-def test_the_rank_is_known_before_anything_is_joined():
+def test_the_rank_is_known_before_joining():
     assert [rank_before_joining(env) for env in ({}, TORCHRUN, SRUN, OPEN_MPI)] == [0, 3, 5, 1]

@@ -11,19 +11,19 @@ from ranks import ROOT, free_port, outcomes, start_all
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     """What an undisturbed run of two processes leaves: started as torchrun does, without any flag."""
-    folder = tmp_path_factory.mktemp("whole")
-    statuses, errors, _ = run(write_config(folder, "whole"))
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    statuses, errors, _ = run(write_config(folder, "uninterrupted"))
     assert statuses == [0, 0], errors
     assert errors[1] == ""
-    left = left_behind(folder / "whole")
+    left = left_behind(folder / "uninterrupted")
     assert left["name"] == "iter_40.pth"
     return left
 
 
 @pytest.mark.slow
-def test_a_wrong_launcher_is_told_by_rank_0_alone(tmp_path):
+def test_a_wrong_launcher_is_reported_only_by_rank_0(tmp_path):
     statuses, errors, _ = run(write_config(tmp_path, "one"), "--launcher", "slurm")
     assert statuses == [2, 2]
     assert errors[1] == ""
@@ -31,7 +31,7 @@ def test_a_wrong_launcher_is_told_by_rank_0_alone(tmp_path):
     assert "--launcher slurm" in errors[0]
 
 
-def test_an_error_that_all_ranks_meet_is_told_by_rank_0_alone(tmp_path):
+def test_an_error_on_all_ranks_is_reported_only_by_rank_0(tmp_path):
     path = write_config(tmp_path, "one", strategy={"type": "SingleDeviceStrategy"})
     statuses, errors, _ = run(path)
     assert statuses == [2, 2], errors
@@ -48,7 +48,7 @@ def test_an_error_that_all_ranks_meet_is_told_by_rank_0_alone(tmp_path):
         pytest.param("refuse", 1, "error: rank 1: the sample is refused", marks=pytest.mark.slow),
     ],
 )
-def test_a_rank_that_raises_alone(tmp_path, kind, rank, cause):
+def test_an_error_on_one_rank(tmp_path, kind, rank, cause):
     statuses, errors, seconds = run(with_trouble(tmp_path, "bad", kind, rank))
     assert statuses == [1, 1]
     assert first_line(errors[0]) == cause
@@ -59,7 +59,7 @@ def test_a_rank_that_raises_alone(tmp_path, kind, rank, cause):
 
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_signal_to_one_rank_stops_all_at_the_same_step(whole, tmp_path, rank):
+def test_a_signal_to_one_rank_stops_all_at_the_same_step(uninterrupted, tmp_path, rank):
     path = with_trouble(tmp_path, "broken", "SIGTERM", rank, once=True)
     statuses, errors, _ = run(path)
     assert statuses == [75, 75], errors
@@ -67,12 +67,12 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(whole, tmp_path, rank):
     assert "SIGTERM received" in errors[0]
     statuses, errors, _ = run(path)
     assert statuses == [0, 0], errors
-    assert_same(whole, left_behind(tmp_path / "broken"))
+    assert_same(uninterrupted, left_behind(tmp_path / "broken"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_rank_ends_the_others_soon(whole, tmp_path, rank):
+def test_a_killed_rank_ends_the_others(uninterrupted, tmp_path, rank):
     path = with_trouble(tmp_path, "broken", "SIGKILL", rank, iteration=26, once=True)
     statuses, errors, seconds = run(path)
     assert statuses[rank] == -9
@@ -82,7 +82,7 @@ def test_a_killed_rank_ends_the_others_soon(whole, tmp_path, rank):
     assert seconds < SOON
     statuses, errors, _ = run(path)
     assert statuses == [0, 0], errors
-    assert_same(whole, left_behind(tmp_path / "broken"))
+    assert_same(uninterrupted, left_behind(tmp_path / "broken"))
 
 
 TENSOR_PARALLEL = {"blocks.*.up": "colwise", "blocks.*.down": "rowwise"}
@@ -101,9 +101,9 @@ deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="DeepSpeed
     ],
     ids=["ddp", "fsdp", "tp", "zero2", "zero3"],
 )
-def test_torchrun_starts_a_killed_rank_again_and_the_run_ends_the_same(tmp_path, strategy):
+def test_torchrun_restarts_a_killed_rank_and_the_result_is_the_same(tmp_path, strategy):
     changes = {"strategy": strategy, "model": {"type": "TinyLanguageModel", "width": 8}}
-    statuses, errors, _ = run(write_config(tmp_path, "whole", **changes))
+    statuses, errors, _ = run(write_config(tmp_path, "uninterrupted", **changes))
     assert statuses == [0, 0], errors
     path = with_trouble(tmp_path, "broken", "SIGKILL", 1, iteration=26, once=True, **changes)
     command = [
@@ -113,7 +113,7 @@ def test_torchrun_starts_a_killed_rank_again_and_the_run_ends_the_same(tmp_path,
     ((status, errors),) = outcomes(start_all(command, 1, RANK="", WORLD_SIZE=""), timeout=180)
     assert status == 0, errors
     assert "Auto resumed from the latest checkpoint" in errors
-    assert_same(left_behind(tmp_path / "whole"), left_behind(tmp_path / "broken"))
+    assert_same(left_behind(tmp_path / "uninterrupted"), left_behind(tmp_path / "broken"))
 
 
 @pytest.mark.slow

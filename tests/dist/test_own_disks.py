@@ -47,10 +47,10 @@ def warnings(folder):
 def runs(request, pair, tmp_path_factory):
     """An undisturbed run in a shared directory, and one on own disks that was stopped at iteration 34."""
     folder, kind = tmp_path_factory.mktemp(request.param), request.param
-    pair.run("own_disk_jobs", "train", folder=str(folder / "whole"), nodes=SHARED, **options(kind))
+    pair.run("own_disk_jobs", "train", folder=str(folder / "uninterrupted"), nodes=SHARED, **options(kind))
     crash = ["iteration", 34]
     pair.run("own_disk_jobs", "train", folder=str(folder / "broken"), nodes=OWN, crash=crash, **options(kind))
-    return kind, left_behind(folder / "whole" / "node0" / "work"), folder / "broken"
+    return kind, left_behind(folder / "uninterrupted" / "node0" / "work"), folder / "broken"
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def resume(pair, kind, folder, nodes=OWN):
 
 
 def test_every_node_keeps_its_part_and_resumes_exactly(pair, runs, broken):
-    kind, whole, _ = runs
+    kind, uninterrupted, _ = runs
     assert checkpoints(broken, 0) == checkpoints(broken, 1) == ["iter_20.pth", "iter_30.pth"]
     resume(pair, kind, broken)
     assert checkpoints(broken, 0) == checkpoints(broken, 1) == ["iter_30.pth", "iter_40.pth"]
@@ -73,7 +73,7 @@ def test_every_node_keeps_its_part_and_resumes_exactly(pair, runs, broken):
     assert [part.ranks for part in open_checkpoint(found[0]).manifest.parts] == [(0,), (1,)]
     assert not list((broken / "node1" / "work").glob("*/run.log")), "logs are rank 0's"
     assert not list((broken / "node1" / "work").glob(".*tmp*"))
-    assert_same(whole, left_behind(together(broken)))
+    assert_same(uninterrupted, left_behind(together(broken)))
 
 
 def test_a_shared_directory_is_one_part(pair, tmp_path):
@@ -83,15 +83,15 @@ def test_a_shared_directory_is_one_part(pair, tmp_path):
     assert "parts" not in (tmp_path / "node0" / "work" / "iter_1.pth" / "manifest.json").read_text()
 
 
-def test_a_directory_that_one_rank_cannot_make_is_told_on_all(pair, tmp_path):
-    told = pair.run("own_disk_jobs", "refused", folder=str(tmp_path), nodes=OWN)
-    assert told[0] == told[1]
-    assert "rank 1" in told[0]
+def test_a_directory_that_one_rank_cannot_create_is_reported_on_all(pair, tmp_path):
+    messages = pair.run("own_disk_jobs", "refused", folder=str(tmp_path), nodes=OWN)
+    assert messages[0] == messages[1]
+    assert "rank 1" in messages[0]
 
 
 @pytest.mark.parametrize("damage", ["changed", "gone", "marker", "manifest"])
 def test_the_newest_step_that_is_good_on_every_node_is_taken(pair, runs, broken, damage):
-    kind, whole, _ = runs
+    kind, uninterrupted, _ = runs
     step = broken / "node1" / "work" / "iter_30.pth"
     if damage == "changed":
         flip(step / "model" / "rank_00001_part_00000.safetensors")
@@ -101,36 +101,36 @@ def test_the_newest_step_that_is_good_on_every_node_is_taken(pair, runs, broken,
         (step / {"marker": "part_00001.json", "manifest": "manifest.json"}[damage]).unlink()
     resume(pair, kind, broken)
     skipped = [line for line in warnings(broken).splitlines() if "Skipped" in line]
-    assert skipped, "nothing was told"
+    assert skipped, "nothing was reported"
     assert all("iter_30.pth" in line for line in skipped)
     assert all("the disk of rank 1" in line for line in skipped)
-    if damage != "marker":  # without it nobody can say which files should be here
+    if damage != "marker":  # without it the expected files are unknown
         assert len(skipped) == 1
-    assert_same(whole, left_behind(together(broken)))
+    assert_same(uninterrupted, left_behind(together(broken)))
 
 
-def test_a_node_with_an_empty_disk_is_told(pair, runs, broken):
+def test_a_node_with_an_empty_disk_is_reported(pair, runs, broken):
     kind = runs[0]
     shutil.rmtree(broken / "node1")
-    told = resume(pair, kind, broken)
-    assert told[0].startswith("CheckpointError: all checkpoints in ")
-    assert "are damaged: iter_30.pth/manifest.json: missing on" in told[0]
-    assert "the disk of rank 1" in told[0]
+    messages = resume(pair, kind, broken)
+    assert messages[0].startswith("CheckpointError: all checkpoints in ")
+    assert "are damaged: iter_30.pth/manifest.json: missing on" in messages[0]
+    assert "the disk of rank 1" in messages[0]
     assert checkpoints(broken, 0) == ["iter_20.pth", "iter_30.pth"], "nothing was lost"
 
 
 def test_nodes_in_another_order(pair, runs, broken):
     """Replicated weights are on every disk, and generators are fetched; shards are not moved."""
-    kind, whole, _ = runs
-    told = resume(pair, kind, broken, nodes=[1, 0])
+    kind, uninterrupted, _ = runs
+    messages = resume(pair, kind, broken, nodes=[1, 0])
     if kind == "fsdp":
-        assert "is needed here but is on the disk of another node" in told[0]
-        assert "(of rank 1)" in told[1], told
+        assert "is needed here but is on the disk of another node" in messages[0]
+        assert "(of rank 1)" in messages[1], messages
         return
-    assert_same(whole, left_behind(together(broken)))
+    assert_same(uninterrupted, left_behind(together(broken)))
 
 
-def test_one_process_goes_on_from_copied_parts(runs, broken):
+def test_one_process_continues_from_copied_parts(runs, broken):
     kind, _, _ = runs
     step = broken / "node0" / "work" / "iter_30.pth"
     alone = open_checkpoint(step)
@@ -158,12 +158,12 @@ def store(pair, tmp_path):
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-def test_a_part_is_all_that_its_ranks_need(store, blocking):
+def test_a_part_has_everything_that_its_ranks_need(store, blocking):
     assert store("save", iterations=[1, 2], blocking=blocking) == [["", ""]] * 2
     assert store("load") == [["iter_2.pth", [], [rank]] for rank in range(2)]
 
 
-def test_files_of_an_engine_lie_in_the_part_of_the_rank_that_wrote_them(store, tmp_path):
+def test_files_of_an_engine_are_in_the_part_of_the_rank_that_wrote_them(store, tmp_path):
     assert store("save", iterations=[1], extra=["native_{}.pt"]) == [[""]] * 2
     for node in range(2):
         step = tmp_path / f"node{node}" / "work" / "iter_1.pth"
@@ -174,18 +174,18 @@ def test_files_of_an_engine_lie_in_the_part_of_the_rank_that_wrote_them(store, t
 
 
 def test_different_files_of_one_name_are_refused(store, tmp_path):
-    told = store("save", iterations=[1], extra=["native.pt"])
-    assert "ranks 0 and 1 wrote different files of this name" in told[0][0]
+    messages = store("save", iterations=[1], extra=["native.pt"])
+    assert "ranks 0 and 1 wrote different files of this name" in messages[0][0]
     assert list((tmp_path / "node0" / "work").iterdir()) == list((tmp_path / "node1" / "work").iterdir()) == []
 
 
 @pytest.mark.parametrize(
     ("call", "text"), [("mkdir", ".iter_2.pth.tmp"), ("open", "manifest.json"), ("open", "rank_00001_part")]
 )
-def test_what_fails_on_one_disk_fails_on_all_before_any_renames(store, tmp_path, call, text):
+def test_a_failure_on_one_disk_fails_on_all_before_any_rename(store, tmp_path, call, text):
     store("save", iterations=[1])
-    told = store("save", iterations=[2, 3], call=call, text=text)
-    assert all("rank 1" in one and "Input/output error" in one and after == "" for one, after in told)
+    messages = store("save", iterations=[2, 3], call=call, text=text)
+    assert all("rank 1" in one and "Input/output error" in one and after == "" for one, after in messages)
     for node in range(2):
         assert sorted(path.name for path in (tmp_path / f"node{node}" / "work").iterdir()) == [
             "iter_1.pth", "iter_3.pth", "last_checkpoint",
@@ -194,9 +194,9 @@ def test_what_fails_on_one_disk_fails_on_all_before_any_renames(store, tmp_path,
 
 
 def test_a_rename_that_fails_leaves_a_step_that_is_not_taken(store, tmp_path):
-    told = store("save", iterations=[1, 2], call="rename", text="iter_2.pth")
-    assert told[0][0] == ""
-    assert "rank 1" in told[0][1]
+    messages = store("save", iterations=[1, 2], call="rename", text="iter_2.pth")
+    assert messages[0][0] == ""
+    assert "rank 1" in messages[0][1]
     assert (tmp_path / "node0" / "work" / "iter_2.pth").exists()
     name, problems, _ = store("load")[0]
     assert name == "iter_1.pth"
@@ -206,26 +206,26 @@ def test_a_rename_that_fails_leaves_a_step_that_is_not_taken(store, tmp_path):
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_fault_in_every_call_of_one_disk(store, tmp_path, rank):
-    """A save is there on both disks or told as failed on both; the newest good one is never lost.
+    """A save is on both disks or reported as failed on both; the newest good one is never lost.
 
-    One that could not be brought to the disk after its rename is told as failed and stands all the same.
+    A save whose fsync failed after the rename is reported as failed, although it is there.
     """
     found = store("sweep", faulty_rank=rank)
     assert found[0] == found[1]
     assert len(found[0]) > 30
     newest = None
-    for at, told, good, problems in found[0]:
+    for at, message, good, problems in found[0]:
         own = f"iter_{at + 1}.pth"
-        assert good in ((newest, own) if told else (own,)), (at, told, good, problems)
+        assert good in ((newest, own) if message else (own,)), (at, message, good, problems)
         assert all(own in problem for problem in problems), problems
-        assert at == 0 or not told or "No space left on device" in told
+        assert at == 0 or not message or "No space left on device" in message
         newest = good
     left = [{path.name for path in (tmp_path / f"node{node}" / "work").iterdir()} for node in range(2)]
     assert {newest, "last_checkpoint"} <= left[0] & left[1]
     assert not any(name.startswith(".") for name in left[0] | left[1])
 
 
-def test_parts_of_different_saves_do_not_go_together(store, tmp_path):
+def test_parts_of_different_saves_do_not_match(store, tmp_path):
     store("save", iterations=[1, 2])
     kept = tmp_path / "kept"
     shutil.copytree(tmp_path / "node1" / "work" / "iter_2.pth", kept)
@@ -242,23 +242,23 @@ def test_parts_of_different_saves_do_not_go_together(store, tmp_path):
 def test_an_exact_step_that_is_damaged_on_one_node_is_refused_on_all(store, tmp_path):
     store("save", iterations=[1])
     flip(tmp_path / "node1" / "work" / "iter_1.pth" / "rng" / "rank_00001.json")
-    told = store("open_exactly", name="iter_1.pth")
-    assert told[0] == told[1]
-    assert told[0].startswith("rank 1 (")
-    assert "rng/rank_00001.json" in told[0]
+    messages = store("open_exactly", name="iter_1.pth")
+    assert messages[0] == messages[1]
+    assert messages[0].startswith("rank 1 (")
+    assert "rng/rank_00001.json" in messages[0]
 
 
 def test_other_data_on_a_rank_is_refused(pair):
-    told = pair.run("own_disk_jobs", "facts", values=["Tokens:43", "Tokens:44"])
+    messages = pair.run("own_disk_jobs", "facts", values=["Tokens:43", "Tokens:44"])
     expected = "data set in train_dataloader (fingerprint) differs between ranks: rank 1 has Tokens:44, rank 0 has"
-    assert told[0] == told[1] == f"{expected} Tokens:43; do so"
+    assert messages[0] == messages[1] == f"{expected} Tokens:43; do so"
     assert pair.run("own_disk_jobs", "facts", values=["Tokens:43"] * 2) == ["", ""]
 
 
 @pytest.mark.parametrize("runs", ["ddp"], indirect=True)
 @pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
-def test_a_kill_between_two_renames_costs_only_that_step(pair, runs, tmp_path, rank):
-    kind, whole, _ = runs
+def test_a_kill_between_two_renames_loses_only_that_step(pair, runs, tmp_path, rank):
+    kind, uninterrupted, _ = runs
     first = Group(2)
     try:
         with pytest.raises(RankError):
@@ -273,7 +273,7 @@ def test_a_kill_between_two_renames_costs_only_that_step(pair, runs, tmp_path, r
     resume(pair, kind, tmp_path)
     assert f"iter_20.pth/manifest.json: missing on the disk of rank {rank}" in warnings(tmp_path)
     assert CheckpointStore(tmp_path / "node1" / "work").names() == ["iter_30.pth", "iter_40.pth"]
-    assert_same(whole, left_behind(together(tmp_path)))
+    assert_same(uninterrupted, left_behind(together(tmp_path)))
 
 
 @pytest.mark.slow
@@ -281,7 +281,7 @@ def test_a_kill_between_two_renames_costs_only_that_step(pair, runs, tmp_path, r
 def test_two_nodes_with_two_ranks_each(tmp_path, kind):
     nodes, group = [0, 0, 1, 1], Group(4)
     try:
-        for name, run_nodes, crash in (("whole", [0] * 4, None), ("broken", nodes, ["iteration", 34])):
+        for name, run_nodes, crash in (("uninterrupted", [0] * 4, None), ("broken", nodes, ["iteration", 34])):
             group.run(
                 "own_disk_jobs", "train", folder=str(tmp_path / name), nodes=run_nodes, crash=crash, **options(kind)
             )
@@ -295,7 +295,7 @@ def test_two_nodes_with_two_ranks_each(tmp_path, kind):
     assert [part.ranks for part in parts] == [(0, 1), (2, 3)]
     files = {path.name for path in Path(broken / "node0" / "work" / "iter_40.pth" / "model").iterdir()}
     assert not any(name.startswith(("rank_00002", "rank_00003")) for name in files)
-    assert_same(left_behind(tmp_path / "whole" / "node0" / "work"), left_behind(together(broken)))
+    assert_same(left_behind(tmp_path / "uninterrupted" / "node0" / "work"), left_behind(together(broken)))
 
 
 @pytest.mark.slow
@@ -309,11 +309,11 @@ def test_zero_3_keeps_parts_and_lower_stages_are_refused(tmp_path):
         return group.run("own_disk_jobs", "train", folder=str(tmp_path / name), nodes=nodes, **arguments)
 
     try:
-        whole = train("whole", SHARED)
+        uninterrupted = train("uninterrupted", SHARED)
         train("broken", OWN, crash=["iteration", 34])
-        assert train("broken", OWN) == whole
-        told = train("refused", OWN, stage=1)
-        assert told[0].replace("node0", "node1") == told[1]
-        assert "with ZeRO stage 1 only DeepSpeed's rank 0 writes the weights" in told[0]
+        assert train("broken", OWN) == uninterrupted
+        messages = train("refused", OWN, stage=1)
+        assert messages[0].replace("node0", "node1") == messages[1]
+        assert "with ZeRO stage 1 only DeepSpeed's rank 0 writes the weights" in messages[0]
     finally:
         group.close()

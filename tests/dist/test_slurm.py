@@ -86,7 +86,7 @@ def test_the_script_is_correct_bash():
 
 
 @pytest.mark.parametrize(("status", "requests"), [(75, ["requeue 4711"]), (0, []), (1, []), (2, []), (130, [])])
-def test_only_status_75_is_queued_again(tmp_path, status, requests):
+def test_only_status_75_is_requeued(tmp_path, status, requests):
     cluster = Cluster(tmp_path, 4711)
     cluster.install("srun", f"import sys; sys.exit({status})")
     process = cluster.start("config.py")
@@ -95,7 +95,7 @@ def test_only_status_75_is_queued_again(tmp_path, status, requests):
     assert cluster.requests == requests
 
 
-def test_the_shell_outlives_a_signal_of_its_own(tmp_path):
+def test_the_shell_survives_a_signal(tmp_path):
     cluster = Cluster(tmp_path, 4712)
     cluster.install("srun", "import os, signal, sys; os.kill(os.getppid(), signal.SIGUSR1); sys.exit(75)")
     process = cluster.start("config.py")
@@ -106,21 +106,21 @@ def test_the_shell_outlives_a_signal_of_its_own(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM], ids=["time limit", "preemption"])
-def test_a_signalled_job_is_queued_again_and_ends_the_same(tmp_path, number):
-    statuses, errors, _ = run(write_config(tmp_path, "whole"))
+def test_a_signalled_job_is_requeued_and_ends_the_same(tmp_path, number):
+    statuses, errors, _ = run(write_config(tmp_path, "uninterrupted"))
     assert statuses == [0, 0], errors
     hold = {"type": "HoldAt", "iteration": 15, "marker": str(tmp_path / "go")}
     path = write_config(tmp_path, "queued", custom_hooks=[hold])
     cluster = Cluster(tmp_path, os.getpid())
 
     first = cluster.start(path)
-    told = []
+    lines = []
     for line in first.stderr:
-        told.append(line)
+        lines.append(line)
         if "holding" in line:
             break
     else:
-        pytest.fail("".join(told))
+        pytest.fail("".join(lines))
     cluster.signal(number)
     (tmp_path / "go").touch()
     _, rest = first.communicate(timeout=180)
@@ -133,4 +133,4 @@ def test_a_signalled_job_is_queued_again_and_ends_the_same(tmp_path, number):
     assert again.returncode == 0, errors
     assert "Auto resumed from the latest checkpoint" in errors
     assert cluster.requests == [f"requeue {os.getpid()}"]
-    assert_same(left_behind(tmp_path / "whole"), left_behind(tmp_path / "queued"))
+    assert_same(left_behind(tmp_path / "uninterrupted"), left_behind(tmp_path / "queued"))

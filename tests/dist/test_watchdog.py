@@ -69,7 +69,7 @@ def test_a_hook_that_hangs_on_rank_0(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_data_set_that_hangs_on_rank_1(tmp_path, workers):
+def test_a_dataset_that_hangs_on_rank_1(tmp_path, workers):
     loader = {"dataset": {"type": "HangingTokens", "rank": 1, "index": 30}, "batch_size": 4, "num_workers": workers}
     path = write_config(tmp_path, "stuck", train_dataloader=loader, **SHORT)
     processes = start_all([*TRAIN, str(path)], 2)
@@ -107,7 +107,7 @@ def test_a_stopped_rank_is_named_by_the_other(tmp_path, stopped):
 
 
 @pytest.mark.slow
-def test_a_process_alone_and_its_data_worker(tmp_path):
+def test_a_single_process_and_its_data_worker(tmp_path):
     loader = {"dataset": {"type": "HangingTokens", "rank": 0, "index": 30}, "batch_size": 4, "num_workers": 1}
     status, errors, _ = alone(write_config(tmp_path, "stuck", train_dataloader=loader, **SHORT))
     assert status == 1, errors
@@ -144,7 +144,7 @@ def test_which_rank_is_the_cause(locations, missing, rank, words):
 
 
 @pytest.mark.slow
-def test_the_collectives_own_limit_is_longer(pair, tmp_path):
+def test_the_limit_of_collectives_is_longer(pair, tmp_path):
     """Also that of the group which the store of checkpoints makes: a long save must not end the run."""
     assert min(min(found) for found in pair.run("dist_parts", "collective_limits", work_dir=str(tmp_path))) > 86400
 
@@ -160,7 +160,7 @@ def test_a_rank_that_hangs_while_it_starts(tmp_path):
     assert "__init__ (dist_parts.py:" in first_line(errors[0])
 
 
-def test_what_takes_long_but_goes_on_is_left_alone(tmp_path):
+def test_slow_progress_is_not_a_hang(tmp_path):
     """Validation takes longer than the limit, a batch of it does not."""
     validation = {"dataset": {"type": "SlowTokens", "seconds": 0.3, "size": 20}, "batch_size": 2}
     path = write_config(
@@ -172,7 +172,7 @@ def test_what_takes_long_but_goes_on_is_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("timeout", [-1, "30 min", True, float("inf")])
-def test_a_limit_that_is_none_is_refused(tmp_path, timeout):
+def test_an_invalid_limit_is_refused(tmp_path, timeout):
     with pytest.raises(ConfigError, match=r"env_cfg\.timeout"):
         make_runner(tmp_path, env_cfg={"timeout": timeout})
 

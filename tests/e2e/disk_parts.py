@@ -1,4 +1,4 @@
-"""What tests/e2e/test_disk.py needs inside of a run."""
+"""A hook for tests/e2e/test_disk.py that runs a shell command."""
 
 import subprocess
 
@@ -7,9 +7,9 @@ from mmtrain.registry import HOOKS
 
 @HOOKS.register_module()
 class ShellAt:
-    """Does something to the disk at the end of an iteration; it must succeed.
+    """Runs a shell command at the end of an iteration; the command must succeed.
 
-    A save in the background is waited for first: it meets the disk as it was when it began, however slow it is.
+    It waits for a save in the background first, so that the command does not affect that save, however slow it is.
     """
 
     priority = "HIGHEST"

@@ -1,4 +1,4 @@
-"""A disk that fills up, that cannot be written any more, or that goes away under a run of the real command."""
+"""A disk that becomes full, unwritable or unmounted during a run of the real command."""
 
 import os
 import subprocess
@@ -16,11 +16,11 @@ MOUNT = "mkdir -p {0} && unshare -m mount -t tmpfs tmpfs {0}"
 @pytest.fixture(autouse=True)
 def _may_mount(tmp_path):
     if subprocess.run(MOUNT.format(tmp_path / "try"), shell=True, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a file system takes rights that this process does not have")
+        pytest.skip("this process is not allowed to mount a file system")
 
 
 def run(tmp_path, script, *, size="3m", **changes):
-    """Run the command in a mount namespace of its own, with a small disk at ``tmp_path/disk``; then ``script``."""
+    """Run ``script`` in a new mount namespace with a small disk at ``tmp_path/disk``."""
     disk = tmp_path / "disk"
     disk.mkdir()
     cfg = config(disk / "run", log_level="INFO", resume=True, custom_imports={"imports": ["parts", "disk_parts"]})
@@ -45,15 +45,15 @@ def hooks(*commands):
     return [{"type": "ShellAt", "iteration": iteration, "command": command} for iteration, command in commands]
 
 
-def whole(tmp_path):
+def uninterrupted(tmp_path):
     from parts import make_runner
 
-    make_runner(tmp_path / "whole").train()
-    return left_behind(tmp_path / "whole")
+    make_runner(tmp_path / "uninterrupted").train()
+    return left_behind(tmp_path / "uninterrupted")
 
 
-def test_a_full_disk_that_is_freed(tmp_path):
-    """Nothing at all can be written for a third of the run, logs included; then there is room again."""
+def test_saving_continues_after_a_full_disk_is_freed(tmp_path):
+    """For a third of the run nothing can be written, including logs; then there is room again."""
     fill = f"head -c 9m /dev/zero > {tmp_path}/disk/filler; true"
     done = run(
         tmp_path, "{train}; status=$?; cp -a {disk}/run {disk}/../copy; exit $status",
@@ -65,17 +65,17 @@ def test_a_full_disk_that_is_freed(tmp_path):
     failure = lines[next(at for at, line in enumerate(lines) if failed in line) :]
     failure = failure[: next(at for at, line in enumerate(failure) if "Saved checkpoint" in line)]
     reports = [line for line in failure if "(train)" in line]
-    assert any("[14/20]" in line for line in reports)  # it was known at iteration 13 at the latest
+    assert any("[14/20]" in line for line in reports)  # the failure was known at iteration 13 at the latest
     assert len(failure) == 1 + 2 * len(reports)  # at once, and after each line until a save succeeded
     assert "Traceback" not in done.stderr
     assert "Logging error" not in done.stderr
     names = {path.name for path in (tmp_path / "copy").iterdir() if not path.name.startswith("20")}
     assert names == {"iter_14.pth", "iter_20.pth", "last_checkpoint", ".lock"}
-    assert_same(whole(tmp_path), left_behind(tmp_path / "copy"))
+    assert_same(uninterrupted(tmp_path), left_behind(tmp_path / "copy"))
 
 
 @pytest.mark.slow
-def test_a_disk_that_stays_full_ends_in_a_failure_and_is_made_up_for(tmp_path):
+def test_a_disk_that_stays_full_fails_the_run_and_a_resume_completes_it(tmp_path):
     fill = f"head -c 9m /dev/zero > {tmp_path}/disk/filler; true"
     done = run(
         tmp_path,
@@ -86,12 +86,12 @@ def test_a_disk_that_stays_full_ends_in_a_failure_and_is_made_up_for(tmp_path):
     assert done.returncode == 10, done.stderr
     assert "the run ended without its last save: checkpoint iter_20.pth could not be written" in done.stderr
     assert "Traceback" not in done.stderr
-    assert_same(whole(tmp_path), left_behind(tmp_path / "copy"))
+    assert_same(uninterrupted(tmp_path), left_behind(tmp_path / "copy"))
 
 
 @pytest.mark.parametrize("mode", [pytest.param("ro", marks=pytest.mark.slow), "gone"])
-def test_a_disk_that_cannot_be_written_for_a_while(tmp_path, mode):
-    """Mounted read-only, or gone altogether: the older checkpoints are untouched, and nothing is written elsewhere."""
+def test_a_disk_that_is_unwritable_for_a_while(tmp_path, mode):
+    """The disk is read-only or unmounted: older checkpoints are untouched, and nothing is written elsewhere."""
     disk, away = tmp_path / "disk", tmp_path / "away"
     commands = {
         "ro": ((9, f"mount --bind {disk} {disk}; mount -o remount,bind,ro {disk}"), (17, f"umount {disk}")),
@@ -102,11 +102,11 @@ def test_a_disk_that_cannot_be_written_for_a_while(tmp_path, mode):
         custom_hooks=hooks(*commands),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    told = {"ro": "Read-only file system", "gone": "is on another disk than at the start"}[mode]
+    cause = {"ro": "Read-only file system", "gone": "is on another disk than at the start"}[mode]
     assert "iter_14.pth could not be written: " in done.stderr
-    assert told in done.stderr
+    assert cause in done.stderr
     assert "Traceback" not in done.stderr
     names = {path.name for path in (tmp_path / "copy").iterdir() if not path.name.startswith("20")}
     assert names == {"iter_7.pth", "iter_20.pth", "last_checkpoint", ".lock"}
     assert list(disk.iterdir()) == []
-    assert_same(whole(tmp_path), left_behind(tmp_path / "copy"))
+    assert_same(uninterrupted(tmp_path), left_behind(tmp_path / "copy"))

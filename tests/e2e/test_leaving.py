@@ -54,18 +54,18 @@ def with_signal(folder, name, number, iteration):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     """What an undisturbed run leaves."""
-    folder = tmp_path_factory.mktemp("whole")
-    status, errors = run(write_config(folder, "whole", **LONG))
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    status, errors = run(write_config(folder, "uninterrupted", **LONG))
     assert status == 0, errors
-    return left_behind(folder / "whole")
+    return left_behind(folder / "uninterrupted")
 
 
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130), (signal.SIGKILL, -9)]
 )
-def test_a_signal_then_the_same_command_again(whole, tmp_path, number, status):
+def test_a_signal_then_the_same_command_again(uninterrupted, tmp_path, number, status):
     path = with_signal(tmp_path, "broken", number, 16)
     left, errors = run(path)
     assert left == status, errors
@@ -77,21 +77,21 @@ def test_a_signal_then_the_same_command_again(whole, tmp_path, number, status):
     left, errors = run(path)
     assert left == 0, errors
     assert "Auto resumed from the latest checkpoint" in errors
-    assert_same(whole, left_behind(tmp_path / "broken"))
+    assert_same(uninterrupted, left_behind(tmp_path / "broken"))
 
 
-def test_workers_that_outlive_a_killed_parent_do_not_hold_the_lock(whole, tmp_path):
+def test_workers_that_outlive_a_killed_parent_do_not_hold_the_lock(uninterrupted, tmp_path):
     path = with_signal(tmp_path, "broken", signal.SIGKILL, 16)
     path.write_text(path.read_text() + "train_dataloader['num_workers'] = 2\n")
     assert run(path)[0] == -9
     status, errors = run(path)
     assert status == 0, errors
-    assert_same(whole, left_behind(tmp_path / "broken"))
+    assert_same(uninterrupted, left_behind(tmp_path / "broken"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="workers of a fork server notice a killed run by pidfd, on Linux")
 @pytest.mark.parametrize("method", ["fork", "forkserver"])
-def test_workers_end_soon_after_a_killed_parent(tmp_path, method):
+def test_workers_end_after_a_killed_parent(tmp_path, method):
     path = with_signal(tmp_path, "broken", signal.SIGKILL, 16)
     path.write_text(path.read_text() + f"train_dataloader.update(num_workers=2, multiprocessing_context='{method}')\n")
     process = start(path)
@@ -109,7 +109,7 @@ def test_workers_end_soon_after_a_killed_parent(tmp_path, method):
     process.stderr.close()
 
 
-def test_a_signal_to_the_whole_group_reaches_the_workers_too(whole, tmp_path):
+def test_a_signal_to_the_process_group_also_reaches_the_workers(uninterrupted, tmp_path):
     """What Ctrl-C in a terminal does, and scancel."""
     path = with_signal(tmp_path, "broken", signal.SIGUSR2, 16)
     path.write_text(path.read_text() + "train_dataloader['num_workers'] = 2\n")
@@ -119,7 +119,7 @@ def test_a_signal_to_the_whole_group_reaches_the_workers_too(whole, tmp_path):
     assert "Traceback" not in errors
     status, errors = run(path)
     assert status == 0, errors
-    assert_same(whole, left_behind(tmp_path / "broken"))
+    assert_same(uninterrupted, left_behind(tmp_path / "broken"))
 
 
 def test_a_second_run_in_the_same_work_dir_is_refused(tmp_path):
@@ -136,7 +136,7 @@ def test_a_second_run_in_the_same_work_dir_is_refused(tmp_path):
     assert f"process {first.pid} on " in errors.splitlines()[-1]
 
 
-def test_ctrl_c_before_training_begins(tmp_path):
+def test_ctrl_c_before_training(tmp_path):
     path = write_config(tmp_path, "early", **LONG)
     path.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n" + path.read_text())
     status, errors = run(path)
@@ -145,7 +145,7 @@ def test_ctrl_c_before_training_begins(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_before_training_begins_asks_for_another_try(tmp_path, number):
+def test_a_signal_before_training_exits_with_status_75(tmp_path, number):
     path = write_config(tmp_path, "early", **LONG)
     path.write_text(f"import os, signal\nos.kill(os.getpid(), {int(number)})\n" + path.read_text())
     status, errors = run(path)
@@ -153,7 +153,7 @@ def test_a_signal_before_training_begins_asks_for_another_try(tmp_path, number):
     assert errors == f"{number.name} received before training began; nothing to save\n"
 
 
-def test_an_out_dir_is_locked_as_the_work_dir_is(tmp_path):
+def test_an_out_dir_is_locked_like_the_work_dir(tmp_path):
     """Two runs of one name in two work dirs: their checkpoints would lie in the same directory."""
     hook = {"default_hooks": {"checkpoint": {"type": "CheckpointHook", "out_dir": str(tmp_path / "saved")}}}
     wait = [{"type": "Wait", "marker": str(tmp_path / "go")}]
@@ -170,7 +170,7 @@ def test_an_out_dir_is_locked_as_the_work_dir_is(tmp_path):
     assert f"{tmp_path / 'saved' / 'same'} is in use by process {first.pid} on " in errors.splitlines()[-1]
 
 
-def test_an_out_dir_may_be_where_the_work_dir_lies_and_must_be_writable(tmp_path):
+def test_an_out_dir_may_contain_the_work_dir_and_must_be_writable(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path)
     hook = {"type": "CheckpointHook", "out_dir": str(tmp_path / "link")}
     status, errors = run(write_config(tmp_path, "same", default_hooks={"checkpoint": hook}, **LONG))

@@ -106,11 +106,13 @@ def write_config(path, work_dir, **changes):
     return path
 
 
-def test_a_run_goes_on_over_two_hosts_after_one_was_killed(hosts, tmp_path):
-    whole = write_config(tmp_path / "whole.py", tmp_path / "whole")
+def test_a_run_on_two_hosts_continues_after_one_was_killed(hosts, tmp_path):
+    uninterrupted = write_config(tmp_path / "uninterrupted.py", tmp_path / "uninterrupted")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
     environment = {**os.environ, "PYTHONPATH": ":".join(PATHS), "OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, str(ROOT / "tools" / "train.py"), str(whole)], env=environment, check=True, timeout=300)
+    subprocess.run(
+        [*command, str(ROOT / "tools" / "train.py"), str(uninterrupted)], env=environment, check=True, timeout=300
+    )
 
     trouble = {"type": "Trouble", "kind": "SIGKILL", "rank": 1, "iteration": 36, "marker": str(tmp_path / "marker")}
     config = write_config(tmp_path / "run.py", tmp_path / "disk" / "work", custom_hooks=[trouble])
@@ -130,4 +132,4 @@ def test_a_run_goes_on_over_two_hosts_after_one_was_killed(hosts, tmp_path):
     assert open_checkpoint(works[1] / "iter_40.pth").manifest.parts[1].ranks == (1,)
     for work in works:
         shutil.copytree(work, tmp_path / "together", dirs_exist_ok=True)
-    assert_same(left_behind(tmp_path / "whole"), left_behind(tmp_path / "together"))
+    assert_same(left_behind(tmp_path / "uninterrupted"), left_behind(tmp_path / "together"))

@@ -65,14 +65,14 @@ def test_metrics_are_those_of_mmengines_evaluator():
         Accuracy(prefix="a"),
     ],
 )
-def test_every_way_to_write_it(cfg):
+def test_every_form_of_an_evaluator(cfg):
     evaluator = build_evaluator(cfg)
     assert isinstance(evaluator, Evaluator)
     evaluator.process(data_samples=BATCHES[0])
     assert evaluator.evaluate(2) == {"a/top1": 0.5, "a/count": 2}
 
 
-def test_nothing_and_what_is_one_already():
+def test_none_and_an_evaluator_object():
     own = Evaluator([Counter()])
     assert build_evaluator(None) is None
     assert build_evaluator(own) is own
@@ -95,7 +95,7 @@ def test_the_meta_of_the_data_reaches_every_metric():
     assert [metric.dataset_meta for metric in evaluator.metrics] == [{"classes": ("cat",)}] * 2
 
 
-def test_one_name_twice_is_an_error():
+def test_a_repeated_name_is_an_error():
     with pytest.raises(RunError, match="two metrics return the name 'seen'; set a different prefix"):
         Evaluator([Counter(), Counter()]).evaluate(1)
 
@@ -109,6 +109,6 @@ def test_one_name_twice_is_an_error():
         ({"metrics": [3]}, r"val_evaluator\.metrics\[0\] is a int"),
     ],
 )
-def test_what_is_wrong_is_told_with_its_path(cfg, text):
+def test_mistakes_are_reported_with_their_path(cfg, text):
     with pytest.raises(ConfigError, match=f"(?s){text}"):
         build_evaluator(cfg, path="val_evaluator")

@@ -40,9 +40,9 @@ class Runs:
 def undisturbed(request, tmp_path_factory):
     """The process, what an undisturbed run leaves behind, and how many calls its saves took."""
     runs = Runs(asynchronous=request.param)
-    whole = tmp_path_factory.mktemp("runs") / "whole"
-    assert runs.train(whole) == 0
-    yield runs, everything(whole), int(whole.with_suffix(".calls").read_text())
+    uninterrupted = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    assert runs.train(uninterrupted) == 0
+    yield runs, everything(uninterrupted), int(uninterrupted.with_suffix(".calls").read_text())
     runs.close()
 
 
@@ -54,29 +54,31 @@ def everything(work_dir: Path) -> dict:
     return {**left_behind(work_dir), "names": names, "weights": weights, "best": best}
 
 
-def check(whole: dict, work_dir: Path, mode: str, where: str) -> None:
+def check(uninterrupted: dict, work_dir: Path, mode: str, where: str) -> None:
     """After a kill everything is as in the undisturbed run; a save that failed is not made up for, its file is absent."""
     found = everything(work_dir)
     if mode != "kill":
-        assert set(found["names"]) <= {*whole["names"], *EVERY_SAVE}, where
+        assert set(found["names"]) <= {*uninterrupted["names"], *EVERY_SAVE}, where
         assert set(json.loads(found["best"])["accuracy"]["checkpoint"].split()) <= set(found["names"]), where
         written = {name: data for name, data in found["weights"].items() if not name.startswith(".")}
-        assert written.items() <= whole["weights"].items(), where  # a directory that could not be removed may stay
+        assert written.items() <= uninterrupted["weights"].items(), (
+            where
+        )  # a directory that could not be removed may stay
         for changed in ("names", "best", "weights"):
-            found[changed] = whole[changed]
-        found["state"]["best"] = whole["state"]["best"]
-    assert_same(whole, found, where)
+            found[changed] = uninterrupted[changed]
+        found["state"]["best"] = uninterrupted["state"]["best"]
+    assert_same(uninterrupted, found, where)
 
 
 def sweep(undisturbed, tmp_path: Path, mode: str, *, every: int, first: int = 1) -> None:
-    runs, whole, calls = undisturbed
+    runs, uninterrupted, calls = undisturbed
     assert calls > 150
     for k in range(first, calls + 1, every):
         work_dir = tmp_path / "run"
         status = runs.train(work_dir, mode, k)
         assert status in ((-9,) if mode == "kill" else (0, 1)), f"call {k}"  # 1 where the last save failed
         assert runs.train(work_dir) == 0, f"the start after call {k}"
-        check(whole, work_dir, mode, f"call {k}")
+        check(uninterrupted, work_dir, mode, f"call {k}")
         shutil.rmtree(work_dir)
 
 

@@ -88,14 +88,14 @@ def attempt(scene: str, root: Path, files: FaultyFiles, *, blocking: bool = True
 )
 def test_any_call_fails(template, tmp_path, scene, mode, error, blocking):
     for k, root in copies(template, tmp_path, scene):
-        told = attempt(scene, root, FaultyFiles(mode, k, error), blocking=blocking)
-        assert told is None or (os.strerror(error) in told and "\n" not in told)
-        if mode == "once" and told:
+        message = attempt(scene, root, FaultyFiles(mode, k, error), blocking=blocking)
+        assert message is None or (os.strerror(error) in message and "\n" not in message)
+        if mode == "once" and message:
             assert not [name for name in hidden(root) if ".tmp-" in name], "a failed save removes its own directory"
-        check_after(root, scene, saved=told is None)
+        check_after(root, scene, saved=message is None)
 
 
-def test_a_fault_in_what_a_finished_save_does_not_depend_on_is_a_remark(template, tmp_path):
+def test_a_fault_after_a_finished_save_gives_a_notice(template, tmp_path):
     """The pointer and retention: the checkpoint is complete, so the save succeeded."""
     notices = 0
     for k, root in copies(template, tmp_path, "new"):
@@ -111,7 +111,7 @@ def test_a_fault_in_what_a_finished_save_does_not_depend_on_is_a_remark(template
     assert notices > 10
 
 
-def test_the_same_store_goes_on_after_any_fault(template, tmp_path):
+def test_the_same_store_continues_after_any_fault(template, tmp_path):
     for k, root in copies(template, tmp_path, "replace"):
         files = FaultyFiles("once", k, errno.ENOSPC)
         store = CheckpointStore(root, fs=files, threads=1)

@@ -44,7 +44,7 @@ def test_every_interval_and_the_last():
     ]  # fmt: skip
 
 
-def test_the_last_one_is_not_asked_for_twice():
+def test_the_last_one_is_not_requested_twice():
     assert [at for at, _, _ in iterations(CheckpointHook(interval=10))] == [10, 20]
     assert [at for at, _, _ in iterations(CheckpointHook(interval=6, save_last=False))] == [6, 12, 18]
 
@@ -53,7 +53,7 @@ def test_save_begin():
     assert [at for at, _, _ in iterations(CheckpointHook(interval=4, save_begin=10, save_last=False))] == [10, 14, 18]
 
 
-def test_weights_have_an_interval_of_their_own():
+def test_weights_have_their_own_interval():
     asked = iterations(CheckpointHook(weights_interval=8, save_last=False))
     assert asked == [(8, "weights", {"weights_only": True}), (16, "weights", {"weights_only": True})]
 
@@ -173,18 +173,18 @@ def test_the_best_by_another_rule_does_not_count_after_a_resume(tmp_path, capfd)
     after = run(["greater", "greater"], 15)
     assert after["loss"]["iteration"] == 15
     assert after["accuracy"]["value"] >= before["accuracy"]["value"]
-    told = capfd.readouterr().err
-    assert told.count("was found with rule='less'; with rule='greater' the search starts over") == 1
+    errors = capfd.readouterr().err
+    assert errors.count("was found with rule='less'; with rule='greater' the search starts over") == 1
     assert run(["greater", "greater"], 15) == after
     assert "starts over" not in capfd.readouterr().err
 
 
-def test_a_metric_whose_rule_cannot_be_told(tmp_path):
+def test_a_metric_whose_rule_cannot_be_inferred(tmp_path):
     with pytest.raises(ConfigError, match="set rule='greater' or rule='less'"):
         best_run(tmp_path, save_best="accuracy", greater_keys=["qq"], less_keys=["zz"])
 
 
-def test_a_validation_alone_saves_nothing(tmp_path):
+def test_a_validation_without_training_saves_nothing(tmp_path):
     hook = {"checkpoint": {"type": "CheckpointHook", "interval": 5, "save_best": "loss"}}
     make_runner(tmp_path / "trained").train()
     runner = make_runner(tmp_path / "alone", default_hooks=hook, load_from=str(tmp_path / "trained" / "iter_20.pth"))
@@ -192,7 +192,7 @@ def test_a_validation_alone_saves_nothing(tmp_path):
     assert not list(tmp_path.glob("alone/*.pth"))
 
 
-def test_weights_alone_are_plain_safetensors(tmp_path):
+def test_weights_are_plain_safetensors(tmp_path):
     hook = {"checkpoint": {"type": "CheckpointHook", "weights_interval": 10}}
     runner = make_runner(tmp_path, default_hooks=hook)
     runner.train()
@@ -258,12 +258,12 @@ def test_a_save_that_fails(tmp_path, monkeypatch, mode, status, capfd):
     else:
         runner.train()
     there = {path.name for path in tmp_path.iterdir() if path.name.startswith((".iter", "iter"))}
-    told = capfd.readouterr().err.count("checkpoint iter_10.pth could not be written")
+    reports = capfd.readouterr().err.count("checkpoint iter_10.pth could not be written")
     if mode == "stop":
         assert there == {"iter_5.pth"}
     else:
         assert there == {"iter_5.pth", "iter_15.pth", "iter_20.pth"}
-        assert told == 1 + 5  # at once, and at the log lines until iteration 15 was saved
+        assert reports == 1 + 5  # at once, and at the log lines until iteration 15 was saved
 
 
 def test_a_failed_save_does_not_hide_why_the_run_ends(tmp_path, monkeypatch, capfd):

@@ -64,7 +64,7 @@ def test_patience_survives_a_restart(make_runner):
     assert runner.stops == ["loss did not improve in 4 validations; best value: 0.5 (EarlyStoppingHook)"]
 
 
-def test_the_state_of_another_metric_is_left(make_runner):
+def test_the_state_of_another_metric_is_ignored(make_runner):
     hook = EarlyStoppingHook("acc")
     hook.load_state_dict({"monitor": "loss", "best_score": 0.1, "wait_count": 4})
     assert (hook.best_score, hook.wait_count) == (None, 0)
@@ -75,7 +75,7 @@ def test_a_missing_metric_is_an_error_that_lists_what_there_is(make_runner):
         EarlyStoppingHook("top1").after_val_epoch(make_runner(), metrics={"loss": 1.0, "acc": 0.5})
 
 
-def test_not_strict_tells_it_once(make_runner):
+def test_not_strict_warns_once(make_runner):
     runner = make_runner()
     hook = EarlyStoppingHook("top1", strict=False)
     with warnings.catch_warnings():
@@ -137,7 +137,7 @@ def test_a_run_that_ended_early_ends_at_once_when_it_is_started_again(tmp_path, 
 
     assert train(patience=2) == 15
     assert train(patience=2) == 15
-    told = capfd.readouterr().err
-    assert told.count("loss did not improve in 2 validations") == 2
-    assert "--resume" not in told  # it would not go on
+    errors = capfd.readouterr().err
+    assert errors.count("loss did not improve in 2 validations") == 2
+    assert "--resume" not in errors  # it would not go on
     assert train(patience=3) == 20

@@ -83,7 +83,7 @@ def test_it_ticks_once_per_applied_update(make_runner, generator):
 
 
 @pytest.mark.parametrize(("options", "first"), [({"begin_iter": 3}, 3), ({"begin_epoch": 2}, 6)])
-def test_averaging_begins_when_it_is_asked_to(make_runner, options, first):
+def test_averaging_begins_at_the_given_position(make_runner, options, first):
     runner = make_runner(model=Net(), per_epoch=5)
     hook = EMAHook(**options)
     hook.before_train(runner)
@@ -105,7 +105,9 @@ def test_before_the_first_update_validation_uses_the_weights(make_runner):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("leave", ["after_val_epoch", "after_test_epoch", "on_exception"])
-def test_validation_sees_the_averages_and_training_its_own_weights_to_the_bit(make_runner, generator, dtype, leave):
+def test_validation_uses_the_averages_and_training_gets_its_weights_back_bit_for_bit(
+    make_runner, generator, dtype, leave
+):
     model = Net().to(dtype)
     runner = make_runner(model=model)
     hook = EMAHook(momentum=0.3)
@@ -172,13 +174,13 @@ def test_a_restart_changes_nothing(make_runner):
                 hook.before_train(runner)
         return hook.state_dict()
 
-    whole, cut = run(), run(stop_at=6)
-    assert whole["steps"] == cut["steps"] == 12
-    assert whole["averages"].keys() == cut["averages"].keys()
-    assert all(torch.equal(value, cut["averages"][name]) for name, value in whole["averages"].items())
+    uninterrupted, cut = run(), run(stop_at=6)
+    assert uninterrupted["steps"] == cut["steps"] == 12
+    assert uninterrupted["averages"].keys() == cut["averages"].keys()
+    assert all(torch.equal(value, cut["averages"][name]) for name, value in uninterrupted["averages"].items())
 
 
-def test_the_loaded_state_is_its_own(make_runner, generator):
+def test_the_loaded_state_is_a_copy(make_runner, generator):
     model = Net()
     runner = make_runner(model=model)
     hook = EMAHook(momentum=0.5)
@@ -240,7 +242,7 @@ def test_a_beginning_beyond_the_end(make_runner):
         EMAHook(begin_iter=100).before_train(make_runner())
 
 
-def test_averaging_touches_no_generator(make_runner):
+def test_averaging_uses_no_generator(make_runner):
     runner = make_runner(model=Net())
     hook = EMAHook()
     before = torch.get_rng_state(), random.getstate()

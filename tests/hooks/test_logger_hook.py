@@ -78,9 +78,9 @@ def test_ignore_last_false_writes_the_rest_of_each_epoch(make_runner):
     ]  # fmt: skip
 
 
-def test_an_interval_that_a_restart_cuts_gives_the_same_line(make_runner):
-    whole = make_runner()
-    train(start(LoggerHook(interval=10), whole), whole, 20)
+def test_an_interval_interrupted_by_a_restart_gives_the_same_line(make_runner):
+    uninterrupted = make_runner()
+    train(start(LoggerHook(interval=10), uninterrupted), uninterrupted, 20)
     first = make_runner()
     train(start(LoggerHook(interval=10), first), first, 13)
     second = make_runner()
@@ -91,10 +91,10 @@ def test_an_interval_that_a_restart_cuts_gives_the_same_line(make_runner):
     def values(runner):
         return [(step, {**line, "memory": 0}) for _, step, line, _ in runner.recorder.lines]
 
-    assert values(first) + values(second) == values(whole)
+    assert values(first) + values(second) == values(uninterrupted)
 
 
-def test_the_eta_counts_this_process_alone(make_runner):
+def test_the_eta_counts_only_this_process(make_runner):
     runner = make_runner(per_epoch=50, max_epochs=4)
     runner.progress.iteration = runner.progress.epoch_iteration = 20
     hook, now = LoggerHook(interval=10), [1000.0]
@@ -105,7 +105,7 @@ def test_the_eta_counts_this_process_alone(make_runner):
     assert "eta: 0:08:30" in runner.recorder.lines[0][3]  # 170 iterations at 3 s
 
 
-def test_val_and_test_lines_stand_at_the_same_step(make_runner):
+def test_val_and_test_lines_have_the_same_step(make_runner):
     runner = make_runner(per_epoch=5)
     hook = start(LoggerHook(interval=5, log_metric_by_epoch=True), runner)
     train(hook, runner, 10)
@@ -139,7 +139,7 @@ def test_other_ranks_take_part_and_write_nothing(make_runner):
     assert runner.scalars.latest("loss") == 3.0  # it was read
 
 
-def test_a_failed_save_is_told_again_at_every_line(make_runner):
+def test_a_failed_save_is_reported_again_at_every_line(make_runner):
     runner = make_runner()
     runner.checkpointer = SimpleNamespace(failure="the last checkpoint could not be written: disk full")
     train(start(LoggerHook(interval=5), runner), runner, 10)
@@ -156,7 +156,7 @@ def test_the_cost_of_the_last_save_is_written_at_the_end(make_runner):
     assert runner.recorder.lines[-1] == ("save", 20, {"iter": 20, "save_time": 1.5, "save_bytes": 34000}, None)
 
 
-def test_lines_are_out_before_a_checkpoint_is_written(make_runner):
+def test_lines_are_written_before_a_checkpoint(make_runner):
     runner = make_runner()
     LoggerHook().before_save_checkpoint(runner, {})
     assert runner.recorder.flushes == 1
@@ -190,9 +190,9 @@ def test_two_hooks_log_the_same_lines_over_a_restart(make_runner):
     def hooks():
         return LoggerHook(interval=3), LoggerHook(interval=5)
 
-    whole = make_runner()
+    uninterrupted = make_runner()
     first_hook, other = hooks()
-    train(start(first_hook, whole, other), whole, 20)
+    train(start(first_hook, uninterrupted, other), uninterrupted, 20)
     first = make_runner()
     first_hook, other = hooks()
     train(start(first_hook, first, other), first, 13)
@@ -206,7 +206,7 @@ def test_two_hooks_log_the_same_lines_over_a_restart(make_runner):
     def values(runner):
         return [(step, {**line, "memory": 0}) for _, step, line, _ in runner.recorder.lines]
 
-    assert values(first) + values(second) == values(whole)
+    assert values(first) + values(second) == values(uninterrupted)
 
 
 @pytest.mark.parametrize("keep_local", [True, False])

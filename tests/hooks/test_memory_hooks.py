@@ -6,7 +6,7 @@ from mmtrain.hooks import EmptyCacheHook, SyncBuffersHook
 
 
 @pytest.mark.parametrize("options", [{}, {"before_epoch": True, "after_epoch": False, "after_iter": True}])
-def test_the_cache_is_emptied_where_it_was_asked_for(make_runner, monkeypatch, options):
+def test_the_cache_is_emptied_on_request(make_runner, monkeypatch, options):
     emptied = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(point))
@@ -36,7 +36,7 @@ def test_buffers_are_synchronised_once_per_position(make_runner, monkeypatch):
     assert len(calls) == 2
 
 
-def test_one_process_leaves_its_buffers_alone(make_runner, monkeypatch):
+def test_one_process_does_not_change_its_buffers(make_runner, monkeypatch):
     model = nn.BatchNorm1d(3)
     model(torch.randn(4, 3))
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}

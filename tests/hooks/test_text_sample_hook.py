@@ -55,7 +55,7 @@ def test_the_last_sample_is_not_taken_twice(make_runner):
     assert len(runner.recorder.infos) == 1
 
 
-def test_other_ranks_generate_and_say_nothing(make_runner):
+def test_other_ranks_generate_and_log_nothing(make_runner):
     runner = make_runner(model=Writer())
     runner.rank = 1
     hook = TextSampleHook(interval=0)
@@ -65,7 +65,7 @@ def test_other_ranks_generate_and_say_nothing(make_runner):
     assert runner.recorder.infos == []
 
 
-def test_a_model_that_cannot_write(make_runner):
+def test_a_model_that_cannot_generate_is_refused(make_runner):
     with pytest.raises(ConfigError, match=r"the model Linear has no method generate\("):
         TextSampleHook().before_train(make_runner())
     with pytest.raises(ConfigError, match="interval is -1"):

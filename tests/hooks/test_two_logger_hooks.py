@@ -40,16 +40,16 @@ def lines(work_dir):
 
 def test_each_hook_logs_the_means_of_its_own_interval_over_a_resume(tmp_path):
     losses = Losses()
-    run(tmp_path / "whole", losses)
+    run(tmp_path / "uninterrupted", losses)
     expected = sorted(
         (end, math.fsum(losses.losses[start:end]) / (end - start))
         for interval in (3, 5)
         for start, end in ((start, min(start + interval, 20)) for start in range(0, 20, interval))
     )
-    assert sorted(lines(tmp_path / "whole")) == expected
+    assert sorted(lines(tmp_path / "uninterrupted")) == expected
     run(tmp_path / "cut", Losses(stop_at=13))
     run(tmp_path / "cut", Losses(), resume=True)
-    assert lines(tmp_path / "cut") == lines(tmp_path / "whole")
+    assert lines(tmp_path / "cut") == lines(tmp_path / "uninterrupted")
 
 
 def test_gradient_norms_are_measured_for_the_lines_of_both(tmp_path):
@@ -59,7 +59,7 @@ def test_gradient_norms_are_measured_for_the_lines_of_both(tmp_path):
 
 
 @pytest.mark.parametrize("interval", [3, 7])
-def test_one_hook_measures_gradient_norms_at_its_interval_alone(tmp_path, interval):
+def test_one_hook_measures_gradient_norms_only_at_its_interval(tmp_path, interval):
     losses = Losses()
     make_runner(
         tmp_path, default_hooks={"logger": {"type": "LoggerHook", "interval": interval}}, custom_hooks=[losses]

@@ -108,7 +108,7 @@ def found(tmp_path_factory):
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-def test_everyone_has_the_same(found):
+def test_all_ranks_have_the_same(found):
     assert found[0] == found[1]
 
 

@@ -27,7 +27,7 @@ def test_lines_go_to_stderr_and_to_the_file_in_one_format(tmp_path, capsys, name
     assert (tmp_path / "logs" / "run.log").read_text() == captured.err
 
 
-def test_a_second_logger_of_the_name_tells_a_line_once(tmp_path, capsys, name):
+def test_a_second_logger_of_the_name_writes_a_line_once(tmp_path, capsys, name):
     make_logger(name, file=tmp_path / "a.log")
     make_logger(name, level="warning", file=tmp_path / "b.log").warning("once")
     assert capsys.readouterr().err.count("once") == 1
@@ -39,7 +39,7 @@ def test_an_unknown_level(name):
         make_logger(name, level="LOUD")
 
 
-def test_other_ranks_tell_warnings_only(tmp_path, capsys, monkeypatch, name):
+def test_other_ranks_print_only_warnings(tmp_path, capsys, monkeypatch, name):
     monkeypatch.setattr("mmtrain.dist.is_main", lambda: False)
     logger = make_logger(name, level="DEBUG", file=tmp_path / "run.log")
     logger.info("quiet")

@@ -27,7 +27,7 @@ def steps_of_events(path):
     return [event.step for event in EventFileLoader(str(path)).Load() if event.HasField("summary")]
 
 
-def test_json_lines_past_the_step_and_a_torn_tail_go(tmp_path):
+def test_json_lines_past_the_step_and_an_incomplete_end_are_removed(tmp_path):
     path = tmp_path / "scalars.json"
     write_lines(path, [1, 2, 3, 4], tail=b'{"step": 2, "lo')
     assert cut_json_lines(path, 2) == 3
@@ -35,14 +35,14 @@ def test_json_lines_past_the_step_and_a_torn_tail_go(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["scalars.json"]
 
 
-def test_lines_of_others_stay(tmp_path):
+def test_lines_of_other_runs_are_kept(tmp_path):
     path = tmp_path / "scalars.json"
     path.write_bytes(b'plain text\n[1, 2]\n{"loss": 1}\n{"step": "x"}\n{"step": 9}\n')
     assert cut_json_lines(path, 3) == 1
     assert path.read_bytes().count(b"\n") == 4
 
 
-def test_a_file_that_needs_no_cut_is_left_alone(tmp_path):
+def test_a_file_that_needs_no_cut_is_not_changed(tmp_path):
     path = tmp_path / "scalars.json"
     write_lines(path, [1, 2])
     before = path.stat()
@@ -52,7 +52,7 @@ def test_a_file_that_needs_no_cut_is_left_alone(tmp_path):
 
 
 @pytest.mark.parametrize("last", [0, 3, 300])
-def test_tensorboard_events_past_the_step_go(tmp_path, last):
+def test_tensorboard_events_past_the_step_are_removed(tmp_path, last):
     steps = [0, 1, 3, 127, 128, 300, 100_000]
     path = write_events(tmp_path, steps)
     kept = [step for step in steps if step <= last]
@@ -60,7 +60,7 @@ def test_tensorboard_events_past_the_step_go(tmp_path, last):
     assert steps_of_events(path) == kept
 
 
-def test_a_torn_event_goes(tmp_path):
+def test_an_incomplete_event_is_removed(tmp_path):
     path = write_events(tmp_path, [1, 2])
     path.write_bytes(path.read_bytes()[:-3])
     assert cut_events(path, 10) == 1
@@ -112,7 +112,7 @@ BACK_AT_8 = LogPosition(iteration=26, samples=192, global_batch=8, mean_batch=44
         (LogPosition(0, 0, 8), (0, 0, 0)),
     ],
 )
-def test_a_start_that_counted_otherwise_is_cut_by_samples(tmp_path, resumed, kept):
+def test_a_start_with_another_batch_size_is_cut_by_samples(tmp_path, resumed, kept):
     first = log_of(tmp_path / "1", range(1, 21), start=AT_8)
     second = log_of(tmp_path / "2", [11, 12, 13], start=AT_16)
     third = log_of(tmp_path / "3", [27, 28, 29], start=BACK_AT_8)
@@ -122,7 +122,7 @@ def test_a_start_that_counted_otherwise_is_cut_by_samples(tmp_path, resumed, kep
     assert steps_of(third) == [27, 28, 29][: kept[2]]
 
 
-def test_what_another_batch_logged_before_the_position_stays_though_the_way_back_counts_fewer(tmp_path):
+def test_lines_of_another_batch_size_before_the_position_are_kept(tmp_path):
     first = log_of(tmp_path / "1", [1, 2, 3], start=AT_16._replace(iteration=0, samples=0))
     second = log_of(tmp_path / "2", [7, 8], start=AT_8._replace(iteration=6, samples=44))
     third = log_of(tmp_path / "3", [2], start=AT_16._replace(iteration=1, samples=60))
@@ -130,7 +130,7 @@ def test_what_another_batch_logged_before_the_position_stays_though_the_way_back
     assert (steps_of(first), steps_of(second), steps_of(third)) == ([1, 2, 3], [7, 8], [2])
 
 
-def test_logs_of_passes_of_unknown_length_lose_nothing_before_the_position(tmp_path):
+def test_logs_of_epochs_of_unknown_length_keep_everything_before_the_position(tmp_path):
     log = log_of(tmp_path / "1", [1, 2, 3, 4], start=LogPosition(0, 0, global_batch=8))
     later = log_of(tmp_path / "2", [2, 3], start=LogPosition(1, 32, global_batch=32))
     cut_logs([log, later], LogPosition(2, 20, 16))

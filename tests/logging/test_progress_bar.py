@@ -53,7 +53,7 @@ def test_no_line_is_wider_than_the_terminal(columns):
         assert len(render(shown, columns)) < columns
 
 
-def test_a_wide_terminal_has_the_whole_words_and_the_bar():
+def test_a_wide_terminal_has_full_words_and_the_bar():
     text = render(FULL, 140)
     assert re.search(r" 12% ━{4}╸━{35}  1234/10000 ", text), text
     assert "12.3k samples/s" in text
@@ -72,7 +72,7 @@ def test_rates_are_short(rate, text):
     assert f" {text} smp/s" in render(Shown(done=1, rate=rate), 80)
 
 
-def test_log_lines_and_bar_do_not_garble_one_another(terminal, monkeypatch):
+def test_log_lines_and_the_bar_do_not_mix(terminal, monkeypatch):
     line = LiveLine()
     monkeypatch.setattr(console_module, "live_line", line)
     monkeypatch.setattr("sys.stderr", terminal.stream)
@@ -175,7 +175,7 @@ def test_the_cursor_stays_visible(terminal):
     line.clear()
 
 
-def test_a_terminal_that_goes_away_ends_nothing():
+def test_a_closed_terminal_does_not_end_the_run():
     class Gone(io.StringIO):
         def isatty(self):
             return True

@@ -26,7 +26,7 @@ def test_read_gives_means_over_the_interval_and_clears():
     assert reader.read() == {}
 
 
-def test_every_kind_of_number_and_dtype_is_taken():
+def test_every_kind_of_number_and_dtype_is_accepted():
     scalars = Scalars()
     record(
         scalars,
@@ -58,7 +58,7 @@ def test_a_tensor_of_another_size_is_named(value):
         scalars.reader("log").read()
 
 
-def test_a_value_that_is_no_number_is_named():
+def test_a_value_that_is_not_a_number_is_named():
     scalars = Scalars()
     record(scalars, note="text")
     with pytest.raises(RunError, match="'note' is a str"):
@@ -97,14 +97,14 @@ def test_nothing_is_kept_without_a_reader():
     assert scalars.reader("late").read() == {"x": PACK * FOLD + 2}  # the last five
 
 
-def test_maxima_are_maxima():
+def test_maxima_are_kept():
     scalars = Scalars(maxima=("memory",))
     for value in (3, 9, 4):
         record(scalars, memory=value)
     assert scalars.reader("log").read() == {"memory": 9.0}
 
 
-def test_nan_and_infinity_come_through():
+def test_nan_and_infinity_are_kept():
     scalars = Scalars()
     for value in (math.inf, -math.inf):
         record(scalars, mixed=value)
@@ -117,7 +117,7 @@ def test_nan_and_infinity_come_through():
     assert found["huge"] == math.inf
 
 
-def test_latest_is_what_the_last_read_gave():
+def test_latest_is_the_result_of_the_last_read():
     scalars = Scalars()
     reader, other = scalars.reader("log"), scalars.reader("other")
     assert scalars.latest("loss") is None
@@ -155,7 +155,7 @@ def test_a_reader_that_comes_later_sees_what_is_recorded_from_then_on():
 
 
 @pytest.mark.parametrize("cut", [0, 1, 37, PACK, PACK + 1, 2 * PACK])
-def test_an_interval_cut_by_a_restart_has_the_same_mean_to_the_bit(cut):
+def test_an_interval_interrupted_by_a_restart_has_the_same_mean_bit_for_bit(cut):
     values = [random.Random(cut).uniform(-1e3, 1e3) for _ in range(2 * PACK + 10)]
 
     def feed(scalars, part):
@@ -180,10 +180,10 @@ def test_a_restart_across_a_fold_changes_nothing(monkeypatch):
     monkeypatch.setattr("mmtrain.logging.scalars.FOLD", 4)
     values = [random.Random(1).uniform(-1, 1) for _ in range(200)]
     names = ("log", "slow")
-    whole, part = Scalars(), Scalars()
-    readers = [[scalars.reader(name) for name in names] for scalars in (whole, part)]
+    uninterrupted, part = Scalars(), Scalars()
+    readers = [[scalars.reader(name) for name in names] for scalars in (uninterrupted, part)]
     for number, value in enumerate(values):
-        record(whole, x=value)
+        record(uninterrupted, x=value)
         record(part, x=value)
         if number == 100:
             assert readers[0][0].read() == readers[1][0].read()
@@ -222,7 +222,7 @@ def test_a_reader_that_is_gone_is_no_longer_saved():
     assert list(rank["readers"]) == ["log"]
 
 
-def test_a_state_of_more_ranks_is_taken_whole():
+def test_a_state_of_more_ranks_is_restored_completely():
     scalars = Scalars()
     ranks = [
         {"readers": {"log": {"values": {"loss": [1.0, 2.0]}, "folded": {}}}},

@@ -56,7 +56,7 @@ def test_an_object_is_returned_as_it_is(tmp_path):
         ({"type": "Visualizer", "vis_backends": [{"type": "TensorBoard"}]}, r"visualizer.vis_backends\[0\]"),
     ],
 )
-def test_a_wrong_name_is_told_with_its_path(tmp_path, cfg, path):
+def test_a_wrong_name_is_reported_with_its_path(tmp_path, cfg, path):
     with pytest.raises(ConfigError, match=path):
         build_visualizer(cfg, save_dir=tmp_path)
 

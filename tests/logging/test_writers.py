@@ -17,7 +17,7 @@ def lines_of(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_a_line_reads_back_to_the_bit(tmp_path):
+def test_a_line_is_read_back_bit_for_bit(tmp_path):
     writer = JsonLinesWriter(tmp_path / "vis_data" / "scalars.json")
     generator = torch.Generator().manual_seed(0)
     values = {f"v{i}": torch.rand((), generator=generator, dtype=torch.float64).item() * 10.0**i for i in range(-9, 9)}
@@ -62,7 +62,7 @@ def test_a_closed_writer_opens_again(tmp_path):
     assert [line["step"] for line in lines_of(writer.path)] == [1, 2]
 
 
-def test_a_full_disk_neither_stops_the_run_nor_tears_a_line(tmp_path, monkeypatch, caplog):
+def test_a_full_disk_does_not_stop_the_run_or_split_a_line(tmp_path, monkeypatch, caplog):
     writer = JsonLinesWriter(tmp_path / "scalars.json")
     writer.write({"loss": 1.0}, 1)
     original, full = os.write, [True]
@@ -149,6 +149,36 @@ def test_the_visualizer_writer_keeps_val_out_of_the_training_curves():
     ]
     assert local.calls == []  # its file is the one that JsonLinesWriter writes
     assert (backend.flushed, backend.closed) == (1, True)
+
+
+def test_a_backend_whose_disk_fails_is_left_out(caplog):
+    class Backend:
+        def __init__(self, error=None):
+            self.error, self.steps = error, []
+
+        def add_scalars(self, scalars, step):
+            if self.error is not None:
+                raise self.error
+            self.steps.append(step)
+
+        def close(self):
+            assert self.error is None
+
+    class Visualizer:
+        def __init__(self):
+            self._vis_backends = {"broken": Backend(OSError(errno.EIO, os.strerror(errno.EIO))), "good": good}
+
+    good = Backend()
+    writer = VisualizerWriter(Visualizer())
+    with caplog.at_level(logging.WARNING, "mmtrain"):
+        for step in (1, 2, 3):
+            writer.write({"loss": 1.0}, step)
+        writer.flush()
+        writer.close()
+    assert good.steps == [1, 2, 3]
+    assert [record.message for record in caplog.records] == [
+        "Backend cannot write (Input/output error); it gets no more scalars in this run, scalars.json has them all"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def test_configs_do_not_change_their_base():
     assert load("stdlib").model.vocab_size == load("tiny").model.vocab_size == 256
 
 
-def test_sizes_are_those_the_comments_name():
+def test_sizes_are_those_in_the_comments():
     sizes = {}
     for name in ("stdlib", "gpt2_124m"):
         with torch.device("meta"):

@@ -63,7 +63,7 @@ def test_order_matters(positions):
     assert not torch.allclose(model(input_ids=tokens)["logits"][:, -1], model(input_ids=swapped)["logits"][:, -1])
 
 
-def test_rotary_scores_depend_on_the_distance_alone():
+def test_rotary_scores_depend_only_on_the_distance():
     rotary = small().rotary
     query, key = torch.randn(2, 16).unbind(0)
     turned_query, turned_key = rotary(query.expand(1, 1, 16, 16)), rotary(key.expand(1, 1, 16, 16))
@@ -80,21 +80,21 @@ def test_embedding_and_head_are_one_weight_with_a_gradient():
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
 
 
-def test_init_weights_after_to_empty_gives_a_whole_model():
+def test_init_weights_after_to_empty_sets_every_value():
     with torch.device("meta"):
         blank = GPT(256, 16, layers=2, heads=2, width=32, positions="rotary", bias=True)
     assert all(p.is_meta for p in blank.parameters())
     blank.to_empty(device="cpu")
-    whole = small(bias=True)
-    for model in (blank, whole):
+    ordinary = small(bias=True)
+    for model in (blank, ordinary):
         torch.manual_seed(3)
         model.init_weights()
     assert blank.head.weight is blank.embed.weight
-    torch.testing.assert_close(blank.state_dict(), whole.state_dict(), rtol=0, atol=0)
-    torch.testing.assert_close(blank(input_ids=ids()), whole(input_ids=ids()), rtol=0, atol=0)
+    torch.testing.assert_close(blank.state_dict(), ordinary.state_dict(), rtol=0, atol=0)
+    torch.testing.assert_close(blank(input_ids=ids()), ordinary(input_ids=ids()), rtol=0, atol=0)
 
 
-def test_layers_that_write_to_the_stream_start_smaller():
+def test_layers_that_write_to_the_residual_stream_start_smaller():
     model = small(width=128, layers=8, heads=4)
     wide, narrow = (layer.weight.detach() for layer in (model.blocks[3].mlp.up, model.blocks[3].mlp.down))
     assert float(wide.std()) == pytest.approx(0.02 * math.sqrt(768 / 128), rel=0.03)
@@ -140,7 +140,7 @@ def test_bfloat16_autocast(positions):
     assert model.embed.weight.grad.dtype == torch.float32
 
 
-def test_generate_repeats_itself_and_leaves_the_default_generators_alone():
+def test_generate_is_repeatable_and_does_not_change_the_default_generators():
     model = small(tokenizer=ByteTokenizer(), dropout=0.3).train()
     state = torch.get_rng_state()
     texts = [
@@ -154,7 +154,7 @@ def test_generate_repeats_itself_and_leaves_the_default_generators_alone():
     assert model.generate("ab", max_new_tokens=5) == model.generate("ab", max_new_tokens=5)
 
 
-def test_generate_at_temperature_0_takes_the_likeliest():
+def test_generate_at_temperature_0_takes_the_most_likely():
     model = small(tokenizer=ByteTokenizer())
     likeliest = int(model(input_ids=torch.tensor([[97, 98]]))["logits"][0, -1].argmax())
     assert model.generate("ab", max_new_tokens=1, temperature=0) == "ab" + ByteTokenizer().decode([likeliest])

@@ -231,7 +231,7 @@ def test_lists_compose_as_mmengines_do(name):
 
 
 @pytest.mark.parametrize("name", LISTS)
-def test_a_value_depends_on_the_position_alone(name):
+def test_a_value_depends_only_on_the_position(name):
     cfgs = LISTS[name]
     schedules = build_schedules(cfgs, OptimWrapper(sgd()), max_iters=ITERATIONS, iterations_per_epoch=50)
     forwards = [schedules.values(iteration, iteration // 50) for iteration in range(ITERATIONS)]
@@ -293,7 +293,7 @@ def test_end_is_the_runs_true_length_in_both_units():
     assert [by_epoch.values(i, e)[0]["lr"] for i, e in ((9, 0), (10, 1), (24, 2))] == [0.1, 0.05, 0]
 
 
-def test_parts_of_an_epoch_are_cut_to_whole_iterations():
+def test_parts_of_an_epoch_are_rounded_down_to_iterations():
     """MMEngine compares the iteration with 18.75, and such a milestone never comes."""
     cfg = dict(type="MultiStepLR", milestones=[0.29, 1.25], **CONVERT)
     schedules = build_schedules(cfg, OptimWrapper(sgd()), max_iters=1000, iterations_per_epoch=15)
@@ -310,14 +310,14 @@ def test_one_cycle_ends_after_its_total_steps():
     assert schedules.values(999, 0)[0]["lr"] == pytest.approx(1 / 25 / 1e4)
 
 
-def test_epoch_based_values_follow_the_epoch_alone():
+def test_epoch_based_values_depend_only_on_the_epoch():
     schedules = build_schedules(
         dict(type="StepLR", step_size=1), OptimWrapper(sgd()), max_epochs=4, iterations_per_epoch=10
     )
     assert schedules.values(19, 2)[0]["lr"] == schedules.values(999, 2)[0]["lr"] == pytest.approx(0.001)
 
 
-def test_values_are_those_that_apply_sets_and_change_nothing():
+def test_values_returns_what_apply_sets_and_changes_nothing():
     optimizer = sgd()
     schedules = build_schedules([WARMUP_ITER], OptimWrapper(optimizer), max_iters=1000)
     # the last row is the group without multipliers, which MMEngine's logs call base_lr
@@ -367,7 +367,7 @@ def test_resuming_far_into_a_run_costs_what_the_start_costs():
     assert calls == [1_000_000]
 
 
-def test_a_schedule_of_ones_own():
+def test_a_users_schedule():
     @PARAM_SCHEDULERS.register_module()
     class InverseRootLR(Schedule):
         def multiple(self, t):
@@ -397,7 +397,7 @@ def test_a_schedule_of_ones_own():
             del PARAM_SCHEDULERS.module_dict[name]
 
 
-def test_mmengines_classes_mean_ours_and_recursive_ones_are_refused():
+def test_mmengines_classes_resolve_to_ours_and_recursive_ones_are_refused():
     from mmengine.optim import CosineAnnealingLR, _ParamScheduler
 
     from mmtrain.optim import CosineAnnealingLR as Ours
@@ -440,7 +440,7 @@ def test_mmengines_classes_mean_ours_and_recursive_ones_are_refused():
         ),
     ],
 )  # fmt: skip
-def test_remarks(cfgs, notices):
+def test_notices(cfgs, notices):
     schedules = build_schedules(cfgs, OptimWrapper(sgd()), max_iters=1000, iterations_per_epoch=50)
     assert len(schedules.notices) == len(notices)
     for found, expected in zip(schedules.notices, notices, strict=True):
@@ -478,7 +478,7 @@ def test_remarks(cfgs, notices):
     ],
     ids=lambda value: str(value)[:50],
 )  # fmt: skip
-def test_a_wrong_config_is_told_in_one_sentence(cfg, sentence):
+def test_a_wrong_config_is_reported_in_one_sentence(cfg, sentence):
     with pytest.raises(ConfigError, match=sentence) as caught:
         build_schedules([cfg], OptimWrapper(sgd()), max_iters=1000, iterations_per_epoch=50)
     assert "param_scheduler[0]" in str(caught.value)
@@ -493,13 +493,13 @@ def test_epochs_of_unknown_length_are_refused_for_epoch_based_schedules():
 
 @pytest.mark.parametrize("first", [dict(type="WarmupCosineLR", warmup_iters=10),
                                    dict(type="LinearLR", start_factor=0.0, end=10, by_epoch=False)])  # fmt: skip
-def test_overlaps_without_a_meaning_are_refused(first):
+def test_undefined_overlaps_are_refused(first):
     cfgs = [first, dict(type="CosineAnnealingLR", eta_min=0.01, by_epoch=False)]
     with pytest.raises(ConfigError, match="let one begin where the other ends"):
         build_schedules(cfgs, OptimWrapper(sgd()), max_iters=100)
 
 
-def test_several_optimizers_have_the_same_schedules_or_their_own():
+def test_several_optimizers_share_schedules_or_have_their_own():
     def wrappers():
         return OptimWrapperDict(gen=OptimWrapper(sgd((0.1,))), disc=OptimWrapper(sgd((0.2,))))
 
@@ -556,7 +556,7 @@ def test_a_plateau_is_mmengines(cfg, suffix):
         assert schedules.load_state_dict(state) == []
 
 
-def test_a_plateau_acts_on_what_the_other_schedules_give_and_on_todays_lr():
+def test_a_plateau_scales_the_other_schedules_and_the_current_lr():
     def make(lr):
         cfgs = [
             dict(type="LinearLR", start_factor=0.5, end=10, by_epoch=False),

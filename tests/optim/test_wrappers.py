@@ -44,7 +44,7 @@ def same(first, second):
 
 
 # ---- the plain wrapper ----
-def test_a_window_of_one_is_torchs_own_step_to_the_bit():
+def test_a_window_of_one_is_torchs_step_bit_for_bit():
     ours, theirs = make_model(), make_model()
     wrapper, optimizer = OptimWrapper(adamw(ours)), adamw(theirs)
     inputs, targets = make_data()
@@ -63,10 +63,10 @@ def test_a_window_of_one_is_torchs_own_step_to_the_bit():
 def test_accumulation_equals_the_big_batch(length):
     big, small = make_model(), make_model()
     inputs, targets = make_data(8)
-    whole = OptimWrapper(sgd(big))
+    single = OptimWrapper(sgd(big))
     parts = OptimWrapper(sgd(small), accumulative_counts=length)
     for _ in range(3):
-        whole.update_params(loss_of(big, inputs, targets))
+        single.update_params(loss_of(big, inputs, targets))
         for index, (x, y) in enumerate(zip(inputs.chunk(length), targets.chunk(length), strict=True)):
             parts.micro_batch = accumulation_window(length)[index]
             parts.backward(parts.scale_loss(loss_of(small, x, y)))
@@ -78,19 +78,19 @@ def test_accumulation_equals_the_big_batch(length):
 def test_the_last_window_is_divided_by_its_true_length():
     """7 micro-batches in windows of 3, the last one of 1: as the loop says, and as the wrapper counts by itself."""
     inputs, targets = make_data(7)
-    told, counted, reference = make_model(), make_model(), make_model()
-    by_loop, alone, optimizer = OptimWrapper(sgd(told), 3), OptimWrapper(sgd(counted), 3), sgd(reference)
+    looped, counted, reference = make_model(), make_model(), make_model()
+    by_loop, alone, optimizer = OptimWrapper(sgd(looped), 3), OptimWrapper(sgd(counted), 3), sgd(reference)
     alone.initialize_count_status(counted, 0, 7)
     for index in range(7):
         x, y = inputs[index : index + 1], targets[index : index + 1]
         by_loop.micro_batch = accumulation_window(1 if index == 6 else 3)[index % 3]
-        by_loop.update_params(loss_of(told, x, y))
+        by_loop.update_params(loss_of(looped, x, y))
         alone.update_params(loss_of(counted, x, y))
         (loss_of(reference, x, y) / (1 if index == 6 else 3)).backward()
         if index in (2, 5, 6):
             optimizer.step()
             optimizer.zero_grad()
-    assert same(parameters(told), parameters(reference))
+    assert same(parameters(looped), parameters(reference))
     assert same(parameters(counted), parameters(reference))
     assert by_loop.inner_count == alone.inner_count == 7
 
@@ -121,7 +121,7 @@ def test_accumulation_is_mmengines():
     ],
     ids=["2-norm", "1-norm", "max-norm", "value"],
 )
-def test_clipping_is_torchs_to_the_bit(clip_grad, clip):
+def test_clipping_is_torchs_bit_for_bit(clip_grad, clip):
     ours, theirs = make_model(), make_model()
     wrapper, optimizer = OptimWrapper(sgd(ours), clip_grad=clip_grad), sgd(theirs)
     inputs, targets = make_data()
@@ -138,7 +138,7 @@ def test_clipping_is_torchs_to_the_bit(clip_grad, clip):
     assert "type" in clip_grad or len(clip_grad) < 3  # the config's dict is as it was (MMEngine pops from it)
 
 
-def test_the_norm_is_measured_only_when_wanted():
+def test_the_norm_is_measured_only_on_request():
     model = make_model()
     wrapper = OptimWrapper(sgd(model))
     inputs, targets = make_data()
@@ -176,7 +176,7 @@ def test_update_params_keeps_its_result_for_the_loop_once():
     assert all(torch.equal(parameter.grad, torch.zeros_like(parameter)) for parameter in model.parameters())
 
 
-def test_a_train_step_in_mmengines_manner():
+def test_a_train_step_written_for_mmengine():
     """backward, step and zero_grad one by one, as a model with a train_step of its own may call them."""
     ours, theirs = make_model(), make_model()
     wrapper, optimizer = OptimWrapper(sgd(ours)), sgd(theirs)
@@ -191,7 +191,7 @@ def test_a_train_step_in_mmengines_manner():
     assert same(parameters(ours), parameters(theirs))
 
 
-def test_a_subclass_with_a_step_of_its_own_is_called():
+def test_a_subclass_with_its_own_step_is_called():
     class Doubling(OptimWrapper):
         def step(self, **kwargs):
             super().step(**kwargs)
@@ -307,7 +307,7 @@ def test_an_error_of_a_models_own_backward_is_not_replaced():
 # ---- losses and gradients that are not finite ----
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("place", [0, 1])
-def test_a_bad_loss_skips_the_update_of_its_window_alone(bad, place):
+def test_a_bad_loss_skips_only_the_update_of_its_window(bad, place):
     model = make_model()
     wrapper = OptimWrapper(sgd(model), 2)
     wrapper.skip_nonfinite = True
@@ -322,7 +322,7 @@ def test_a_bad_loss_skips_the_update_of_its_window_alone(bad, place):
 @pytest.mark.parametrize("make", [sgd, adamw])
 @pytest.mark.parametrize("clip_grad", [None, dict(max_norm=1.0, error_if_nonfinite=True)])
 @pytest.mark.parametrize("where", ["loss and gradients", "loss alone", "gradients alone"])
-def test_skipping_leaves_parameters_and_moments(make, clip_grad, where):
+def test_skipping_does_not_change_parameters_and_moments(make, clip_grad, where):
     model = make_model()
     wrapper = OptimWrapper(make(model), clip_grad=clip_grad)
     wrapper.skip_nonfinite = True
@@ -366,7 +366,7 @@ def test_without_skipping_the_step_is_torchs():
 
 # ---- mixed precision ----
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16, "float16", torch.float16])
-def test_autocast_and_a_scaler_for_float16_alone(dtype):
+def test_autocast_and_a_scaler_only_for_float16(dtype):
     model = make_model()
     wrapper = AmpOptimWrapper(adamw(model), dtype=dtype)
     inputs, targets = make_data()
@@ -384,13 +384,13 @@ def test_autocast_and_a_scaler_for_float16_alone(dtype):
     assert wrapper.notices == []
 
 
-def test_the_default_dtype_is_the_devices_and_is_said():
+def test_the_default_dtype_is_the_devices_and_is_reported():
     wrapper = AmpOptimWrapper(sgd(make_model()))
     assert wrapper.dtype is torch.bfloat16
     assert wrapper.notices == ["optim_wrapper.dtype is not given: bfloat16, the default of autocast on cpu"]
 
 
-def test_nested_contexts_restore_what_was_outside():
+def test_nested_contexts_restore_the_outer_state():
     model = make_model()
     wrapper = AmpOptimWrapper(sgd(model), dtype="bfloat16")
     with wrapper.optim_context(model):
@@ -400,7 +400,7 @@ def test_nested_contexts_restore_what_was_outside():
     assert not torch.is_autocast_enabled("cpu")
 
 
-def test_bfloat16_is_autocast_and_torchs_step_to_the_bit():
+def test_bfloat16_is_autocast_and_torchs_step_bit_for_bit():
     ours, theirs = make_model(), make_model()
     wrapper, optimizer = AmpOptimWrapper(adamw(ours), dtype="bfloat16", clip_grad=dict(max_norm=0.5)), adamw(theirs)
     inputs, targets = make_data()
@@ -431,7 +431,7 @@ def run_fp16(model, wrapper, steps, bad=()):
 
 @pytest.mark.parametrize("make", [sgd, adamw])
 @pytest.mark.parametrize("clip_grad", [None, dict(max_norm=0.5)])
-def test_float16_is_torchs_own_recipe_to_the_bit(make, clip_grad):
+def test_float16_is_torchs_recipe_bit_for_bit(make, clip_grad):
     ours, theirs = make_model(), make_model()
     scale = dict(init_scale=1024.0, growth_interval=3)
     wrapper, optimizer = (
@@ -467,11 +467,11 @@ def test_a_skipped_step_changes_nothing_and_halves_the_scale():
     assert wrapper.scaler.get_scale() == 32768.0
 
 
-def test_the_scalers_state_goes_through_json_and_the_run_continues_to_the_bit():
+def test_the_scalers_state_goes_through_json_and_the_run_continues_bit_for_bit():
     scale = dict(init_scale=2.0**10, growth_interval=4, growth_factor=1.7)
     straight, resumed = make_model(), make_model()
-    whole = AmpOptimWrapper(adamw(straight), dtype="float16", loss_scale=scale)
-    run_fp16(straight, whole, 11, bad=(6,))
+    uninterrupted = AmpOptimWrapper(adamw(straight), dtype="float16", loss_scale=scale)
+    run_fp16(straight, uninterrupted, 11, bad=(6,))
     first = AmpOptimWrapper(adamw(resumed), dtype="float16", loss_scale=scale)
     run_fp16(resumed, first, 7, bad=(6,))
     state = json.loads(json.dumps(first.state_dict()))
@@ -480,7 +480,7 @@ def test_the_scalers_state_goes_through_json_and_the_run_continues_to_the_bit():
     second.load_state_dict(state)
     run_fp16(resumed, second, 4)
     assert same(parameters(straight), parameters(resumed))
-    assert second.state_dict() == whole.state_dict()
+    assert second.state_dict() == uninterrupted.state_dict()
 
 
 def test_a_fixed_scale_stays():
@@ -581,7 +581,7 @@ def test_the_dicts_state_is_that_of_its_wrappers_by_name():
         other.load_state_dict({"critic": {}})
 
 
-def test_dicts_that_make_no_sense():
+def test_invalid_dicts_are_refused():
     with pytest.raises(ConfigError, match="found a SGD, expected an OptimWrapper"):
         OptimWrapperDict(gen=sgd(make_model()))
     with pytest.raises(ConfigError, match="at least one"):

@@ -193,7 +193,7 @@ def test_torchs_optimizers_are_found_without_the_slow_imports_of_mmengine():
 # -- build and arguments
 
 
-def test_build_makes_the_object_and_leaves_the_config_alone(registered):
+def test_build_makes_the_object_and_does_not_change_the_config(registered):
     registered(TASK_UTILS, Thing)
     cfg = dict(type="Thing", size=3)
     made = build(TASK_UTILS, cfg, path="tool", colour="blue", unknown_default=1)
@@ -250,7 +250,7 @@ class Net(torch.nn.Module):
         super().__init__(**kwargs)
 
 
-def test_a_name_that_kwargs_took_and_nothing_inside_takes_is_refused():
+def test_a_name_that_kwargs_accepts_and_nothing_inside_does_is_refused():
     message = error(build, TASK_UTILS, dict(type=HandsOn, own=1, base_opton=2), path="x")
     assert message == (
         "`x.base_opton`: HandsOn has no argument 'base_opton'; did you mean 'base_option'? "
@@ -261,12 +261,12 @@ def test_a_name_that_kwargs_took_and_nothing_inside_takes_is_refused():
     assert "HandsOn requires the argument 'own'" in error(check_arguments, HandsOn, {}, path="x")
 
 
-def test_kwargs_that_a_class_keeps_take_any_name():
+def test_kwargs_that_a_class_keeps_accept_any_name():
     check_arguments(Keeps, {"base_opton": 2}, path="x")
     assert build(TASK_UTILS, dict(type=Keeps, base_opton=2), path="x").options == {"base_opton": 2}
 
 
-def test_a_default_is_left_out_where_no_class_takes_it():
+def test_a_default_is_left_out_if_the_class_does_not_accept_it():
     made = build(TASK_UTILS, dict(type=HandsOn, own=1), path="x", base_option=5, other=6)
     assert vars(made) == {"base_option": 5}
 
@@ -281,14 +281,14 @@ def test_arguments_of_builtins_partials_functions_and_classes_without_init():
     )
 
 
-def test_registry_build_takes_the_same_road(registered):
+def test_registry_build_also_checks_arguments(registered):
     registered(MODELS, Thing)
     assert MODELS.build(dict(type="Thing", size=2)).size == 2
     assert MODELS.build(dict(type="Thing"), default_args=dict(size=4)).size == 4
     assert "MODELS.build().sise" in error(MODELS.build, dict(type="Thing", sise=2))
 
 
-def test_a_managed_class_is_built_by_name_anew_in_every_run():
+def test_a_managed_class_is_built_again_in_every_run():
     class Managed(ManagerMixin):
         def __init__(self, name="", level=0):
             super().__init__(name)

@@ -1,4 +1,4 @@
-"""Starts of the small run in a work dir that holds, or lacks, its checkpoints."""
+"""Helpers of the resume tests: start the small run in a work dir, delete its checkpoints, read its output."""
 
 import shutil
 
@@ -7,7 +7,7 @@ from parts import make_runner
 EVERY_7 = {"default_hooks": {"checkpoint": {"type": "CheckpointHook", "interval": 7, "async_save": False}}}
 
 
-def said(capfd):
+def printed(capfd):
     return capfd.readouterr().err
 
 
@@ -17,6 +17,6 @@ def start(work, **changes):
     return runner
 
 
-def forget(work, *names):
+def delete_checkpoints(work, *names):
     for name in names:
         shutil.rmtree(work / name)

@@ -39,7 +39,7 @@ def test_a_record_is_saved_once_its_checkpoint_is_complete():
     assert best.saved == {"loss": {"value": 1.0, "checkpoint": "iter_5.pth", "iteration": 5}}
 
 
-def test_where_the_save_of_the_best_failed_the_previous_one_is_the_best():
+def test_after_a_failed_save_of_the_best_the_previous_one_is_the_best():
     best = records()
     best.observe({"loss": 2.0}, iteration=5)
     best.assign("iter_5.pth")
@@ -51,7 +51,7 @@ def test_where_the_save_of_the_best_failed_the_previous_one_is_the_best():
     assert best.observe({"loss": 1.5}, iteration=15) == ["loss"]
 
 
-def test_the_first_best_is_forgotten_where_its_save_failed():
+def test_the_first_best_is_dropped_if_its_save_failed():
     best = records()
     best.observe({"loss": 2.0}, iteration=5)
     best.assign("iter_5.pth")

@@ -80,7 +80,7 @@ class GoElsewhere:
 
 
 @pytest.mark.parametrize("out_dir", [None, "out"])
-def test_relative_directories_are_those_of_the_start(tmp_path, monkeypatch, out_dir):
+def test_relative_directories_are_relative_to_the_start(tmp_path, monkeypatch, out_dir):
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir()
     there.mkdir()
@@ -94,7 +94,7 @@ def test_relative_directories_are_those_of_the_start(tmp_path, monkeypatch, out_
     assert sorted(logged(here / "work")) == list(range(1, 15))
 
 
-def test_val_and_test_alone(tmp_path):
+def test_val_and_test_without_training(tmp_path):
     make_runner(tmp_path / "train").train()
     cfg = config(tmp_path / "eval", load_from=str(tmp_path / "train" / "iter_20.pth"))
     cfg["test_dataloader"] = cfg["val_dataloader"]
@@ -132,7 +132,7 @@ def test_an_evaluator_without_data_is_refused(tmp_path):
         ({"by_epoch": True, "max_epochs": 2}, "has both max_epochs and max_iters; remove one"),
     ],
 )
-def test_an_end_that_cannot_be_known(tmp_path, train_cfg, message):
+def test_an_end_that_cannot_be_determined(tmp_path, train_cfg, message):
     with pytest.raises(ConfigError, match=message):
         make_runner(tmp_path, train_cfg=train_cfg)
 
@@ -155,14 +155,14 @@ class Endless(torch.utils.data.IterableDataset):
         self.at = state["at"]
 
 
-def test_an_iterable_data_set_has_no_epochs(tmp_path):
+def test_an_iterable_dataset_has_no_epochs(tmp_path):
     with pytest.raises(ConfigError, match=r"max_epochs.*max_iters"):
         make_runner(
             tmp_path, train_dataloader={"dataset": Endless()}, train_cfg={"by_epoch": True, "max_iters": None, "max_epochs": 2}
         )  # fmt: skip
 
 
-def test_an_iterable_data_set_resumes_where_it_stood(tmp_path):
+def test_an_iterable_dataset_resumes_at_its_position(tmp_path):
     def run(folder, **changes):
         seen = {}
 
@@ -175,11 +175,11 @@ def test_an_iterable_data_set_resumes_where_it_stood(tmp_path):
         ).train()
         return seen
 
-    whole = run("whole")
+    uninterrupted = run("uninterrupted")
     first = run("cut", train_cfg={"max_iters": 7})
     rest = run("cut", resume=True)
-    assert first == {step: whole[step] for step in range(7)}
-    assert rest == {step: whole[step] for step in range(7, 20)}
+    assert first == {step: uninterrupted[step] for step in range(7)}
+    assert rest == {step: uninterrupted[step] for step in range(7, 20)}
 
 
 def test_the_priority_of_a_hook_can_be_set_in_the_config(tmp_path):
@@ -213,7 +213,7 @@ class Foreign:
     pass
 
 
-def test_a_loop_of_ones_own(tmp_path):
+def test_a_users_loop(tmp_path):
     Counted.steps = 0
     make_runner(tmp_path, train_cfg={"type": "Counted", "max_iters": 3}).train()
     assert Counted.steps == 3
@@ -222,7 +222,7 @@ def test_a_loop_of_ones_own(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["EpochBasedTrainLoop", "TrainLoop"])
-def test_mmengines_loops_are_names_of_the_one_there_is(tmp_path, name):
+def test_mmengines_loops_are_names_of_the_train_loop(tmp_path, name):
     runner = make_runner(tmp_path, train_cfg={"type": name, "max_iters": None, "max_epochs": 1, "by_epoch": True})
     assert type(runner.train_loop) is TrainLoop
     runner.release()
@@ -235,7 +235,7 @@ def test_auto_scale_lr(tmp_path):
     runner.release()
 
 
-def test_compile_leaves_names_and_results_alone(tmp_path):
+def test_compile_does_not_change_names_and_results(tmp_path):
     plain = make_runner(tmp_path / "plain").train()
     compiled = make_runner(tmp_path / "compiled", compile={"backend": "eager"}).train()
     assert plain.state_dict().keys() == compiled.state_dict().keys()

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from parts import NoisyPoints, logged, make_runner
-from starts import EVERY_7, forget, said, start
+from starts import EVERY_7, delete_checkpoints, printed, start
 from torch.utils.data import IterableDataset
 
 from mmtrain.errors import CheckpointError, ConfigError
@@ -14,9 +14,9 @@ from mmtrain.registry import DATASETS
 
 def test_a_longer_run_follows_the_longer_curve(work, tmp_path):
     start(work, resume=True, train_cfg={"max_iters": 40})
-    make_runner(tmp_path / "whole", train_cfg={"max_iters": 40}).train()
-    extended, whole = logged(work, "lr"), logged(tmp_path / "whole", "lr")
-    assert {step: extended[step] for step in range(21, 41)} == {step: whole[step] for step in range(21, 41)}
+    make_runner(tmp_path / "uninterrupted", train_cfg={"max_iters": 40}).train()
+    extended, uninterrupted = logged(work, "lr"), logged(tmp_path / "uninterrupted", "lr")
+    assert {step: extended[step] for step in range(21, 41)} == {step: uninterrupted[step] for step in range(21, 41)}
 
 
 KEEP_2 = {
@@ -32,9 +32,9 @@ def test_a_run_whose_larger_batch_counts_fewer_iterations_keeps_and_finds_its_ch
     larger = {"train_dataloader": {"batch_size": 16}, **KEEP_2}
     start(work, resume=True, train_cfg={"max_iters": 14}, **larger)  # 20 iterations of 8 are 10 of 16
     assert checkpoints(work) == ["iter_12.pth", "iter_14.pth"]
-    said(capfd)
+    printed(capfd)
     start(work, resume=True, train_cfg={"max_iters": 16}, **larger)
-    assert f"Auto resumed from the latest checkpoint {work}/iter_14.pth." in said(capfd)
+    assert f"Auto resumed from the latest checkpoint {work}/iter_14.pth." in printed(capfd)
     assert checkpoints(work) == ["iter_14.pth", "iter_16.pth"]
 
 
@@ -42,46 +42,48 @@ def test_a_run_that_went_back_keeps_and_finds_its_checkpoints(work, capfd):
     start(work, resume="iter_7.pth", train_cfg={"max_iters": 12}, **KEEP_2)
     # The same command must be able to begin at the same place again, so what was named stays.
     assert checkpoints(work) == ["iter_7.pth", "iter_10.pth", "iter_12.pth"]
-    said(capfd)
+    printed(capfd)
     start(work, resume=True, train_cfg={"max_iters": 16}, **KEEP_2)
-    assert f"Auto resumed from the latest checkpoint {work}/iter_12.pth." in said(capfd)
+    assert f"Auto resumed from the latest checkpoint {work}/iter_12.pth." in printed(capfd)
 
 
-def test_a_run_that_begins_anew_beside_old_checkpoints_keeps_its_own_and_theirs(work, capfd):
+def test_a_run_from_scratch_keeps_its_checkpoints_and_the_old_ones(work, capfd):
     start(work, train_cfg={"max_iters": 6}, **KEEP_2)
-    assert "holds checkpoints of an earlier run" in said(capfd)
+    assert "holds checkpoints of an earlier run" in printed(capfd)
     assert checkpoints(work) == ["iter_4.pth", "iter_6.pth", "iter_7.pth", "iter_14.pth", "iter_20.pth"]
     start(work, resume=True, train_cfg={"max_iters": 12}, **KEEP_2)
-    assert f"Auto resumed from the latest checkpoint {work}/iter_6.pth." in said(capfd)
+    assert f"Auto resumed from the latest checkpoint {work}/iter_6.pth." in printed(capfd)
     assert checkpoints(work) == ["iter_7.pth", "iter_10.pth", "iter_12.pth", "iter_14.pth", "iter_20.pth"]
     earlier = min(work.glob("*/vis_data/scalars.json")).read_text().splitlines()
     assert json.loads(earlier[-1])["step"] == 20  # what that run logged past iteration 6 is still there
 
 
-def test_todays_learning_rate_and_decay_rule(work, capfd):
-    forget(work, "iter_20.pth")
+def test_the_current_learning_rate_and_decay_apply(work, capfd):
+    delete_checkpoints(work, "iter_20.pth")
     runner = start(work, resume=True, optim_wrapper={"optimizer": {"type": "AdamW", "lr": 0.5, "weight_decay": 0.3}})
-    text = said(capfd)
+    text = printed(capfd)
     assert "optim_wrapper.optimizer.lr: 0.01 -> 0.5 (honoured)" in text
     assert runner.optim_wrapper.param_groups[0]["weight_decay"] == 0.3
     assert logged(work, "lr")[15][0] > 0.05
 
 
 def test_half_the_batch_doubles_the_iterations(work, capfd):
-    forget(work, "iter_20.pth")  # stands at iteration 14 at batch 8: 2 passes of 6, and 16 samples of the third
+    delete_checkpoints(
+        work, "iter_20.pth"
+    )  # stands at iteration 14 at batch 8: 2 passes of 6, and 16 samples of the third
     runner = start(
         work, resume=True, train_dataloader={"batch_size": 4}, optim_wrapper={"accumulative_counts": 2}, train_cfg={"max_iters": 40}
     )  # fmt: skip
-    text = said(capfd)
+    text = printed(capfd)
     assert "Resuming at iteration 26/40 (epoch 3, sample 16" in text
     assert "effective batch is still 8" in text
     assert runner.progress.epoch == 3
 
 
 def test_a_changed_effective_batch_is_warned_about_loudly(work, capfd):
-    forget(work, "iter_20.pth")
+    delete_checkpoints(work, "iter_20.pth")
     start(work, resume=True, train_dataloader={"batch_size": 16})
-    text = said(capfd)
+    text = printed(capfd)
     assert "WARNING - THE EFFECTIVE BATCH CHANGED from 8 to 16" in text
     assert "0.02" in text
     assert "0.0141421" in text
@@ -135,9 +137,11 @@ def test_logs_hold_every_sample_once_over_changes_of_the_batch(tmp_path, capfd):
     at_16 = counted([16, 12, 16, 16, 12, 16], first=10, samples=148)
     start_at(tmp_path, 8, 20)
     start_at(tmp_path, 16, 13)
-    assert "Iterations are now counted at global batch size 16: iteration 10 corresponds to the old 20." in said(capfd)
+    assert "Iterations are now counted at global batch size 16: iteration 10 corresponds to the old 20." in printed(
+        capfd
+    )
     start_at(tmp_path, 16, 16)
-    assert "Iterations are now counted" not in said(capfd)
+    assert "Iterations are now counted" not in printed(capfd)
     assert history(tmp_path) == at_8 + at_16
     start_at(tmp_path, 8, 34)
     assert history(tmp_path) == at_8 + at_16 + counted([8, 8], first=32, samples=236)
@@ -154,7 +158,7 @@ def test_a_larger_batch_that_never_saved_leaves_nothing_in_the_logs(tmp_path):
     assert history(tmp_path) == counted([8, 8, 8, 8, 8, 4] * 3 + [8, 8, 8, 8])
 
 
-def test_every_sample_of_a_pass_is_seen_once_over_a_change_of_batch(work):
+def test_every_sample_of_an_epoch_is_read_once_over_a_change_of_batch(work):
     seen = []
 
     class Seen:
@@ -172,7 +176,7 @@ def test_every_sample_of_a_pass_is_seen_once_over_a_change_of_batch(work):
     assert len(set(seen)) == 44
 
 
-def test_what_cannot_go_on_is_refused(work):
+def test_changes_that_cannot_continue_are_refused(work):
     with pytest.raises(CheckpointError, match=r"SGD.*saved with AdamW"):
         start(work, resume=True, optim_wrapper={"optimizer": {"type": "SGD", "lr": 0.1}}, train_cfg={"max_iters": 30})
     with pytest.raises(CheckpointError, match="training dataset changed"):
@@ -201,14 +205,14 @@ def test_a_switch_of_data_is_done_once(work, tmp_path, capfd):
         "resume": True, "resume_data": "restart", "train_dataloader": {"dataset": {"type": "NoisyPoints", "size": 80}},
         "param_scheduler": None,
     }  # fmt: skip
-    whole = shutil.copytree(work, tmp_path / "whole")
-    start(whole, train_cfg={"max_iters": 34}, **switched)
+    uninterrupted = shutil.copytree(work, tmp_path / "uninterrupted")
+    start(uninterrupted, train_cfg={"max_iters": 34}, **switched)
     start(work, train_cfg={"max_iters": 24}, **switched)
-    said(capfd)
+    printed(capfd)
     runner = start(work, train_cfg={"max_iters": 34}, **switched)
-    assert "resume_data='restart' was already applied by the run that saved this checkpoint" in said(capfd)
+    assert "resume_data='restart' was already applied by the run that saved this checkpoint" in printed(capfd)
     assert (runner.progress.epoch, runner.progress.offset) == (4, 32)
-    later = {step: loss for step, loss in logged(whole, "loss").items() if step > 20}
+    later = {step: loss for step, loss in logged(uninterrupted, "loss").items() if step > 20}
     assert {step: loss for step, loss in logged(work, "loss").items() if step > 20} == later
     more = {**switched, "train_dataloader": {"dataset": {"type": "NoisyPoints", "size": 81}}}
     assert start(work, train_cfg={"max_iters": 36}, **more).progress.offset == 16
@@ -234,7 +238,7 @@ class PointsInARow(IterableDataset):
         self.at = state["at"]
 
 
-def test_data_with_a_state_of_its_own_begin_again_on_request(tmp_path):
+def test_data_with_state_start_again_on_request(tmp_path):
     seen = []
 
     class Seen:

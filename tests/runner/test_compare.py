@@ -35,7 +35,7 @@ def test_a_hook_that_acts_on_training_has_an_effect():
     assert compare.differences({}, {"default_hooks.ema.type": "EMAHook"}) == [line]
 
 
-def test_a_class_and_its_name_are_no_difference():
+def test_a_class_and_its_name_are_equal():
     assert compare.flat_config({"model": {"type": Progress}}) == compare.flat_config(
         {"model": {"type": "mmtrain.x.Progress"}}
     )
@@ -46,7 +46,7 @@ def test_a_flat_config_goes_into_dicts_and_lists_of_dicts():
     assert compare.flat_config(cfg) == {"a.b[0].c": "1", "a.b[1].c": "2", "a.d": "[1, 2]"}
 
 
-def test_another_optimizer_or_data_set_is_refused_with_the_remedy():
+def test_another_optimizer_or_dataset_is_refused_with_the_remedy():
     compare.check_same_optimizer("AdamW", "AdamW")
     check_same_data_as_checkpoint("a", "a")
     with pytest.raises(

@@ -9,7 +9,7 @@ from mmtrain.errors import CheckpointError
 from mmtrain.runner.data_identity import check_same_data_as_checkpoint, data_fingerprint
 
 
-def test_a_fingerprint_is_the_data_sets_own_or_its_class_and_length():
+def test_a_fingerprint_is_the_datasets_or_its_class_and_length():
     class Own(list):
         def fingerprint(self):
             return "abc"
@@ -53,7 +53,7 @@ WRAPPERS = {
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS.values(), ids=WRAPPERS)
-def test_what_a_wrapper_holds_counts(wrap):
+def test_wrapped_datasets_count(wrap):
     a, again, b = (data_fingerprint(wrap(Files(name))) for name in "aab")
     assert a == again != b
     check_same_data_as_checkpoint(a, again)
@@ -61,7 +61,7 @@ def test_what_a_wrapper_holds_counts(wrap):
         check_same_data_as_checkpoint(a, b)
 
 
-def test_a_checkpoint_that_knows_only_a_wrappers_class_and_length_is_taken():
+def test_a_checkpoint_with_only_a_wrappers_class_and_length_is_accepted():
     own = data_fingerprint(ConcatDataset([Files("a"), Files("b")]))
     assert own.startswith("ConcatDataset:8/")
     check_same_data_as_checkpoint("ConcatDataset:8", own)
@@ -71,7 +71,7 @@ def test_a_checkpoint_that_knows_only_a_wrappers_class_and_length_is_taken():
         check_same_data_as_checkpoint("a", "a/b")
 
 
-def test_parts_that_know_nothing_of_themselves_add_nothing():
+def test_parts_without_an_identity_add_nothing():
     assert data_fingerprint(ConcatDataset([[1, 2], Subset([1, 2], [0])])) == "ConcatDataset:3"
     odd = Subset(torch.tensor(1), [0])  # has a __len__ that raises
     assert data_fingerprint(odd) == "Subset:1"

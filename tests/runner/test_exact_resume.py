@@ -109,7 +109,7 @@ def test_exact(case, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(FULL)))
-def test_exact_in_full(number, tmp_path, monkeypatch):
+def test_exact_with_every_combination(number, tmp_path, monkeypatch):
     schedule, seed = list(SCHEDULES)[number % len(SCHEDULES)], FACTORS["seed"][number // len(SCHEDULES) % 2]
     check({**FULL[number], "schedule": schedule, "seed": seed}, tmp_path, monkeypatch)
 
@@ -143,13 +143,13 @@ class Adversaries(nn.Module):
 
     def train_step(self, data, optim_wrapper):
         softplus, fake = nn.functional.softplus, self.gen(torch.randn_like(data["x"]))
-        told = softplus(-self.disc(data["x"])).mean() + softplus(self.disc(fake.detach())).mean()
-        optim_wrapper["disc"].update_params(told)
+        disc_loss = softplus(-self.disc(data["x"])).mean() + softplus(self.disc(fake.detach())).mean()
+        optim_wrapper["disc"].update_params(disc_loss)
         self.disc.requires_grad_(False)
-        fooled = softplus(-self.disc(fake)).mean()
-        optim_wrapper["gen"].update_params(fooled)
+        gen_loss = softplus(-self.disc(fake)).mean()
+        optim_wrapper["gen"].update_params(gen_loss)
         self.disc.requires_grad_(True)
-        return {"loss": (told + fooled).detach()}
+        return {"loss": (disc_loss + gen_loss).detach()}
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -178,7 +178,7 @@ class CarelessAdversaries(Adversaries):
         return {"loss": loss.detach()}
 
 
-def test_gradients_that_no_checkpoint_holds_are_told_once(tmp_path, capfd):
+def test_gradients_that_are_not_saved_are_reported_once(tmp_path, capfd):
     pair = {name: {"optimizer": {"type": "SGD", "lr": 0.01}} for name in ("gen", "disc")}
     make_runner(
         tmp_path, model={"type": "CarelessAdversaries"}, param_scheduler=None, log_level="INFO",
@@ -203,9 +203,9 @@ def test_the_curves_of_tensorboard(tmp_path):
         ]
         return sorted(point for point in found if point[1] not in ("time", "data_time", "memory", "eta", *SAVES))
 
-    whole = points(tmp_path / "whole")
-    assert len(whole) == len({(step, tag) for step, tag, _ in whole}) > 20 * 3
-    assert points(tmp_path / "broken") == whole
+    uninterrupted = points(tmp_path / "uninterrupted")
+    assert len(uninterrupted) == len({(step, tag) for step, tag, _ in uninterrupted}) > 20 * 3
+    assert points(tmp_path / "broken") == uninterrupted
 
 
 @MODELS.register_module()

@@ -51,7 +51,7 @@ def test_a_changed_effective_batch_is_warned_about_with_both_rules():
     assert "square-root rule 0.2" in warnings[0]
 
 
-def test_nothing_is_said_of_an_equal_scale():
+def test_an_unchanged_scale_is_not_reported():
     assert geometry_lines(BatchGeometry(8, 2, 5), BatchGeometry(8, 2, 5), lr=0.1) == ([], [])
 
 
@@ -65,7 +65,7 @@ def test_switching_data():
     assert move_in_data(at, {"skip_iters": 0}, BatchGeometry(10, 1, 10)) == restarted
 
 
-def test_iterations_are_translated_where_they_are_counted_differently():
+def test_iterations_are_converted_between_batch_sizes():
     old, new = BatchGeometry(256), BatchGeometry(128)
     assert recount_line(old, old, before=7, after=7) is None
     line = recount_line(old, new, before=2000, after=4000)

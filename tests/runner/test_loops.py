@@ -25,7 +25,7 @@ def weights(module):
     return torch.cat([p.detach().flatten() for p in module.parameters()])
 
 
-def test_hooks_fire_in_the_order_of_the_loop(tmp_path):
+def test_hooks_run_in_the_order_of_the_loop(tmp_path):
     journal = Journal()
     make_runner(
         tmp_path,
@@ -65,7 +65,7 @@ def test_epochs_and_iterations_are_one_loop(tmp_path):
     assert logged(tmp_path / "iter", "loss", "lr") == logged(tmp_path / "epoch", "loss", "lr")
 
 
-def test_the_maths_are_those_of_a_bare_loop(tmp_path):
+def test_the_mathematics_are_those_of_a_bare_loop(tmp_path):
     """Same data, same seed: bit-identical to the loop one would write by hand."""
     model = make_runner(
         tmp_path,
@@ -133,7 +133,7 @@ def test_the_last_window_is_divided_by_its_true_length(tmp_path):
 
 
 @pytest.mark.parametrize(("flush", "updates"), [(False, [4, 8, 12]), (True, [4, 6, 10, 12])])
-def test_windows_straddle_epochs_unless_flushed(tmp_path, flush, updates):
+def test_windows_span_epochs_unless_flushed(tmp_path, flush, updates):
     seen = []
 
     class Updates:
@@ -266,7 +266,7 @@ def test_a_loss_without_gradient_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("train_cfg", [{}, {"max_iters": 19}, {"max_iters": 19, "flush_at_epoch_end": True}])
-def test_a_model_with_a_train_step_of_its_own(tmp_path, train_cfg):
+def test_a_model_with_its_own_train_step(tmp_path, train_cfg):
     class Own(Plain):
         def train_step(self, data, optim_wrapper):
             with optim_wrapper.optim_context(self):
@@ -321,7 +321,7 @@ def test_the_optimizer_steps_only_after_a_save_was_staged(tmp_path, own_train_st
         ({"max_epochs": 1, "max_iters": 1}, "exactly one"),
     ],
 )
-def test_a_plan_that_cannot_be_is_refused(options, message):
+def test_an_impossible_schedule_is_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         TrainSchedule(**options)
 
@@ -332,7 +332,7 @@ def test_when_validation_is_due():
     assert due == [20, 30, 40, *range(50, 101, 5)]
 
 
-def test_asking_for_the_names_of_metrics_moves_nothing(tmp_path):
+def test_asking_for_the_names_of_metrics_changes_nothing(tmp_path):
     """It runs the model; batch norm's statistics and the generators must not notice, nor a frozen layer's mode."""
     runner = make_runner(tmp_path)
     runner.model.train()

@@ -52,7 +52,7 @@ def test_the_loss_of_a_mapping_or_an_object(outputs):
     assert parts["loss"] == 2.0
 
 
-def test_every_scalar_beside_the_loss_is_a_part():
+def test_every_other_scalar_is_a_part():
     outputs = {"loss": torch.tensor(2.0), "loss_mask": torch.tensor(0.5), "logits": torch.zeros(2, 3)}
     assert set(call(Plain(outputs)).losses(outputs)[1]) == {"loss", "loss_mask"}
 
@@ -90,7 +90,7 @@ def test_a_base_model_without_a_loss_is_refused():
         call(Mm()).losses({"acc": torch.tensor(1.0)})
 
 
-def test_a_train_step_of_its_own_is_noticed():
+def test_a_models_own_train_step_is_detected():
     class Own(Mm):
         def train_step(self, data, optim_wrapper):
             return {}

@@ -7,39 +7,39 @@ import pytest
 import torch
 from parts import logged, make_runner
 from safetensors.torch import save_file
-from starts import EVERY_7, forget, said, start
+from starts import EVERY_7, delete_checkpoints, printed, start
 
 from mmtrain.errors import CheckpointError, ConfigError
 
 
-def test_nothing_to_resume_says_so(tmp_path, capfd):
+def test_a_missing_checkpoint_is_reported(tmp_path, capfd):
     runner = start(tmp_path / "new", resume=True)
     assert runner.progress.iteration == 20
-    assert "starting from scratch" in said(capfd)
+    assert "starting from scratch" in printed(capfd)
 
 
 def test_the_newest_good_one(work, capfd):
-    forget(work, "iter_20.pth")
+    delete_checkpoints(work, "iter_20.pth")
     start(work, resume=True)
-    assert f"Auto resumed from the latest checkpoint {work}/iter_14.pth." in said(capfd)
+    assert f"Auto resumed from the latest checkpoint {work}/iter_14.pth." in printed(capfd)
     assert list(logged(work, "loss")) == list(range(1, 21))
 
 
 def test_exactly_the_one_that_is_named(work, trained, tmp_path, capfd):
     start(tmp_path / "elsewhere", resume=True, load_from=str(trained / "iter_7.pth"))
-    assert "Resuming at iteration 7/20" in said(capfd)
+    assert "Resuming at iteration 7/20" in printed(capfd)
     assert logged(tmp_path / "elsewhere", "loss") == {s: v for s, v in logged(trained, "loss").items() if s > 7}
 
 
-def test_the_one_of_that_name_in_the_work_dir(work, capfd):
+def test_the_named_checkpoint_of_the_work_dir(work, capfd):
     start(work, resume="iter_7.pth")
-    assert "Resuming at iteration 7/20" in said(capfd)
+    assert "Resuming at iteration 7/20" in printed(capfd)
 
 
 def test_the_newest_good_one_of_another_work_dir(work, tmp_path, capfd):
     (work / "iter_20.pth" / "state.json").unlink()
     start(tmp_path / "elsewhere", resume=True, load_from=str(work))
-    text = said(capfd)
+    text = printed(capfd)
     assert "Skipped a damaged checkpoint: iter_20.pth/state.json: missing" in text
     assert f"Auto resumed from the latest checkpoint {work}/iter_14.pth." in text
     for name in ("iter_7.pth", "iter_14.pth"):
@@ -50,9 +50,9 @@ def test_the_newest_good_one_of_another_work_dir(work, tmp_path, capfd):
 
 def test_a_name_is_looked_for_in_the_work_dir_that_load_from_names(work, tmp_path, capfd):
     start(tmp_path / "elsewhere", resume="iter_7.pth", load_from=str(work))
-    assert f"Resumed from the checkpoint {work}/iter_7.pth." in said(capfd)
+    assert f"Resumed from the checkpoint {work}/iter_7.pth." in printed(capfd)
     start(tmp_path / "third", resume="iter_7.pth", load_from=str(work / "iter_14.pth"))
-    text = said(capfd)
+    text = printed(capfd)
     assert f"Resumed from the checkpoint {work}/iter_14.pth." in text
     assert "resume='iter_7.pth' is ignored" in text
 
@@ -63,18 +63,18 @@ def test_an_empty_directory_cannot_be_resumed(tmp_path):
         start(tmp_path / "work", resume=True, load_from=str(tmp_path / "empty"))
 
 
-def test_auto_continues_or_begins_with_the_weights(trained, tmp_path, capfd):
+def test_auto_continues_or_starts_from_the_weights(trained, tmp_path, capfd):
     new = tmp_path / "new"
     start(new, resume="auto", load_from=str(trained / "iter_20.pth"))
-    text = said(capfd)
+    text = printed(capfd)
     assert "starting from the weights of" in text
     assert "Loaded the weights of" in text
     shutil.rmtree(new / "iter_20.pth")
     start(new, resume="auto", load_from=str(trained / "iter_20.pth"))
-    assert f"Auto resumed from the latest checkpoint {new}/iter_14.pth." in said(capfd)
+    assert f"Auto resumed from the latest checkpoint {new}/iter_14.pth." in printed(capfd)
 
 
-def test_weights_alone_start_everything_else_anew(trained, tmp_path):
+def test_only_the_weights_are_loaded_and_the_rest_starts_fresh(trained, tmp_path):
     runner = make_runner(tmp_path, load_from=str(trained / "iter_20.pth"), train_cfg={"max_iters": 1})
     seen = {}
 
@@ -115,10 +115,10 @@ def test_weights_of_other_programs(kind, trained, tmp_path, capfd):
     )
     runner.train()
     assert all(torch.equal(first[name], value) for name, value in state.items())
-    assert "9 matched" in said(capfd)
+    assert "9 matched" in printed(capfd)
 
 
-def test_weights_that_do_not_fit_are_refused_unless_told_otherwise(trained, tmp_path):
+def test_weights_that_do_not_fit_are_refused_unless_allowed(trained, tmp_path):
     wrong = {"model": {"hidden": 5}, "load_from": str(trained / "iter_20.pth"), "train_cfg": {"max_iters": 1}}
     with pytest.raises(CheckpointError, match="a shape is wrong"):
         start(tmp_path / "a", **wrong)
@@ -154,7 +154,7 @@ def damage(path, kind):
 
 
 @pytest.mark.parametrize("kind", ["missing", "truncated", "flipped"])
-def test_every_damaged_file_is_found_and_the_older_one_taken(trained, tmp_path, kind, capfd):
+def test_every_damaged_file_is_found_and_the_older_checkpoint_used(trained, tmp_path, kind, capfd):
     files = sorted(p.relative_to(trained / "iter_20.pth") for p in (trained / "iter_20.pth").rglob("*") if p.is_file())
     assert len(files) >= 6
     work = shutil.copytree(trained, tmp_path / "work")
@@ -165,7 +165,7 @@ def test_every_damaged_file_is_found_and_the_older_one_taken(trained, tmp_path, 
         runner = make_runner(work, resume=True, log_level="INFO")
         assert runner.start.checkpoint.name == "iter_14.pth"
         runner.release()
-        assert str(file) in said(capfd)
+        assert str(file) in printed(capfd)
 
 
 def test_the_run_stops_when_none_is_good(work):
@@ -177,7 +177,7 @@ def test_the_run_stops_when_none_is_good(work):
 
 
 @pytest.mark.parametrize("pointer", ["nowhere.pth", "", None, "../../etc"])
-def test_a_pointer_that_lies_does_not_matter(work, pointer):
+def test_a_wrong_pointer_does_not_matter(work, pointer):
     if pointer is None:
         (work / "last_checkpoint").unlink()
     else:
@@ -187,15 +187,15 @@ def test_a_pointer_that_lies_does_not_matter(work, pointer):
     runner.release()
 
 
-def test_another_seed_is_told(work, capfd):
+def test_another_seed_is_reported(work, capfd):
     start(work, resume="iter_7.pth", randomness={"seed": 6}, train_cfg={"max_iters": 8})
-    assert "WARNING - THE SEED CHANGED from 5 to 6" in said(capfd)
+    assert "WARNING - THE SEED CHANGED from 5 to 6" in printed(capfd)
 
 
 def test_a_finished_run_does_nothing_more(work, capfd):
     runner = start(work, resume=True)
     assert runner.progress.iteration == 20
-    assert "Training is already complete (20/20 iterations). To continue, increase max_epochs" in said(capfd)
+    assert "Training is already complete (20/20 iterations). To continue, increase max_epochs" in printed(capfd)
     assert list(logged(work, "loss")) == list(range(1, 21))
 
 
@@ -216,32 +216,32 @@ def test_best_is_kept_through_a_restart(tmp_path):
     assert set(kept) == {"iter_40.pth", best["loss"]["checkpoint"]}
 
 
-def test_hooks_that_came_and_went_are_reported(work, capfd):
-    forget(work, "iter_20.pth")
+def test_added_and_removed_hooks_are_reported(work, capfd):
+    delete_checkpoints(work, "iter_20.pth")
     start(work, resume=True, custom_hooks=[{"type": "Counter"}], default_hooks={**EVERY_7["default_hooks"]})
-    assert "not in the checkpoint: hooks.Counter" in said(capfd)
+    assert "not in the checkpoint: hooks.Counter" in printed(capfd)
 
 
 def test_the_drawn_seed_is_the_checkpoints(tmp_path):
     first = make_runner(tmp_path, randomness={"seed": None}, **EVERY_7)
     first.train()
-    forget(tmp_path, "iter_20.pth")
+    delete_checkpoints(tmp_path, "iter_20.pth")
     second = make_runner(tmp_path, randomness={"seed": None}, resume=True)
     assert second.seed == first.seed
     second.release()
 
 
-def test_without_positional_seeding_the_saved_generators_rule(tmp_path):
+def test_without_positional_seeding_the_saved_generators_are_restored(tmp_path):
     off = {"randomness": {"seed": 3, "positional": False}, "train_dataloader": {"num_workers": 1}}
-    whole = make_runner(tmp_path / "whole", **off, **EVERY_7)
-    whole.train()
-    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
-    forget(tmp_path / "cut", "iter_20.pth")
+    uninterrupted = make_runner(tmp_path / "uninterrupted", **off, **EVERY_7)
+    uninterrupted.train()
+    shutil.copytree(tmp_path / "uninterrupted", tmp_path / "cut")
+    delete_checkpoints(tmp_path / "cut", "iter_20.pth")
     make_runner(tmp_path / "cut", resume=True, **off).train()
-    assert logged(tmp_path / "cut", "loss") == logged(tmp_path / "whole", "loss")
+    assert logged(tmp_path / "cut", "loss") == logged(tmp_path / "uninterrupted", "loss")
 
 
-def test_a_start_before_the_first_checkpoint_leaves_no_lines(tmp_path):
+def test_a_start_before_the_first_checkpoint_leaves_no_log_lines(tmp_path):
     make_runner(tmp_path, default_hooks={"checkpoint": None}, train_cfg={"max_iters": 3}).train()
     make_runner(tmp_path, resume=True, **EVERY_7).train()
     assert list(logged(tmp_path, "loss")) == list(range(1, 21))

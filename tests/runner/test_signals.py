@@ -23,7 +23,7 @@ def test_a_signal_is_noted_and_gives_its_status(number, status):
     assert signal.getsignal(number) is before
 
 
-def test_outside_the_main_thread_nothing_is_watched():
+def test_outside_the_main_thread_signals_are_not_handled():
     entered = []
 
     def body():
@@ -47,7 +47,7 @@ def test_a_second_signal_leaves_at_once():
     assert result.stdout == ""
 
 
-def test_a_forked_worker_outlives_the_first_signal():
+def test_a_forked_worker_survives_the_first_signal():
     with Signals() as signals:
         read, write = os.pipe()
         pid = os.fork()
@@ -66,7 +66,7 @@ def test_a_forked_worker_outlives_the_first_signal():
         os.close(read)
 
 
-def test_a_child_of_a_run_that_starts_dies_of_its_own_signal():
+def test_a_child_of_a_starting_run_is_ended_by_a_signal():
     with starting():
         pid = os.fork()
         if pid == 0:

@@ -38,7 +38,7 @@ def test_what_was_captured_is_restored(trained, fresh):
     assert fresh.hooks.named["Counter"].calls == 20
 
 
-def test_best_records_that_were_once_the_state_of_the_hook(trained, fresh):
+def test_best_records_in_the_former_state_of_the_hook_are_read(trained, fresh):
     state = capture_small_state(trained, trained.checkpointer.best)
     state["hooks.checkpoint"] = state.pop("best")
     report = restore_small_state(fresh, fresh.checkpointer.best, state)
@@ -55,7 +55,7 @@ def test_a_scalar_log_state_without_readers_is_given_to_every_reader(trained, fr
     assert fresh.scalars.reader("logger").read() == {"loss": 2.0}
 
 
-def test_state_of_hooks_that_came_and_went_is_reported(trained, tmp_path):
+def test_state_of_added_and_removed_hooks_is_reported(trained, tmp_path):
     state = capture_small_state(trained, trained.checkpointer.best)
     other = make_runner(tmp_path / "other", custom_hooks=[{"type": "EMAHook"}])
     report = restore_small_state(other, other.checkpointer.best, state)

@@ -31,7 +31,7 @@ class Initialised(strategy_parts.TinyLanguageModel):
             self.scale.fill_(0.5)
 
 
-def whole(tensor):
+def full_tensor_of(tensor):
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
@@ -67,7 +67,7 @@ def initial_weights(work_dir, meta_init, layers=2):
         strategy = {"type": "SingleDeviceStrategy"}
     runner = make(work_dir, dist.world_size(), model=model, strategy=strategy)
     tied = runner.model.head.weight is runner.model.embed.weight
-    found = {name: whole(value).double().tolist() for name, value in runner.strategy.model_state().items()}
+    found = {name: full_tensor_of(value).double().tolist() for name, value in runner.strategy.model_state().items()}
     runner.release()
     return {"weights": found, "tied": tied, "parameters": len(list(runner.model.parameters()))}
 
@@ -76,14 +76,14 @@ def written_weights(work_dir, **changes):
     """Train, and give the sum of each whole weight."""
     runner = make(work_dir, **changes)
     runner.train()
-    return {name: whole(value).double().sum().item() for name, value in runner.strategy.model_state().items()}
+    return {name: full_tensor_of(value).double().sum().item() for name, value in runner.strategy.model_state().items()}
 
 
 def losses(work_dir, **changes):
     """Train, and give the last loss and the type of the moments."""
     runner = make(work_dir, **changes)
     runner.train()
-    kinds = {str(value.dtype) for name, value in runner.strategy.optimizer_state().items() if "exp_avg" in name}
+    kinds = {str(value.dtype) for name, value in runner.strategy.optimizer_state().tensors.items() if "exp_avg" in name}
     return {"loss": runner.scalars.latest("loss"), "moments": sorted(kinds), "update": runner.progress.update}
 
 
@@ -136,7 +136,7 @@ def synchronised(work_dir, strategy):
     def watched(self, loss, **kwargs):
         original(self, loss, **kwargs)
         gradients = [p.grad for group in self.param_groups for p in group["params"]]
-        own = 0.0 if any(g is None for g in gradients) else sum(float(whole(g).sum()) for g in gradients)
+        own = 0.0 if any(g is None for g in gradients) else sum(float(full_tensor_of(g).sum()) for g in gradients)
         others = dist.gather_objects(own)
         seen.append(others[0] == others[1] and own != 0.0)
 
@@ -223,17 +223,19 @@ def state_there_and_back(work_dir, **changes):
     runner.train()
     strategy = runner.strategy
     model, optimizer = strategy.model_state(), strategy.optimizer_state()
+    values = optimizer.values
     from mmtrain.checkpoint import CheckpointStore, load_weights
+    from mmtrain.strategies.base import OptimizerState
 
     saved = load_weights(CheckpointStore(work_dir).newest_good()[0].path).tensors
     wrong = [name for name, value in model.items() if not torch.equal(value, saved[name])]
-    kept = [{name: value.clone() for name, value in state.items()} for state in (model, optimizer)]
+    kept = [{name: value.clone() for name, value in state.items()} for state in (model, optimizer.tensors)]
     put_model_state(strategy, {name: torch.full_like(value, 0.5) for name, value in kept[0].items()})
     spoilt = {n: v.clone() if n.endswith("/step") else torch.full_like(v, 0.5) for n, v in kept[1].items()}
-    strategy.load_optimizer_state(spoilt)
+    strategy.load_optimizer_state(OptimizerState(spoilt, values))
     put_model_state(strategy, kept[0])
-    strategy.load_optimizer_state(kept[1])
-    for before, after in zip(kept, (strategy.model_state(), strategy.optimizer_state()), strict=True):
+    strategy.load_optimizer_state(OptimizerState({name: value.clone() for name, value in kept[1].items()}, values))
+    for before, after in zip(kept, (strategy.model_state(), strategy.optimizer_state().tensors), strict=True):
         wrong += [name for name in before if not torch.equal(before[name], after[name])]
     return wrong
 

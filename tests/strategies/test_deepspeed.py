@@ -63,10 +63,10 @@ OPTIMIZER = {"type": "SGD", "lr": 0.1}
     ],
 )
 def test_refused_in_one_sentence(job, strategy, changes, words):
-    told = job("refused", strategy=strategy, **changes)
-    assert told.startswith("ConfigError: "), told
-    assert "\n" not in told
-    assert all(word in told for word in words), told
+    message = job("refused", strategy=strategy, **changes)
+    assert message.startswith("ConfigError: "), message
+    assert "\n" not in message
+    assert all(word in message for word in words), message
 
 
 @pytest.mark.parametrize(
@@ -111,14 +111,14 @@ def test_other_optimizers_step_the_same(job, tmp_path, stage, optimizer):
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_in_float16_skipped_steps_do_not_count_and_the_scale_is_resumed(job, tmp_path, stage):
     options = {"stage": stage, "scale_power": 22, "iterations": 40}
-    job("train_in_fp16", "whole", **options)
+    job("train_in_fp16", "uninterrupted", **options)
     job("train_in_fp16", "broken", crash=["iteration", 23], **options)
     job("train_in_fp16", "broken", **options)
-    whole = left_behind(tmp_path / "whole")
-    assert_same(whole, left_behind(tmp_path / "broken"))
-    assert whole["position"]["skipped"] > 0, "no step overflowed, so the test says nothing"
-    assert whole["position"]["skipped"] < 40
-    losses = logged(tmp_path / "whole", "loss")
+    uninterrupted = left_behind(tmp_path / "uninterrupted")
+    assert_same(uninterrupted, left_behind(tmp_path / "broken"))
+    assert uninterrupted["position"]["skipped"] > 0, "no step overflowed, so the test says nothing"
+    assert uninterrupted["position"]["skipped"] < 40
+    losses = logged(tmp_path / "uninterrupted", "loss")
     assert losses[40][0] < losses[1][0]
 
 
@@ -128,7 +128,7 @@ def test_inputs_become_half_by_name(job):
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
-def test_the_command_says_nothing_that_is_not_its_own(tmp_path, capfd):
+def test_the_command_prints_only_its_own_lines(tmp_path, capfd):
     path = write_config(tmp_path, "quiet", train_cfg={"max_iters": 8, "val_interval": 8})
     statuses, errors, _ = run(path, "--deepspeed", "zero2")
     assert statuses == [0, 0], errors
@@ -140,7 +140,7 @@ def test_the_command_says_nothing_that_is_not_its_own(tmp_path, capfd):
     assert (tmp_path / "quiet" / "iter_8.pth" / "zero_pp_rank_1_mp_rank_00_optim_states.pt").exists()
 
 
-def test_a_misspelt_key_of_the_file_is_told_by_rank_0_alone(tmp_path):
+def test_a_misspelt_key_of_the_file_is_reported_only_by_rank_0(tmp_path):
     path = write_config(tmp_path, "bad")
     (tmp_path / "ds.json").write_text(json.dumps({"zero_optimisation": {"stage": 2}}))
     statuses, errors, seconds = run(path, "--deepspeed", str(tmp_path / "ds.json"))

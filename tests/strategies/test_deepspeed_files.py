@@ -97,7 +97,7 @@ def test_a_flipped_bit_in_any_file_is_found(work, stage):
         path.write_bytes(before)
 
 
-def test_a_damaged_one_is_passed_over_in_a_resume(pair, work, stage):
+def test_a_damaged_one_is_skipped_in_a_resume(pair, work, stage):
     path = work / "iter_28.pth" / FILES[stage][-1]
     path.write_bytes(path.read_bytes()[:-7])
     options = {"work_dir": str(work), "world": 2, "strategy": zero(stage), "iterations": 30}
@@ -117,7 +117,7 @@ def test_a_rank_with_a_full_disk_fails_the_save_and_not_the_run(pair, tmp_path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [2, 3])
-def test_a_save_moves_no_number(pair, made, tmp_path, stage):
+def test_a_save_does_not_change_results(pair, made, tmp_path, stage):
     options = {"work_dir": str(tmp_path), "world": 2, "strategy": zero(stage), "iterations": 28}
     pair.run("strategy_parts", "train", **options, default_hooks={
         "logger": {"type": "LoggerHook", "interval": 1}, "checkpoint": {"type": "CheckpointHook", "interval": 1000},
@@ -159,7 +159,7 @@ def test_code_in_a_file_is_refused_and_does_not_run(pair, work, tmp_path, stage)
 
 
 # ---- reading it elsewhere --------------------------------------------------------------------------------------------
-def test_weights_alone_are_the_masters(work):
+def test_the_loaded_weights_are_the_masters(work):
     path = work / "iter_28.pth"
     library.load()
     with universal.opened(path, newest(work)[0].manifest.meta["native"], room=work) as source:
@@ -171,7 +171,7 @@ def test_weights_alone_are_the_masters(work):
     assert found.tensors["head.weight"] is found.tensors["embed.weight"]
 
 
-def test_a_missing_file_of_a_rank_is_told(work, stage):
+def test_a_missing_file_of_a_rank_is_reported(work, stage):
     (work / "iter_28.pth" / FILES[stage][-1]).unlink()
     with pytest.raises(CheckpointError, match=FILES[stage][-1]):
         load_weights(work / "iter_28.pth")
@@ -216,7 +216,7 @@ def converted_folders(work):
 
 
 @pytest.mark.parametrize("stage", [2], indirect=True)
-def test_a_full_disk_while_converting_harms_nothing(work, monkeypatch):
+def test_a_full_disk_while_converting_damages_nothing(work, monkeypatch):
     library.load()
     from deepspeed.checkpoint import ds_to_universal
 
@@ -231,7 +231,7 @@ def test_a_full_disk_while_converting_harms_nothing(work, monkeypatch):
 
 
 @pytest.mark.parametrize("stage", [2], indirect=True)
-def test_leftovers_of_a_killed_conversion_go_at_the_next_start(work):
+def test_leftovers_of_a_killed_conversion_are_removed_at_the_next_start(work):
     (work / f"{universal.PREFIX}iter_28.pth-0").mkdir()
     strategy_parts.train(str(work), world=1, iterations=30)
     assert converted_folders(work) == []
@@ -273,7 +273,7 @@ def test_masters_are_found_by_name(pair, tmp_path, options):
         assert result == []
 
 
-def test_one_process_of_zero_goes_on_from_two(work, stage):
+def test_one_process_of_zero_continues_from_two(work, stage):
     strategy_parts.train(str(work), world=1, strategy=zero(2), iterations=30)
     assert newest(work)[0].manifest.meta["native"]["world"] == 1
     assert converted_folders(work) == []

@@ -25,7 +25,7 @@ def settle(config, optim=None, *, batch=4, world=2, **arguments):
     return settled(joined(config, arguments), run_config(optim, batch), world=world, device=CPU)
 
 
-def told(function, *args, **kwargs):
+def error_of(function, *args, **kwargs):
     with pytest.raises(ConfigError) as caught:
         function(*args, **kwargs)
     assert "\n" not in str(caught.value)
@@ -43,7 +43,7 @@ def test_auto_takes_everything_from_the_run():
     assert found["zero_optimization"] == {"stage": 2}
 
 
-def test_nothing_said_is_nothing_switched_on():
+def test_by_default_nothing_is_switched_on():
     found = settle(None)
     assert found == {
         "gradient_accumulation_steps": 1,
@@ -58,7 +58,7 @@ def test_auto_takes_the_precision_of_amp(dtype, key):
     assert {name: found[name]["enabled"] for name in ("bf16", "fp16")} == {"bf16": key == "bf16", "fp16": key == "fp16"}
 
 
-def test_the_same_said_twice_is_no_contradiction():
+def test_the_same_value_twice_is_not_a_contradiction():
     optim = {"type": "AmpOptimWrapper", "dtype": "bfloat16", "accumulative_counts": 2, "clip_grad": {"max_norm": 1}}
     config = {
         "gradient_accumulation_steps": 2, "gradient_clipping": 1.0, "train_batch_size": 16, "bf16": {"enabled": True},
@@ -89,7 +89,7 @@ def test_the_same_said_twice_is_no_contradiction():
     ],
 )  # fmt: skip
 def test_a_contradiction_names_both_places(config, optim, words):
-    sentence = told(settle, config, optim)
+    sentence = error_of(settle, config, optim)
     assert all(word in sentence for word in words), sentence
 
 
@@ -112,7 +112,7 @@ def test_a_contradiction_names_both_places(config, optim, words):
     ],
 )
 def test_an_unknown_key_is_refused(config, words):
-    sentence = told(joined, config, {})
+    sentence = error_of(joined, config, {})
     assert all(word in sentence for word in words), sentence
 
 
@@ -127,9 +127,9 @@ def test_an_unknown_key_is_refused(config, words):
         ({"bf16": {"enabled": [1]}}, ["bf16.enabled is [1]"]),
     ],
 )
-def test_deepspeeds_own_models_are_asked(config, words):
+def test_deepspeeds_config_models_check_the_keys(config, words):
     library.load()
-    sentence = told(check_models, joined(config, {}))
+    sentence = error_of(check_models, joined(config, {}))
     assert all(word in sentence for word in words), sentence
 
 
@@ -137,10 +137,10 @@ def test_a_file_is_named_with_its_key(tmp_path):
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({"gradient_clipping": 2.0, "zero_optimization": {"stage": 1}}))
     assert joined(str(path), {}).stage == 1
-    sentence = told(joined, str(path), {"gradient_clipping": 1.0})
+    sentence = error_of(joined, str(path), {"gradient_clipping": 1.0})
     assert f"{path}: gradient_clipping is 2.0" in sentence
     assert "strategy.gradient_clipping is 1.0" in sentence
-    assert f"{path}: gradient_clipping is 2.0" in told(settle, str(path))
+    assert f"{path}: gradient_clipping is 2.0" in error_of(settle, str(path))
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_file_that_cannot_be_read(tmp_path, text, words):
     path = tmp_path / "ds.json"
     if text is not None:
         path.write_text(text)
-    assert words in told(joined, str(path), {})
+    assert words in error_of(joined, str(path), {})
 
 
 # ---- presets ---------------------------------------------------------------------------------------------------------
@@ -168,10 +168,10 @@ def test_a_preset_is_a_copy():
 
 
 def test_no_such_preset():
-    assert "did you mean 'zero2'" in told(preset_or_file, "zero_2")
+    assert "did you mean 'zero2'" in error_of(preset_or_file, "zero_2")
 
 
-def test_mmengines_arguments_are_taken():
+def test_mmengines_arguments_are_accepted():
     strategy = DeepSpeedStrategy(
         config={"bf16": {"enabled": True}}, zero_optimization={"stage": 2}, gradient_clipping="auto",
         inputs_to_half=["x"], activation_checkpointing={"profile": False}, aio={"block_size": 1048576},

@@ -75,7 +75,7 @@ def test_the_same_samples_in_the_same_updates(processes, alone, tmp_path, capsys
 @pytest.mark.parametrize(
     "worlds", [(3, 1), pytest.param((2, 3, 1), marks=pytest.mark.slow), pytest.param((1, 4, 2), marks=pytest.mark.slow)]
 )
-def test_a_move_in_the_middle_of_a_pass(processes, alone, tmp_path, capsys, worlds):
+def test_a_change_of_processes_in_the_middle_of_an_epoch(processes, alone, tmp_path, capsys, worlds):
     """Each start but the last is killed, after iterations that its checkpoint does not hold."""
     for start, world in enumerate(worlds):
         crash = 7 + 7 * start if start + 1 < len(worlds) else None
@@ -86,7 +86,7 @@ def test_a_move_in_the_middle_of_a_pass(processes, alone, tmp_path, capsys, worl
 
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
-def test_a_move_with_another_batch(processes, tmp_path, capsys, size):
+def test_a_change_of_processes_and_batch_size(processes, tmp_path, capsys, size):
     """The batch changes with the world, so the updates differ; every sample is still there once."""
     for start, (world, batch, crash, end) in enumerate([(2, 12, 7, 24), (3, 24, 8, 24), (1, 8, None, 36)]):
         processes(world, tmp_path / "run", start=start, batch=batch, crash=crash, iterations=end, size=size)

@@ -87,14 +87,14 @@ VARIANTS = {
                                      "clip_grad": {"type": "value", "clip_value": 0.01}}},
     "foreach": {"optim_wrapper": {"accumulative_counts": 2, "clip_grad": {"max_norm": 0.1, "norm_type": 3},
                                   "optimizer": {"type": "AdamW", "lr": 0.01, "foreach": True, "fused": False}}},
-    "whole-forward": {"strategy": {"reshard_after_forward": False}},
+    "no-reshard": {"strategy": {"reshard_after_forward": False}},
     "skip": {"train_cfg": {"max_iters": 40, "val_interval": 20, "nonfinite": "skip"}},
 }  # fmt: skip
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
-def test_options_move_no_number(train, tmp_path, name):
+def test_options_do_not_change_results(train, tmp_path, name):
     options = {"iterations": 40, **VARIANTS[name]}
     alone = {key: value for key, value in options.items() if key != "strategy"}
     train(None, tmp_path / "one", **alone)
@@ -137,10 +137,10 @@ def test_a_metric_counts_each_sample_once(groups, tmp_path):
 def test_a_resume_is_exact(train, tmp_path, mesh):
     """Interrupted inside a window after a checkpoint in mid-epoch, with dropout in and outside of the cut layers."""
     options = {"dropout": 0.2, "iterations": 24}
-    train(mesh, tmp_path / "whole", **options)
+    train(mesh, tmp_path / "uninterrupted", **options)
     train(mesh, tmp_path / "broken", crash=["iteration", 19], **options)
     train(mesh, tmp_path / "broken", **options)
-    assert_same(left_behind(tmp_path / "whole"), left_behind(tmp_path / "broken"))
+    assert_same(left_behind(tmp_path / "uninterrupted"), left_behind(tmp_path / "broken"))
 
 
 MOVES = [((None, 1), (TP2, 2)), ((TP2, 2), (DP2, 2))]
@@ -178,30 +178,30 @@ def test_each_sample_is_read_once_by_one_copy_of_the_model(groups, tmp_path, cap
 
 
 def test_ranks_of_one_copy_that_read_different_samples_are_found(groups, tmp_path):
-    (told, _) = groups(2).run("tensor_parallel_jobs", "refused", work_dir=str(tmp_path), mesh=TP2, own_samples=True)
-    assert told.startswith("RunError: the gradients of ")
-    assert "mmtrain.dist.data_rank()" in told
+    (message, _) = groups(2).run("tensor_parallel_jobs", "refused", work_dir=str(tmp_path), mesh=TP2, own_samples=True)
+    assert message.startswith("RunError: the gradients of ")
+    assert "mmtrain.dist.data_rank()" in message
 
 
 # ---- what is saved -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     "mesh", [TP2, SQUARE, {"dp": 3, "tp": 2}, HYBRID, {"replicate": 2, "shard": 3, "tp": 2}], ids=str
 )
-def test_the_boxes_that_are_written_are_the_tensors(mesh):
+def test_the_written_shards_are_the_tensors(mesh):
     """Every rank's part of every parameter lies at its place, and the parts that are written cover it once."""
     world = math.prod(mesh.values())
-    whole, pieces = None, {}
+    full, pieces = None, {}
     threads = [ThreadPoolExecutor(1) for _ in range(world)]  # torch keeps what it knows of meshes apart by thread
     for rank, thread in enumerate(threads):
-        whole, held = thread.submit(boxes_of, rank, world, mesh).result()
+        full, held = thread.submit(boxes_of, rank, world, mesh).result()
         for piece, writes in zip(held.shards, held.is_writer, strict=True):
             place = tuple(slice(o, o + n) for o, n in zip(piece.offsets, piece.tensor.shape, strict=True))
-            assert torch.equal(piece.tensor, whole[piece.name][place]), f"{piece.name} on rank {rank}"
+            assert torch.equal(piece.tensor, full[piece.name][place]), f"{piece.name} on rank {rank}"
             if writes and piece.name not in held.aliases:
                 pieces.setdefault(piece.name, torch.zeros(piece.shape))[place] += 1
     for thread in threads:
         thread.shutdown()
-    assert pieces.keys() == whole.keys() - {"head.weight"}
+    assert pieces.keys() == full.keys() - {"head.weight"}
     assert all(bool((written == 1).all()) for written in pieces.values())
 
 
@@ -217,12 +217,12 @@ def boxes_of(rank, world, mesh):
     try:
         torch.manual_seed(0)
         model = jobs.TinyGPT()
-        whole = {name: value.clone() for name, value in model.state_dict().items()}
+        full = {name: value.clone() for name, value in model.state_dict().items()}
         shape = mesh_shape(mesh, world)
         both = init_device_mesh("cpu", tuple(shape.values()), mesh_dim_names=tuple(shape))
         parallelise(model, both["tp"], plan_for(model, None, 2))
         fully_shard(model, mesh=both[tuple(name for name in shape if name != "tp")])
-        return whole, collect("model", model.state_dict(), writers={}, rank=rank)
+        return full, collect("model", model.state_dict(), writers={}, rank=rank)
     finally:
         torch.distributed.destroy_process_group()
 
@@ -250,7 +250,7 @@ def draws(rank):
     return found
 
 
-def test_dropout_differs_between_ranks_where_activations_are_cut_and_nowhere_else():
+def test_dropout_differs_between_ranks_only_where_activations_are_split():
     first, second, again = draws(0), draws(1), draws(0)
     assert [torch.equal(a, b) for a, b in zip(first, second, strict=True)] == [True, False, True, False, True]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -287,11 +287,11 @@ OWN_SAMPLER = {"dataset": {"type": "GPTTokens", "size": 21}, "batch_size": 8, "s
     ],
 )  # fmt: skip
 def test_refused_in_one_sentence(groups, tmp_path, mesh, options, words):
-    told, other = groups(2).run("tensor_parallel_jobs", "refused", work_dir=str(tmp_path), mesh=mesh, **options)
-    assert told == other
-    assert told.startswith("ConfigError: ")
-    assert "\n" not in told
-    assert all(word in told for word in words), told
+    message, other = groups(2).run("tensor_parallel_jobs", "refused", work_dir=str(tmp_path), mesh=mesh, **options)
+    assert message == other
+    assert message.startswith("ConfigError: ")
+    assert "\n" not in message
+    assert all(word in message for word in words), message
 
 
 def test_a_layer_that_cannot_be_divided_is_refused(groups, tmp_path):
@@ -300,16 +300,16 @@ def test_a_layer_that_cannot_be_divided_is_refused(groups, tmp_path):
             "tensor_parallel": {"blocks.*.mlp.up": "colwise", "blocks.*.mlp.down": "rowwise", "odd": "colwise"}
         }
     }
-    told, _ = groups(2).run(
+    message, _ = groups(2).run(
         "tensor_parallel_jobs", "refused", work_dir=str(tmp_path), mesh=TP2, model={"type": "OddGPT"}, **plan
     )
-    assert "the 7 outputs of odd cannot be divided among 2 processes" in told
+    assert "the 7 outputs of odd cannot be divided among 2 processes" in message
 
 
-def test_a_parameter_between_cut_layers_is_found(groups, tmp_path):
+def test_a_parameter_between_split_layers_is_found(groups, tmp_path):
     model = {"type": "ScaledGPT"}
-    (told, _) = groups(2).run("tensor_parallel_jobs", "refused", work_dir=str(tmp_path), mesh=TP2, model=model)
-    assert told.startswith("RunError: the gradients of blocks.0.mlp.scale differ")
+    (message, _) = groups(2).run("tensor_parallel_jobs", "refused", work_dir=str(tmp_path), mesh=TP2, model=model)
+    assert message.startswith("RunError: the gradients of blocks.0.mlp.scale differ")
 
 
 @pytest.mark.parametrize(
@@ -325,10 +325,10 @@ def test_a_parameter_between_cut_layers_is_found(groups, tmp_path):
         ({"cp": 2}, "strategy.mesh.cp: unknown dimension"),
     ],
 )
-def test_a_mesh_that_cannot_be_is_refused(asked, words):
-    with pytest.raises(ConfigError) as told:
+def test_an_impossible_mesh_is_refused(asked, words):
+    with pytest.raises(ConfigError) as message:
         mesh_shape(asked, 4)
-    assert words in str(told.value)
+    assert words in str(message.value)
 
 
 @pytest.mark.parametrize(

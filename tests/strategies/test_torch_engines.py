@@ -30,8 +30,8 @@ def ddp(**options):
 def test_shards_by_class(pair, tmp_path):
     found = pair.run("strategy_jobs", "layout", work_dir=str(tmp_path), strategy=fsdp(wrap="TinyBlock"))
     assert found[0]["groups"] == ["TinyLanguageModel", "TinyBlock", "TinyBlock"]
-    for name, (own, whole) in found[0]["sizes"].items():
-        assert own + found[1]["sizes"][name][0] == whole
+    for name, (own, full) in found[0]["sizes"].items():
+        assert own + found[1]["sizes"][name][0] == full
 
 
 def test_shards_by_size(job):
@@ -40,7 +40,7 @@ def test_shards_by_size(job):
 
 def test_hybrid_sharding_repeats(job):
     sizes = job("layout", strategy=fsdp(mesh={"replicate": 2, "shard": 1}))["sizes"]
-    assert all(own == whole for own, whole in sizes.values())
+    assert all(own == full for own, full in sizes.values())
 
 
 @pytest.mark.parametrize(
@@ -63,17 +63,17 @@ def test_hybrid_sharding_repeats(job):
     ],
 )
 def test_refused_in_one_sentence(job, strategy, words):
-    told = job("refused", strategy=strategy)
-    assert told.startswith("ConfigError: ")
-    assert "\n" not in told
-    assert all(word in told for word in words), told
+    message = job("refused", strategy=strategy)
+    assert message.startswith("ConfigError: ")
+    assert "\n" not in message
+    assert all(word in message for word in words), message
 
 
-def test_an_init_weights_that_forgets_is_refused(job):
-    told = job("refused", model={"type": "Initialised", "forgets": True}, strategy=fsdp(meta_init=True))
-    assert "init_weights() gives no value to scale" in told
-    told = job("refused", model={"type": "Initialised", "masked": True}, strategy=fsdp(meta_init=True))
-    assert "init_weights() gives no value to mask" in told
+def test_an_incomplete_init_weights_is_refused(job):
+    message = job("refused", model={"type": "Initialised", "forgets": True}, strategy=fsdp(meta_init=True))
+    assert "init_weights() gives no value to scale" in message
+    message = job("refused", model={"type": "Initialised", "masked": True}, strategy=fsdp(meta_init=True))
+    assert "init_weights() gives no value to mask" in message
 
 
 # ---- initial weights -------------------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ def test_built_without_memory_every_value_is_drawn(job):
 
 # ---- training --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("strategy", [ddp(), fsdp(wrap="TinyBlock")], ids=["ddp", "fsdp"])
-def test_gradients_are_exchanged_at_a_windows_end_alone(job, strategy):
+def test_gradients_are_exchanged_only_at_the_end_of_a_window(job, strategy):
     assert job("synchronised", strategy=strategy) == [False, False, True, False, False, True]
 
 
@@ -109,9 +109,9 @@ def test_ddp_has_its_last_buckets_from_the_first_iteration_on(job):
 
 
 def test_ddp_refuses_to_train_where_gradients_cannot_be_exchanged(job):
-    told = job("refused", strategy=ddp(), model={"type": "Neglects", "ranks": [0, 1]})
-    assert told.startswith("RunError: model: extra.weight, extra.bias got no gradient, so "), told
-    assert "find_unused_parameters=True" in told
+    message = job("refused", strategy=ddp(), model={"type": "Neglects", "ranks": [0, 1]})
+    assert message.startswith("RunError: model: extra.weight, extra.bias got no gradient, so "), message
+    assert "find_unused_parameters=True" in message
 
 
 def test_a_gradient_that_one_rank_lacks_ends_the_run(tmp_path):
@@ -140,7 +140,7 @@ def test_mixed_precision(job):
     assert found["moments"] == ["torch.float32"]
 
 
-def test_cpu_offload_is_taken_and_has_no_effect_on_the_cpu(job):
+def test_cpu_offload_is_accepted_and_has_no_effect_on_the_cpu(job):
     assert job("losses", strategy=fsdp(cpu_offload=True)) == job("losses", strategy=fsdp())
 
 
@@ -153,7 +153,7 @@ def test_compiled(job, strategy):
     assert found == plain
 
 
-def test_the_weights_of_an_interval_are_whole(job, tmp_path):
+def test_the_weights_of_an_interval_are_full_tensors(job, tmp_path):
     hook = {"checkpoint": {"type": "CheckpointHook", "weights_interval": 6}}
     expected = job("written_weights", strategy=fsdp(wrap="TinyBlock"), default_hooks=hook)
     found = load_file(tmp_path / "weights" / "iter_6.safetensors")

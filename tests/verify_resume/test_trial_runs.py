@@ -66,7 +66,7 @@ def test_a_start_that_fails(tmp_path):
         run_trial(COMMAND, TRIAL, tmp_path, start=start)
 
 
-def test_a_start_that_finds_the_config_wrong(tmp_path):
+def test_a_start_with_a_wrong_config(tmp_path):
     start = starts_that(tmp_path, (2, "error: model.hiden: unknown\n", None))
     with pytest.raises(ConfigError, match=r"^model.hiden: unknown$"):
         run_trial(COMMAND, TRIAL, tmp_path, start=start)

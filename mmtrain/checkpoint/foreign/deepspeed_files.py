@@ -45,7 +45,7 @@ def tag_folder(folder: Path) -> Path | None:
 
 
 def refuse_partitioned_model(folder: Path) -> None:
-    """Raise CheckpointError where a model without ZeRO's optimizer files is divided over several files."""
+    """Raise CheckpointError if a model without ZeRO's optimizer files is divided over several files."""
     files = {
         path.name for pattern in ("mp_rank_*", "zero_pp_rank_*") for path in folder.glob(f"{pattern}_model_states.pt")
     }
@@ -94,7 +94,7 @@ def _by_rank(paths: Iterator[Path]) -> list[Path]:
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """All weights of the model by name: float32 masters, and what has none as it was saved.
 
-    Raises CheckpointError where the file of a rank is missing or the files do not belong together.
+    Raises CheckpointError if the file of a rank is missing or the files do not belong together.
     """
     optims = [safe_pickle.load(path)[0]["optimizer_state_dict"] for path in optimizer_files(folder)]
     models = [safe_pickle.load(path)[0] for path in model_files(folder)]

@@ -49,7 +49,7 @@ def _put_in_place(averages: Mapping[str, Tensor], weights: dict[str, Tensor], pa
 def averages_in(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
     """The running averages of weights in the state of hooks: the hook's name, then the weight's."""
     found = {}
-    for key, state in checkpoint.state().items():
+    for key, state in checkpoint.state_by_name().items():
         averages = state.get("averages") if isinstance(state, dict) else None
         if key.startswith(_HOOKS) and isinstance(averages, dict) and "steps" in state:
             found[key.removeprefix(_HOOKS)] = averages
@@ -95,14 +95,14 @@ def cast(weights: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]
 
 
 def write_safetensors(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """One file that ``safetensors.torch.load_file`` reads. Raises CheckpointError where it cannot be written."""
+    """One file that ``safetensors.torch.load_file`` reads. Raises CheckpointError if it cannot be written."""
     write_weights(path, weights)
 
 
 def write_mmengine(path: Path, weights: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """The file that ``mmengine.runner.load_checkpoint`` reads; it holds plain values and tensors only.
 
-    ``torch.load(path, weights_only=True)`` is enough for it. Raises CheckpointError where it cannot be written.
+    ``torch.load(path, weights_only=True)`` is enough for it. Raises CheckpointError if it cannot be written.
     """
     with replacing(path) as aside:
         _save({"meta": dict(meta), "state_dict": dict(weights)}, aside)
@@ -112,7 +112,7 @@ def publish(checkpoint: Checkpoint, keys: Collection[str]) -> Path:
     """MMEngine's published model: ``<checkpoint's stem>-<8 digits of its sha256>.pth`` beside the checkpoint.
 
     ``keys`` are among `PUBLISHED`. ``state_dict`` holds the running averages where the run has them, and
-    ``ema_state_dict`` the weights themselves then, as MMEngine's EMAHook swaps them. Raises CheckpointError where it
+    ``ema_state_dict`` the weights themselves then, as MMEngine's EMAHook swaps them. Raises CheckpointError if it
     cannot be written.
     """
     weights = read_weights(checkpoint)
@@ -126,10 +126,13 @@ def publish(checkpoint: Checkpoint, keys: Collection[str]) -> Path:
     with replacing(nameless) as aside:
         _save({key: value for key, value in content.items() if key in keys}, aside)
     digest = hashlib.sha256()
-    with nameless.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return nameless.replace(stem.with_name(f"{stem.name}-{digest.hexdigest()[:8]}.pth"))
+    try:
+        with nameless.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+        return nameless.replace(stem.with_name(f"{stem.name}-{digest.hexdigest()[:8]}.pth"))
+    except OSError as error:
+        raise CheckpointError(f"{stem.name} could not be published: {error}") from error
 
 
 def mmengine_meta(manifest: Manifest) -> dict[str, Any]:
@@ -149,7 +152,7 @@ def pretrained_part(model: nn.Module) -> tuple[str, Any]:
     """The outermost module that knows how to write itself as a Hugging Face directory, and its name in the model.
 
     It is known by its ``save_pretrained`` and ``config``, so transformers need not be imported. Raises ConfigError
-    where there is none.
+    if there is none.
     """
     for name, module in model.named_modules():
         if callable(getattr(module, "save_pretrained", None)) and hasattr(module, "config"):
@@ -164,7 +167,7 @@ def write_huggingface(path: Path, model: nn.Module, *, dtype: torch.dtype | None
     """Write the Hugging Face model in ``model``, whose weights are in place, as a directory for ``from_pretrained``.
 
     A ``tokenizer`` or ``processor`` of the model that can do so is written with it. Returns the names of the tensors
-    outside that part, which the directory has no place for. Raises CheckpointError where it cannot be written.
+    outside that part, which the directory has no place for. Raises CheckpointError if it cannot be written.
     """
     name, part = pretrained_part(model)
     inside = f"{name}." if name else ""
@@ -188,7 +191,7 @@ def _save(content: Mapping[str, Any], path: Path) -> None:
 def write_pretrained(path: Path, model: Any, weights: Mapping[str, Tensor]) -> None:
     """The directory that ``from_pretrained`` reads for a Hugging Face ``model`` with these weights, in one file.
 
-    ``model.safetensors`` in it is a plain one. Raises CheckpointError where it cannot be written.
+    ``model.safetensors`` in it is a plain one. Raises CheckpointError if it cannot be written.
     """
     with replacing(path) as aside:
         for part in ("config", "generation_config"):

@@ -20,7 +20,7 @@ def fetched(source: str) -> Iterator[Path]:
     """Yield a local path to ``source``, valid inside the block.
 
     ``http(s)://`` goes through the standard library, other schemes (``s3://``, ``gs://``, ``memory://``, ...) through
-    fsspec, where it is installed. Raises CheckpointError where it cannot be fetched.
+    fsspec, where it is installed. Raises CheckpointError if it cannot be fetched.
     """
     found = _SCHEME.match(source)
     scheme = found[1].lower() if found else ""

@@ -8,6 +8,7 @@ from torch import Tensor
 from mmtrain.checkpoint.reader import LoadReport
 from mmtrain.dtensor import copy_from_full
 from mmtrain.errors import CheckpointError
+from mmtrain.printable import printable
 
 _SHOWN = 8
 
@@ -15,7 +16,7 @@ _SHOWN = 8
 def revise(names: Iterable[str], revise_keys: Sequence[tuple[str, str]]) -> dict[str, str]:
     """Give each name its revised one: every (pattern, replacement) applied in order with ``re.sub``, as in MMEngine.
 
-    Raises CheckpointError where a pattern is not a regular expression, or two names become one.
+    Raises CheckpointError if a pattern is not a regular expression, or two names become one.
     """
     revised: dict[str, str] = {}
     origin: dict[str, str] = {}
@@ -86,5 +87,5 @@ def describe(report: LoadReport) -> list[str]:
         if names or what == "matched":
             more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
             listed = f": {', '.join(names[:_SHOWN])}{more}" if names and what != "matched" else ""
-            lines.append(f"{len(names)} {what}{listed}")
+            lines.append(printable(f"{len(names)} {what}{listed}"))
     return lines

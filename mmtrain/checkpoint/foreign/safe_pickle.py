@@ -101,7 +101,7 @@ def _load_with(stand_ins: dict[str, Any], path: Path, *, mmap: bool) -> tuple[An
 
 
 def _stand_in(name: str, stand_ins: dict[str, Any], path: Path) -> None:
-    """Add a stand-in for ``name``. Raises CheckpointError where it is code."""
+    """Add a stand-in for ``name``. Raises CheckpointError if it is code."""
     name = name.removeprefix("builtins.")
     full = name if "." in name else f"builtins.{name}"
     if _is_code(name) or full in stand_ins:

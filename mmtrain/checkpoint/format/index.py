@@ -10,10 +10,13 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
-from mmtrain.checkpoint.format.manifest import check_inside
+from mmtrain.checkpoint.format import check
 from mmtrain.errors import CheckpointError
 
 INDEX = "tensors.json"
+_TENSOR = {"dtype": check.TEXT, "shape": check.SHAPE}
+_PLACE = {"file": check.TEXT, "start": check.SIZE}
+_SHARD = {**_PLACE, "offsets": check.SHAPE, "shape": check.SHAPE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,27 +64,38 @@ def encode_index(index: Index) -> bytes:
 
 
 def decode_index(data: bytes, where: str = INDEX) -> Index:
-    """Read what `encode_index` gave. Raises CheckpointError where it is malformed."""
+    """Read what `encode_index` gave. Raises CheckpointError, naming ``where``, if it is malformed."""
+    document = check.parse(data, where)
+    index: Index = {}
     try:
-        document = json.loads(data)
-        index = {
-            section: {name: _entry_from_json(entry) for name, entry in entries.items()}
-            for section, entries in document.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        check.values(document, check.OBJECT, "the index")
+        for section, entries in document.items():
+            found = index[section] = {}
+            for name, entry in entries.items():
+                found[name] = _entry_from_json(entry, f"{section}/{name}")
+            _check_aliases(found, section)
+    except ValueError as error:
         raise CheckpointError(f"{where}: malformed ({error})") from error
-    for entries in index.values():
-        for entry in entries.values():
-            for shard in entry.shards:
-                for location in shard.locations():
-                    check_inside(location.file, where)
+    for file in {location.file for entry in entries_of(index) for one in entry.shards for location in one.locations()}:
+        check.inside(file, where)
     return index
+
+
+def entries_of(index: Index) -> Iterator[TensorEntry]:
+    """The entries of all sections."""
+    return (entry for entries in index.values() for entry in entries.values())
+
+
+def _check_aliases(entries: Mapping[str, TensorEntry], section: str) -> None:
+    for name, entry in entries.items():
+        if entry.alias is not None and getattr(entries.get(entry.alias), "alias", name) is not None:
+            raise ValueError(f"{section}/{name} is an alias of {entry.alias!r}, which is no tensor of this section")
 
 
 def merge(indexes: Sequence[Index], *, copies: bool = False) -> Index:
     """Join the indexes of what each rank wrote into one, names in order.
 
-    With ``copies`` several ranks may have written the same box, to different disks. Raises CheckpointError where the
+    With ``copies`` several ranks may have written the same box, to different disks. Raises CheckpointError if the
     ranks disagree about a tensor or the shards do not cover it: such a checkpoint must not be committed.
     """
     found: dict[str, dict[str, list[TensorEntry]]] = {}
@@ -142,12 +156,28 @@ def _shard_to_json(shard: ShardEntry) -> dict[str, Any]:
     return document
 
 
-def _entry_from_json(document: Mapping[str, Any]) -> TensorEntry:
-    shards = tuple(_shard_from_json(shard) for shard in document.get("pieces", ()))
-    return TensorEntry(str(document["dtype"]), tuple(document["shape"]), shards, document.get("alias"))
+def _entry_from_json(document: Any, path: str) -> TensorEntry:
+    check.fields(document, _TENSOR, path, required=True)
+    check.fields(document, {"pieces": check.LIST, "alias": check.TEXT.or_none()}, path)
+    shape = tuple(document["shape"])
+    alias = document.get("alias")
+    shards = tuple(_shard_from_json(one, shape, path) for one in document.get("pieces", ()))
+    if alias is None and sum(prod(shard.shape) for shard in shards) != prod(shape):
+        raise ValueError(f"the pieces of {path} are not all of its {prod(shape)} elements")
+    return TensorEntry(document["dtype"], shape, shards, alias)
 
 
-def _shard_from_json(document: Mapping[str, Any]) -> ShardEntry:
-    copies = tuple((str(copy["file"]), int(copy["start"])) for copy in document.get("copies", ()))
-    offsets = tuple(document["offsets"])
-    return ShardEntry(str(document["file"]), int(document["start"]), offsets, tuple(document["shape"]), copies)
+def _shard_from_json(document: Any, whole: Sequence[int], path: str) -> ShardEntry:
+    check.fields(document, _SHARD, path, required=True)
+    offsets, shape = tuple(document["offsets"]), tuple(document["shape"])
+    if not len(offsets) == len(shape) == len(whole) or any(
+        begin + length > size for begin, length, size in zip(offsets, shape, whole, strict=True)
+    ):
+        raise ValueError(f"a piece of {path} at {list(offsets)} of shape {list(shape)} is not inside {list(whole)}")
+    copies = document.get("copies", ())
+    if copies:
+        check.one(copies, check.LIST, f"{path}.copies")
+        for copy in copies:
+            check.fields(copy, _PLACE, f"{path}.copies", required=True)
+    places = tuple((copy["file"], copy["start"]) for copy in copies)
+    return ShardEntry(document["file"], document["start"], offsets, shape, places)

@@ -9,15 +9,63 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
-from pathlib import PurePosixPath
 from typing import Any
 
+from mmtrain.checkpoint.format import check
 from mmtrain.errors import CheckpointError
 from mmtrain.files import hash_bytes
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+MANIFEST_LIMIT = 64 << 20  # bytes; with ten thousand files it is about one MB
 _BLANK = "0" * 32
+
+_FIELDS = {
+    "position": check.OBJECT,
+    "world_size": check.PROCESSES,
+    "strategy": check.TEXT,
+    "seed": check.WHOLE.or_none(),
+    "config": check.TEXT,
+    "data_fingerprint": check.TEXT,
+    "versions": check.OBJECT,
+    "temporary": check.FLAG,
+    "sections": check.TEXTS,
+    "meta": check.OBJECT,
+    "parts": check.LIST,
+    "created": check.TEXT,
+}
+_RECORD = {"size": check.SIZE, "xxh3_128": check.HASH}
+_PART = {"marker": check.TEXT, "ranks": check.COUNTS, "files": check.TEXTS}
+# The names in ``meta`` that mmtrain gives a meaning; a user of the store alone may add any others.
+_META = {
+    "batch_size": check.POSITIVE.or_none(),
+    "data_size": check.POSITIVE,
+    "accumulative_counts": check.POSITIVE,
+    "samples_per_epoch": check.COUNT.or_none(),
+    "iterations_per_epoch": check.COUNT.or_none(),
+    "max_iters": check.COUNT.or_none(),
+    "max_epochs": check.COUNT.or_none(),
+    "optimizer": check.TEXT,
+    "experiment_name": check.TEXT,
+    "timestamp": check.TEXT,
+    "config_values": check.OBJECT,
+    "has_optimizer": check.FLAG,
+    "has_frozen": check.FLAG,
+    "generation": check.COUNT,
+    "since": check.COUNT,
+    "began": check.TEXT,
+    "frozen": check.OBJECT,
+    "native": check.OBJECT.or_none(),
+}
+_FROZEN = {"types": check.TEXTS, "hash": check.TEXT}
+_NATIVE = {
+    "version": check.TEXT,
+    "stage": check.COUNT,
+    "world": check.PROCESSES,
+    "dtype": check.TEXT,
+    "layout": check.TEXT,
+    "frozen": check.FLAG,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,55 +146,74 @@ class Manifest:
 
 
 def encode(manifest: Manifest) -> bytes:
-    """Return the file's bytes. Raises CheckpointError where a field is not a JSON value."""
+    """Return the file's bytes. Raises CheckpointError if a field is not a JSON value of the format's type."""
     document = {"format": manifest.format, **asdict(manifest), "checksum": _BLANK}
     if not manifest.parts:
         del document["parts"]
+    where = f"the manifest of {manifest.name}"
     try:
         text = json.dumps(document, indent=1, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"the manifest of {manifest.name} cannot be written as JSON: {error}") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{where} cannot be written as JSON: {error}") from error
     head, _, tail = text.rpartition(_BLANK)
-    return (head + hash_bytes(text.encode()) + tail).encode()
+    data = (head + hash_bytes(text.encode()) + tail).encode()
+    if len(data) > MANIFEST_LIMIT:
+        raise CheckpointError(f"{where} has {len(data)} bytes, but a reader takes {MANIFEST_LIMIT} at most")
+    _check(json.loads(text), where)
+    return data
 
 
 def decode(data: bytes, where: str = MANIFEST) -> Manifest:
     """Read what `encode` gave. Raises CheckpointError, naming ``where``, unless every byte is as written."""
-    try:
-        document = json.loads(data.decode("utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{where}: not valid JSON ({error})") from error
+    document = check.parse(data, where)
     if not isinstance(document, dict) or not isinstance(document.get("checksum"), str):
         raise CheckpointError(f"{where}: not a manifest of an mmtrain checkpoint (it has no checksum)")
     if document.get("format") != FORMAT:
         found = document.get("format")
         raise CheckpointError(f"{where}: format {found!r}, but this version of mmtrain reads format {FORMAT}")
-    checksum = document.pop("checksum").encode()
+    checksum = document.pop("checksum").encode("utf-8", "replace")
     head, _, tail = data.rpartition(checksum or b"?")
     if hash_bytes(head + _BLANK.encode() + tail).encode() != checksum:
         raise CheckpointError(f"{where}: its checksum does not match its contents; the file was changed or damaged")
-    return _build(document, where)
+    _check(document, where)
+    return _build(document)
 
 
-def _build(document: Mapping[str, Any], where: str) -> Manifest:
-    known = {f.name for f in fields(Manifest)}
+def _check(document: Mapping[str, Any], where: str) -> None:
+    """Check the type of every field, and that all files are inside the checkpoint."""
     try:
-        values = {key: value for key, value in document.items() if key in known}
-        values["files"] = {path: FileRecord(**record) for path, record in document["files"].items()}
-        parts = [DiskPart(p["marker"], tuple(p["ranks"]), tuple(p["files"])) for p in document.get("parts", [])]
-        manifest = Manifest(**{**values, "parts": parts})
-        unlisted = {path for part in parts for path in (part.marker, *part.files)} - manifest.files.keys()
-        if unlisted:
-            raise KeyError(min(unlisted))
-    except (KeyError, TypeError, AttributeError) as error:
+        check.fields(document, {"files": check.OBJECT, "name": check.TEXT}, "manifest", required=True)
+        check.fields(document, _FIELDS, "manifest")
+        check.values(document.get("position", {}), check.COUNT, "position")
+        check.values(document.get("versions", {}), check.TEXT, "versions")
+        _check_meta(document.get("meta", {}))
+        for path, record in document["files"].items():
+            check.fields(record, _RECORD, f"files.{path}", required=True)
+        for number, part in enumerate(document.get("parts", ())):
+            check.fields(part, _PART, f"parts[{number}]", required=True)
+            unlisted = {part["marker"], *part["files"]} - document["files"].keys()
+            if unlisted:
+                raise ValueError(f"parts[{number}] names {min(unlisted)!r}, which is not in files")
+    except ValueError as error:
         raise CheckpointError(f"{where}: a field of format {FORMAT} is missing or malformed ({error})") from error
-    for path in manifest.files:
-        check_inside(path, where)
-    return manifest
+    for path in document["files"]:
+        check.inside(path, where)
 
 
-def check_inside(path: str, where: str) -> None:
-    """Refuse a file name that leads out of the checkpoint's directory."""
-    pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts or not pure.parts:
-        raise CheckpointError(f"{where}: it lists {path!r}, which is not inside the checkpoint")
+def _check_meta(meta: Mapping[str, Any]) -> None:
+    check.fields(meta, _META, "meta")
+    check.values(meta.get("config_values", {}), check.TEXT, "meta.config_values")
+    if meta.get("native") is not None:
+        check.fields(meta["native"], _NATIVE, "meta.native")
+    if meta.get("frozen"):
+        check.fields(meta["frozen"], _FROZEN, "meta.frozen", required=True)
+
+
+def _build(document: Mapping[str, Any]) -> Manifest:
+    known = {f.name for f in fields(Manifest)}
+    values = {key: value for key, value in document.items() if key in known}
+    values["files"] = {path: FileRecord(one["size"], one["xxh3_128"]) for path, one in document["files"].items()}
+    values["parts"] = [
+        DiskPart(part["marker"], tuple(part["ranks"]), tuple(part["files"])) for part in document.get("parts", ())
+    ]
+    return Manifest(**values)

@@ -5,18 +5,19 @@ JSON has fewer types than Python, so the rest is written as an object with one k
 
 ``{"$float": "<16 hex digits>"}`` infinities and NaNs, bit for bit · ``{"$int": "<hex>"}`` beyond 64 bits ·
 ``{"$bytes": "<base64>"}`` · ``{"$tuple": [..]}`` · ``{"$set": [..]}`` · ``{"$frozenset": [..]}`` ·
-``{"$ordered": [[key, value], ..]}`` an OrderedDict · ``{"$dict": [[key, value], ..]}`` a dict whose keys are not all
-plain strings · ``{"$tensor": key}`` · ``{"$array": key, "dtype": .., "shape": [..]}`` a numpy array,
-its bytes kept as a uint8 tensor · ``{"$scalar": "<base64>", "dtype": ..}`` a numpy scalar ·
+``{"$deque": [..], "maxlen": ..}`` · ``{"$ordered": [[key, value], ..]}`` an OrderedDict · ``{"$dict": [[key, value],
+..]}`` a dict whose keys are not all plain strings · ``{"$tensor": key}`` · ``{"$array": key, "dtype": .., "shape":
+[..]}`` a numpy array, its bytes kept as a uint8 tensor · ``{"$scalar": "<base64>", "dtype": ..}`` a numpy scalar ·
 ``{"$sparse": layout, "shape": [..], "parts": [..], ..}`` a sparse tensor, its indices and values kept as tensors.
 """
 
 import base64
 import json
 import math
+import re
 import struct
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ from torch import Tensor
 from mmtrain.dtensor import is_dtensor
 from mmtrain.errors import CheckpointError
 
+_NUMPY_TYPE = re.compile(r"[<>|=][?a-zA-Z]\d*(\[\w+\])?")  # what dtype.str gives: "<f8", "<M8[ns]"
+_MALFORMED = (LookupError, ValueError, TypeError, AttributeError, OverflowError, RuntimeError, struct.error)
 _INT64 = range(-(1 << 63), 1 << 63)
 _ROWS, _COLUMNS = ("crow_indices", "col_indices", "values"), ("ccol_indices", "row_indices", "values")
 _SPARSE_PARTS = {
@@ -40,18 +43,28 @@ def split(value: Any, *, path: str = "state") -> tuple[Any, dict[str, Tensor]]:
     Raises CheckpointError with the path and the type of what is neither plain nor a tensor.
     """
     tensors: dict[str, Tensor] = {}
-    return _Splitter(tensors).encode(value, path, ()), tensors
+    try:
+        return _Splitter(tensors).encode(value, path, ()), tensors
+    except RecursionError as error:
+        raise CheckpointError(f"{path}: it is nested too deeply to be saved") from error
 
 
 def join(document: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Undo `split`. Raises CheckpointError where ``document`` is not something that `split` gave."""
+    """Undo `split`. Raises CheckpointError if ``document`` is not something that `split` gave."""
+    try:
+        return _join(document, tensors)
+    except RecursionError as error:
+        raise CheckpointError("the state is nested too deeply") from error
+
+
+def _join(document: Any, tensors: Mapping[str, Tensor]) -> Any:
     if isinstance(document, list):
-        return [join(item, tensors) for item in document]
+        return [_join(item, tensors) for item in document]
     if not isinstance(document, dict):
         return document
     tag = next(iter(document), "")
     if not tag.startswith("$"):
-        return {key: join(item, tensors) for key, item in document.items()}
+        return {key: _join(item, tensors) for key, item in document.items()}
     decoder = _DECODERS.get(tag)
     if decoder is None:
         raise CheckpointError(
@@ -59,8 +72,22 @@ def join(document: Any, tensors: Mapping[str, Tensor]) -> Any:
         )
     try:
         return decoder(document, tensors)
-    except (KeyError, ValueError, TypeError, RuntimeError, StopIteration, struct.error) as error:
+    except _MALFORMED as error:
         raise CheckpointError(f"the state contains a malformed {tag} value: {error!r}") from error
+
+
+class _Blanks(dict[str, Tensor]):
+    """Tensors of the right shapes without their values."""
+
+
+def check(document: Any, shapes: Mapping[str, Sequence[int]]) -> None:
+    """Raise CheckpointError where `join` would; ``shapes`` are those of the tensors, which need not be read."""
+    blank = torch.zeros((), dtype=torch.uint8)
+    try:
+        tensors = _Blanks((name, blank.expand(tuple(shape))) for name, shape in shapes.items())
+    except RuntimeError as error:  # more elements than torch can count
+        raise CheckpointError(f"the state has an impossible tensor ({error})") from error
+    join(document, tensors)
 
 
 def to_json(document: Any) -> bytes:
@@ -95,12 +122,15 @@ class _Splitter:
         if kind in (list, tuple, torch.Size):
             items = [self.encode(item, f"{path}[{i}]", parents) for i, item in enumerate(value)]
             return items if kind is list else {"$tuple": items}
+        if kind is deque:
+            items = [self.encode(item, f"{path}[{i}]", parents) for i, item in enumerate(value)]
+            return {"$deque": items, "maxlen": value.maxlen}
         if kind in (set, frozenset):  # sorted: the same set always gives the same bytes
             items = [self.encode(item, f"{path}{{..}}", parents) for item in value]
             return {f"${kind.__name__}": sorted(items, key=json.dumps)}
         raise CheckpointError(
             f"{path}: a {kind.__module__}.{kind.__qualname__} cannot be saved; a state may contain None, bool, int, "
-            "float, str, bytes, list, tuple, set, dict, tensors and numpy values"
+            "float, str, bytes, list, tuple, deque, set, dict, tensors and numpy values"
         )
 
     def _mapping(self, value: Mapping[Any, Any], path: str, parents: tuple[int, ...]) -> Any:
@@ -152,35 +182,46 @@ class _Splitter:
 
 def _array(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> np.ndarray:
     raw = tensors[document["$array"]].numpy().tobytes()
-    return np.frombuffer(bytearray(raw), np.dtype(document["dtype"])).reshape(document["shape"])
+    return np.frombuffer(bytearray(raw), _numpy_type(document)).reshape(document["shape"])
+
+
+def _numpy_type(document: Mapping[str, Any]) -> np.dtype:
+    if not _NUMPY_TYPE.fullmatch(document["dtype"]):
+        raise ValueError(f"{document['dtype']!r} is not a numpy type")
+    return np.dtype(document["dtype"])
 
 
 def _sparse(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Tensor:
-    layout = next(known for known in _SPARSE_PARTS if str(known) == f"torch.{document['$sparse']}")
-    *indices, values = (tensors[part["$tensor"]] for part in document["parts"])
-    size = document["shape"]
+    layout = {str(known): known for known in _SPARSE_PARTS}[f"torch.{document['$sparse']}"]
+    parts, size = [tensors[part["$tensor"]] for part in document["parts"]], torch.Size(document["shape"])
+    if len(parts) != len(_SPARSE_PARTS[layout]):
+        raise ValueError(f"{len(parts)} parts")
+    if isinstance(tensors, _Blanks):
+        return torch.zeros((), dtype=torch.uint8).expand(size)
     if layout is torch.sparse_coo:
+        indices, values = parts
         coalesced = document["coalesced"]
-        return torch.sparse_coo_tensor(indices[0], values, size, is_coalesced=coalesced, check_invariants=True)
-    compressed, plain = indices
+        return torch.sparse_coo_tensor(indices, values, size, is_coalesced=coalesced, check_invariants=True)
+    compressed, plain, values = parts
     return torch.sparse_compressed_tensor(compressed, plain, values, size, layout=layout, check_invariants=True)
 
 
 def _pairs(items: list[Any], tensors: Mapping[str, Tensor]) -> list[tuple[Any, Any]]:
-    return [(join(key, tensors), join(item, tensors)) for key, item in items]
+    return [(_join(key, tensors), _join(item, tensors)) for key, item in items]
 
 
 _DECODERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Tensor]], Any]] = {
     "$int": lambda d, t: int(d["$int"], 16),
     "$float": lambda d, t: struct.unpack(">d", bytes.fromhex(d["$float"]))[0],
     "$bytes": lambda d, t: base64.b64decode(d["$bytes"], validate=True),
-    "$tuple": lambda d, t: tuple(join(item, t) for item in d["$tuple"]),
-    "$set": lambda d, t: {join(item, t) for item in d["$set"]},
-    "$frozenset": lambda d, t: frozenset(join(item, t) for item in d["$frozenset"]),
+    "$tuple": lambda d, t: tuple(_join(item, t) for item in d["$tuple"]),
+    "$deque": lambda d, t: deque((_join(item, t) for item in d["$deque"]), d["maxlen"]),
+    "$set": lambda d, t: {_join(item, t) for item in d["$set"]},
+    "$frozenset": lambda d, t: frozenset(_join(item, t) for item in d["$frozenset"]),
     "$dict": lambda d, t: dict(_pairs(d["$dict"], t)),
     "$ordered": lambda d, t: OrderedDict(_pairs(d["$ordered"], t)),
     "$tensor": lambda d, t: t[d["$tensor"]],
     "$array": _array,
     "$sparse": _sparse,
-    "$scalar": lambda d, t: np.frombuffer(base64.b64decode(d["$scalar"]), np.dtype(d["dtype"]))[0],
+    "$scalar": lambda d, t: np.ndarray((), _numpy_type(d), base64.b64decode(d["$scalar"]))[()],
 }

@@ -4,9 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from mmtrain.checkpoint.format.manifest import MANIFEST, DiskPart, FileRecord, Manifest, decode
+from mmtrain.checkpoint.format.manifest import MANIFEST, MANIFEST_LIMIT, DiskPart, FileRecord, Manifest, decode
+from mmtrain.checkpoint.format.structure import find_fault
 from mmtrain.errors import CheckpointError
-from mmtrain.files import hash_file
+from mmtrain.files import check_regular, hash_file, read_bounded
+from mmtrain.printable import printable
 
 Verify = Literal["full", "size", "none"]
 
@@ -20,13 +22,13 @@ class Problem:
     fault: str
 
     def __str__(self) -> str:
-        return f"{self.checkpoint}/{self.file}: {self.fault}"
+        return printable(f"{self.checkpoint}/{self.file}: {self.fault}").replace("\n", "\\n")
 
 
 def read_manifest(directory: Path) -> Manifest:
     """Read and check the manifest of the checkpoint in ``directory``. Raises CheckpointError with a one-line reason."""
     try:
-        data = (directory / MANIFEST).read_bytes()
+        data = read_bounded(directory / MANIFEST, MANIFEST_LIMIT)
     except FileNotFoundError as error:
         raise CheckpointError(f"{directory / MANIFEST}: missing; this is not a complete checkpoint") from error
     except OSError as error:
@@ -37,13 +39,20 @@ def read_manifest(directory: Path) -> Manifest:
 def find_problems(directory: Path, manifest: Manifest, *, verify: Verify = "full") -> list[Problem]:
     """Compare every file with the manifest: there, of the right size and, with ``verify='full'``, of the right hash.
 
-    Files that the manifest does not list, and parts on other disks, are ignored. ``verify='none'`` compares nothing.
+    Where all hashes are right, ``verify='full'`` also reads the index and the plain states: they must be what a save
+    writes. Files that the manifest does not list, and parts on other disks, are ignored. ``verify='none'`` compares
+    nothing.
     """
     problems: list[Problem] = []
-    for path in files_here(directory, manifest) if verify != "none" else ():
+    here = files_here(directory, manifest) if verify != "none" else []
+    for path in here:
         fault = _fault(directory / path, manifest.files[path], hashes=verify == "full")
         if fault:
             problems.append(Problem(directory.name, path, fault))
+    if verify == "full" and not problems:
+        found = find_fault(directory, manifest, here)
+        if found is not None:
+            problems.append(Problem(directory.name, *found))
     return problems
 
 
@@ -63,7 +72,9 @@ def files_here(directory: Path, manifest: Manifest) -> list[str]:
 
 def _fault(path: Path, record: FileRecord, *, hashes: bool) -> str:
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        check_regular(status, path)
+        size = status.st_size
         if size != record.size:
             return f"{size} bytes instead of {record.size}"
         if hashes and hash_file(path) != record.xxh3_128:

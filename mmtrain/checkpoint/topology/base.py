@@ -72,7 +72,7 @@ class Topology(ABC):
 
     @abstractmethod
     def read_rng(self, checkpoint: Checkpoint) -> Any:
-        """What this rank saved as its generators, from whichever disk has it; None where none has."""
+        """What this rank saved as its generators, from whichever disk has it; None if none has."""
 
     # ---- saving
 

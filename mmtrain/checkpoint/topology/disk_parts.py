@@ -31,7 +31,7 @@ def divide(
 ) -> tuple[dict[str, FileRecord], list[DiskPart]]:
     """All files of a checkpoint, and which disk has which; arguments as in `Topology.list_files`.
 
-    Raises CheckpointError where two disks have different files of one name: no directory could hold both parts.
+    Raises CheckpointError if two disks have different files of one name: no directory could hold both parts.
     """
     files = dict(common)
     parts = []

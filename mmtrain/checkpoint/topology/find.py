@@ -17,9 +17,9 @@ from mmtrain.checkpoint.topology.shared import SharedDisk
 
 
 def find_topology(directory: Path) -> Topology:
-    """Find out which ranks see the same ``directory``, which is made where it is missing; a collective.
+    """Find out which ranks see the same ``directory``, which is made if it is missing; a collective.
 
-    Raises OSError, on every rank, where one cannot write there.
+    Raises OSError, on every rank, if one cannot write there.
     """
     disks = find_disks(directory)
     return SharedDisk() if disks.is_shared else DividedDisks(disks)

@@ -57,7 +57,7 @@ def entries_on_all(root: Path, topology: Topology) -> list[Entry]:
 
 
 def manifest_hash(directory: Path) -> str:
-    """What distinguishes one save from another of the same name. Raises OSError where there is no manifest."""
+    """What distinguishes one save from another of the same name. Raises OSError if there is no manifest."""
     return hash_file(directory / MANIFEST)
 
 

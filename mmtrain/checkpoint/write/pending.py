@@ -16,6 +16,8 @@ class PendingSave:
     ``stall_seconds``: how long training has waited for it; ``total_seconds``: the time until it was durable; ``bytes``:
     the size of the checkpoint; ``error``: why it failed; ``notices``: what did not work but costs no checkpoint (the
     pointer, a deletion); ``reported``: whether the error was raised somewhere.
+
+    A save counts as failed until `succeed` is called: a writer that ends in any way without that has failed.
     """
 
     def __init__(self, name: str, path: Path) -> None:
@@ -24,11 +26,19 @@ class PendingSave:
         self.stall_seconds = 0.0
         self.total_seconds = 0.0
         self.bytes = 0
-        self.error: CheckpointError | None = None
+        self.error: CheckpointError | None = save_error(path, RuntimeError("its writer ended without a result"))
         self.notices: list[str] = []
         self.reported = False
         self._staged: Staged | None = None
         self._thread: threading.Thread | None = None
+
+    def succeed(self) -> None:
+        """The checkpoint is complete and on the disk."""
+        self.error = None
+
+    def fail(self, error: BaseException) -> None:
+        """The checkpoint is not on the disk, because of ``error``."""
+        self.error = save_error(self.path, error)
 
     @property
     def done(self) -> bool:
@@ -50,7 +60,7 @@ class PendingSave:
             self._thread = None
 
     def wait(self) -> None:
-        """Return once the checkpoint is durable. Raises CheckpointError where the save failed."""
+        """Return once the checkpoint is durable. Raises CheckpointError if the save failed."""
         self.join()
         self.raise_error()
 
@@ -70,14 +80,28 @@ class PendingSave:
             self.stall_seconds += time.perf_counter() - begin
 
     def start(self, work: Callable[[], None], staged: Staged | None) -> None:
-        """Do ``work`` in a new thread; the interpreter does not exit before it ends."""
+        """Do ``work`` in a new thread, or here where no more can be started; its errors are those that it reports.
+
+        The interpreter does not exit before the thread ends.
+        """
+
+        def run() -> None:
+            with contextlib.suppress(BaseException):  # ``error`` says what happened
+                work()
+
         self._staged = staged
-        self._thread = threading.Thread(target=work, name=f"mmtrain-save-{self.name}")
-        self._thread.start()
+        thread = threading.Thread(target=run, name=f"mmtrain-save-{self.name}")
+        try:
+            thread.start()
+        except RuntimeError:
+            run()
+        else:
+            self._thread = thread
 
 
 def save_error(path: Path, error: BaseException) -> CheckpointError:
     """The one-sentence error of a save that failed."""
-    failure = CheckpointError(f"{path} was not saved: {error}; the older checkpoints are untouched")
+    reason = str(error) or repr(error)
+    failure = CheckpointError(f"{path} was not saved: {reason}; the older checkpoints are untouched")
     failure.__cause__ = error
     return failure

@@ -1,7 +1,7 @@
 """Small files beside checkpoints, each written atomically: JSON records, and weights alone for other programs."""
 
+import contextlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmtrain import files
+from mmtrain.checkpoint.write.storage import remove_tree
 from mmtrain.errors import CheckpointError
 
 
@@ -19,7 +20,7 @@ from mmtrain.errors import CheckpointError
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path to write a file or a directory to; a rename puts it in the place of ``path`` after the block.
 
-    A reader finds all of it or nothing, and a file is on the disk before it is found. Raises CheckpointError where it
+    A reader finds all of it or nothing, and a file is on the disk before it is found. Raises CheckpointError if it
     cannot be written; what was there before stays. A directory does not replace one that has files.
     """
     # A directory, because safetensors writes beside its target too, under a name that is
@@ -27,14 +28,20 @@ def replacing(path: Path) -> Iterator[Path]:
     folder = path.with_name(f".{path.name}.tmp")
     aside = folder / path.name
     try:
-        shutil.rmtree(folder, ignore_errors=True)
+        _clear(folder)
         folder.mkdir(parents=True)
         with files.replacing(path, aside=aside):
             yield aside
     except (OSError, RuntimeError, SafetensorError) as error:  # torch.save reports a full disk as a RuntimeError
         raise CheckpointError(f"{path} could not be written: {error}") from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        _clear(folder)
+
+
+def _clear(path: Path) -> None:
+    """Delete a folder; a link in its place is deleted, not followed."""
+    with contextlib.suppress(OSError):
+        remove_tree(path, files.LocalFiles())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -46,7 +53,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as one safetensors file that `safetensors.torch.load_file` reads; tied tensors are written twice.
 
-    Raises CheckpointError where the file cannot be written; the one that was there before stays.
+    Raises CheckpointError if the file cannot be written; the one that was there before stays.
     """
     seen: set[int] = set()
     plain = {}

@@ -43,7 +43,7 @@ class Plan:
             self.index[section][name] = TensorEntry(code, shard.shape, alias=target)
 
     def add_tree(self, stem: str, value: Any) -> None:
-        """Plan a nested plain value: ``<stem>.json``, and ``<stem>.safetensors`` where it holds tensors."""
+        """Plan a nested plain value: ``<stem>.json``, and ``<stem>.safetensors`` if it holds tensors."""
         document, tensors = tree.split(value, path=stem.partition("/")[0])
         self.blobs[f"{stem}.json"] = tree.to_json(document)
         if tensors:
@@ -66,7 +66,7 @@ def agree_on_writers(
     """Check on all ranks that a save can begin, and choose the rank that writes each plain tensor; a collective.
 
     Each disk gets every plain tensor from one of its ranks; those of ``spread_sections`` are spread over them.
-    ``problem`` is what already keeps this rank from saving. Raises CheckpointError on every rank where one has a
+    ``problem`` is what already keeps this rank from saving. Raises CheckpointError on every rank if one has a
     problem.
     """
     sizes: dict[str, dict[str, int]] = {}

@@ -13,7 +13,7 @@ from mmtrain.checkpoint.format.tensors import write_hashed, write_layout
 from mmtrain.checkpoint.retention import RetirePolicy
 from mmtrain.checkpoint.topology.base import Topology
 from mmtrain.checkpoint.write.parallel import run_all
-from mmtrain.checkpoint.write.pending import PendingSave, save_error
+from mmtrain.checkpoint.write.pending import PendingSave
 from mmtrain.checkpoint.write.plan import Plan
 from mmtrain.checkpoint.write.staging import Staged
 from mmtrain.checkpoint.write.storage import Transaction, attempt, delete_checkpoint, write_pointer
@@ -59,39 +59,48 @@ class Saver:
     def run(self, job: SaveJob) -> None:
         """Write, commit when all ranks have written, and delete what ``job.retire`` says; a collective.
 
-        When any rank fails, the partial directory is removed. An Exception ends up in ``job.pending.error``; any other
-        BaseException (Ctrl-C in a blocking save) is raised.
+        When any rank fails, the partial directory is removed. Any exception ends up in ``job.pending.error``; one that
+        is not an Exception (Ctrl-C in a blocking save) is raised too.
         """
         pending = job.pending
-        topology = self._topology
         try:
-            results = self._on_all_ranks(lambda: self._write(job))
-            if job.adopt:
-                known = topology.on_leaders(lambda: {path for result in results for path in result.files})
-                results += self._on_all_ranks(lambda: self._adopt(job.transaction.directory, known))
-            # no leader renames before the directories of all are complete
-            pending.bytes = topology.on_leaders(lambda: self._describe(job, results))
-            pending.notices += topology.on_leaders(job.transaction.publish)
-            self._finish(job)
+            self._commit(job)
         except BaseException as error:
-            if topology.is_leader:
+            pending.fail(error)  # at once: the clearing up may fail too
+            if self._topology.is_leader:
                 pending.notices += job.transaction.abort()
             if not isinstance(error, Exception):
                 raise
-            pending.error = save_error(pending.path, error)
+        else:
+            pending.succeed()
+            self._finish(job)
         finally:  # lets go of the live tensors
             job.plan = Plan()
             job.staged = job.failure = None
 
+    def _commit(self, job: SaveJob) -> None:
+        """Write the checkpoint and rename it into place, durably, on every disk."""
+        topology = self._topology
+        results = self._on_all_ranks(lambda: self._write(job))
+        if job.adopt:
+            known = topology.on_leaders(lambda: {path for result in results for path in result.files})
+            results += self._on_all_ranks(lambda: self._adopt(job.transaction.directory, known))
+        # no leader renames before the directories of all are complete
+        job.pending.bytes = topology.on_leaders(lambda: self._describe(job, results))
+        job.pending.notices += topology.on_leaders(job.transaction.publish)
+
     def _on_all_ranks(self, work: Callable[[], RankResult]) -> list[RankResult]:
-        """Every rank works; leaders get the results of all. Raises on every rank where one failed."""
-        cause = None
+        """Every rank works; leaders get the results of all. Raises on every rank if one failed."""
+        cause: BaseException | None = None
         try:
             result = work()
-        except Exception as error:
+        except BaseException as error:  # whatever it is: the other ranks wait for this one
             result = RankResult(failure=str(error) or repr(error))
             cause = error
         ranks = self._topology.ranks
+        if cause is not None and not isinstance(cause, Exception):
+            ranks.gather(result.failure)
+            raise cause
         for rank, failure in enumerate(ranks.gather(result.failure)):
             if failure is not None:
                 where = f"rank {rank}: " if ranks.size > 1 else ""
@@ -151,6 +160,13 @@ class Saver:
         if self._topology.is_leader:
             point = partial(write_pointer, self._root, job.manifest.name, self._files)
             notices += attempt(point, "the pointer was not written")
-        for name in self._topology.names_to_delete(self._root, job.retire) if job.retire is not None else ():
+        if job.retire is None:
+            return
+        try:
+            names = self._topology.names_to_delete(self._root, job.retire)
+        except Exception as error:
+            notices.append(f"no older checkpoint was deleted: {str(error) or repr(error)}")
+            return
+        for name in names:
             delete = partial(delete_checkpoint, self._root, name, self._files)
             notices += attempt(delete, f"{name} could not be deleted")

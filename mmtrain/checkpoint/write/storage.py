@@ -17,9 +17,10 @@ from pathlib import Path
 
 from mmtrain.checkpoint import process_identity
 from mmtrain.checkpoint.format.manifest import MANIFEST
-from mmtrain.files import Files, replacing, write_new
+from mmtrain.files import Files, read_bounded, replacing, write_new
 
 POINTER = "last_checkpoint"
+_POINTER_LIMIT = 4096
 _HIDDEN = re.compile(r"^\.(?P<name>.+)\.(?P<kind>tmp|old|del)-(?P<token>[0-9a-f]+-[0-9a-f]+-\d+-\d+-[0-9a-f]+)$")
 _OURS = (MANIFEST, "tensors.json", "state.json")
 
@@ -35,7 +36,7 @@ class Transaction:
         self._files = files
 
     def begin(self) -> None:
-        """Make the directory to write into, and the work directory where it is missing."""
+        """Make the directory to write into, and the work directory if it is missing."""
         for parent in reversed([self.root, *self.root.parents]):
             if not parent.exists():
                 with contextlib.suppress(FileExistsError):
@@ -82,10 +83,13 @@ class Transaction:
 
     def abort(self) -> list[str]:
         """Remove the partial directory; return notices on what could not be removed. Never raises OSError."""
-        if not self.directory.exists():
-            return []
-        what = f"the partial directory {self.directory.name} could not be removed"
-        return attempt(lambda: remove_tree(self.directory, self._files), what)
+
+        def remove() -> None:
+            with contextlib.suppress(FileNotFoundError):
+                self.directory.lstat()
+                remove_tree(self.directory, self._files)
+
+        return attempt(remove, f"the partial directory {self.directory.name} could not be removed")
 
 
 def write_pointer(root: Path, name: str, files: Files) -> None:
@@ -104,9 +108,9 @@ def device_of(path: Path) -> int:
 
 
 def read_pointer(root: Path) -> str | None:
-    """The name in ``last_checkpoint``, which is only a hint; None where there is none."""
+    """The name in ``last_checkpoint``, which is only a hint; None if there is none."""
     try:
-        return (root / POINTER).read_text().strip() or None
+        return read_bounded(root / POINTER, _POINTER_LIMIT).decode().strip() or None
     except (OSError, UnicodeDecodeError):
         return None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmtrain.checkpoint import Checkpoint
 from mmtrain.cli.checkpoint.find import find_checkpoint, is_checkpoint, work_dir
-from mmtrain.cli.checkpoint.text import counted, table
+from mmtrain.cli.checkpoint.text import counted, echo, table
 from mmtrain.data.ledger_audit import EpochAudit, audit_ledger
 from mmtrain.errors import CheckpointError
 
@@ -19,23 +19,28 @@ def audit(arguments: argparse.Namespace) -> int:
         named = Path(arguments.checkpoint)
         path = named if named.is_dir() and is_checkpoint(named) else work_dir(path) / named
     checkpoint = find_checkpoint(path, verify="full")
-    record = checkpoint.state().get("ledger")
+    record = checkpoint.state_by_name().get("ledger")
     if record is None:
         raise CheckpointError(
             f"{checkpoint.path} has no ledger, so the samples that its run consumed are unknown; train with "
             "train_cfg=dict(ledger=True, ...)"
         )
-    epochs = audit_ledger(_at_checkpoint(record, checkpoint))
     position = checkpoint.manifest.position
-    print(f"{checkpoint.path}: {counted(position['update'], 'update')}, {counted(position['samples'], 'sample')}")
-    print("\n".join(["", *_segments(record["segments"]), "", *_epochs(epochs)]))
+    try:
+        epochs = audit_ledger(_at_checkpoint(record, checkpoint))
+        segments = _segments(record["segments"])
+        done = f"{counted(position['update'], 'update')}, {counted(position['samples'], 'sample')}"
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(f"{checkpoint.path}: its ledger is malformed ({error!r})") from error
+    echo(f"{checkpoint.path}: {done}")
+    echo("\n".join(["", *segments, "", *_epochs(epochs)]))
     notices = [(one, text) for one in epochs for text in one.notices]
     faults = [(one, text) for one in epochs for text in one.faults]
     for title, lines in (("by design", notices), ("faults", faults)):
         if lines:
-            print("\n".join(["", title, *(f"  epoch {one.epoch + 1}: {text}" for one, text in lines)]))
+            echo("\n".join(["", title, *(f"  epoch {one.epoch + 1}: {text}" for one, text in lines)]))
     lost, repeated, unproven = (sum(getattr(one, kind) for one in epochs) for kind in ("lost", "repeated", "unproven"))
-    print(f"\nsamples lost: {lost}, repeated: {repeated}" + (f", unproven: {unproven}" if unproven else ""))
+    echo(f"\nsamples lost: {lost}, repeated: {repeated}" + (f", unproven: {unproven}" if unproven else ""))
     return 1 if lost or repeated or unproven else 0
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from mmtrain.checkpoint import Checkpoint
 from mmtrain.checkpoint.compare import ComparedGroup, compare_checkpoints, first_difference
 from mmtrain.cli.checkpoint.find import find_checkpoint
-from mmtrain.cli.checkpoint.text import counted, table
+from mmtrain.cli.checkpoint.text import counted, echo, table
 
 _SHOWN = 20
 
@@ -14,20 +14,20 @@ _SHOWN = 20
 def diff(arguments: argparse.Namespace) -> int:
     """Compare two checkpoints. Return 0 if every tensor, state and generator is bit-for-bit equal, else 1."""
     a, b = find_checkpoint(arguments.a), find_checkpoint(arguments.b)
-    print(f"A  {a.path}\nB  {b.path}\n")
+    echo(f"A  {a.path}\nB  {b.path}\n")
     groups = compare_checkpoints(a, b, ignore=arguments.ignore)
-    print("\n".join(group_table(groups)))
+    echo("\n".join(group_table(groups)))
     first = first_difference(groups)
     if first is None:
-        print("\nidentical, bit for bit (measured times and memory are not compared)")
+        echo("\nidentical, bit for bit (measured times and memory are not compared)")
     else:
-        print(f"\nfirst difference\n  {first}")
+        echo(f"\nfirst difference\n  {first}")
         more = _details(groups, limit=None if arguments.all else _SHOWN)
         if more:
-            print("\n".join(["\nall differences", *more]))
+            echo("\n".join(["\nall differences", *more]))
     notices = _configs(a, b)
     if notices:
-        print("\n".join(["\nthe configs differ (not counted as a difference)", *notices]))
+        echo("\n".join(["\nthe configs differ (not counted as a difference)", *notices]))
     return 0 if first is None else 1
 
 

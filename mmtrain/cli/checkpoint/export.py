@@ -1,7 +1,6 @@
 """``checkpoint export``: the weights of a checkpoint for other programs."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from mmtrain import model_state
 from mmtrain.checkpoint import Checkpoint, copy_matched, load_weights
 from mmtrain.checkpoint.foreign import export as forms
 from mmtrain.cli.checkpoint.find import find_checkpoint
-from mmtrain.cli.checkpoint.text import counted
+from mmtrain.cli.checkpoint.text import counted, echo, warn
 from mmtrain.errors import ConfigError
 from mmtrain.runner.checkpoint_fields import saved_kinds
 from mmtrain.runner.frozen import check_same_frozen, frozen_names, tensors_fingerprint
@@ -58,7 +57,7 @@ def export(arguments: argparse.Namespace) -> int:
             forms.write_mmengine(out, weights, forms.mmengine_meta(checkpoint.manifest))
         else:
             forms.write_safetensors(out, weights)
-    print(f"wrote {out} ({form}, {counted(len(weights), 'tensor')} from {checkpoint.path})")
+    echo(f"wrote {out} ({form}, {counted(len(weights), 'tensor')} from {checkpoint.path})")
     return 0
 
 
@@ -112,4 +111,4 @@ def _check_frozen(model: nn.Module, checkpoint: Checkpoint) -> None:
 
 
 def _warn(text: str) -> None:
-    sys.stderr.write(f"warning: {text}\n")
+    warn(f"warning: {text}")

@@ -1,7 +1,6 @@
 """Which checkpoints a path on the command line means."""
 
 import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from mmtrain.checkpoint.discover import inspect, newest_good, scan
 from mmtrain.checkpoint.format.index import INDEX
 from mmtrain.checkpoint.format.manifest import MANIFEST
 from mmtrain.checkpoint.format.verify import Verify
+from mmtrain.cli.checkpoint.text import warn
 from mmtrain.errors import CheckpointError, ConfigError
 
 
@@ -64,7 +64,7 @@ def find_checkpoint(path: str | Path, *, verify: Verify = "size") -> Checkpoint:
     if entry is None:
         raise ConfigError(f"there is no checkpoint in {found}")
     for problem in problems:
-        sys.stderr.write(f"skipped: {problem}\n")
+        warn(f"skipped: {problem}")
     return open_checkpoint(found / entry.name, verify="none")
 
 

@@ -1,15 +1,18 @@
 """``checkpoint list``: a table of the checkpoints of a work dir."""
 
 import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mmtrain.checkpoint import CheckpointStore
+from mmtrain.checkpoint.format import check
 from mmtrain.cli.checkpoint.find import FoundCheckpoint, find_all, work_dir
-from mmtrain.cli.checkpoint.text import size, table, when
-from mmtrain.errors import RunError
+from mmtrain.cli.checkpoint.text import echo, size, table, when
+from mmtrain.errors import CheckpointError, RunError
+from mmtrain.files import read_bounded
+
+_BEST_LIMIT = 1 << 20
 
 
 def list_checkpoints(arguments: argparse.Namespace) -> int:
@@ -17,18 +20,18 @@ def list_checkpoints(arguments: argparse.Namespace) -> int:
     root = work_dir(arguments.work_dir)
     found = find_all(root, verify="full" if arguments.full else "size")
     if not found:
-        print(f"there is no checkpoint in {root}")
+        echo(f"there is no checkpoint in {root}")
         return 0
     marks = _marks(root, found)
     head = ("NAME", "ITER", "EPOCH", "SIZE", "CREATED", "WORLD", "STRATEGY", "GOOD", "MARKS")
     rows = [head, *(_row(one, marks.get(one.name, [])) for one in found)]
-    print("\n".join(table(rows, right=(1, 2, 3, 5))))
+    echo("\n".join(table(rows, right=(1, 2, 3, 5))))
     problems = [problem for one in found for problem in one.problems]
     if problems:
-        print("\n" + "\n".join(f"damaged: {problem}" for problem in problems))
+        echo("\n" + "\n".join(f"damaged: {problem}" for problem in problems))
     pointer = CheckpointStore(root).pointer()
     if pointer is not None and pointer not in marks:
-        print(f"\nlast_checkpoint names {pointer}, which does not exist; resuming does not depend on it")
+        echo(f"\nlast_checkpoint names {pointer}, which does not exist; resuming does not depend on it")
     return 0
 
 
@@ -66,9 +69,12 @@ def best_records(root: Path) -> dict[str, Mapping[str, Any]]:
     """
     path = root / "best.json"
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        return {str(metric): dict(record) for metric, record in document.items()}
+        document = check.parse(read_bounded(path, _BEST_LIMIT), str(path))
+        check.values(document, check.OBJECT, "best")
+        for metric, record in document.items():
+            check.fields(record, {"checkpoint": check.TEXT.or_none()}, metric)
+        return document
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, CheckpointError) as error:
         raise RunError(f"{path} cannot be read ({error}); fix or delete it") from error

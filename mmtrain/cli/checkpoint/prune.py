@@ -7,7 +7,7 @@ from mmtrain.checkpoint import CheckpointStore, Retention, RetirePolicy, WorkDir
 from mmtrain.checkpoint.discover import newest_good
 from mmtrain.cli.checkpoint.find import find_all, work_dir
 from mmtrain.cli.checkpoint.listing import best_records
-from mmtrain.cli.checkpoint.text import counted, size
+from mmtrain.cli.checkpoint.text import counted, echo, size
 from mmtrain.errors import ConfigError, RunError
 
 
@@ -23,7 +23,7 @@ def prune(arguments: argparse.Namespace) -> int:
         unit="epoch" if arguments.by_epoch else "iteration",
     )
     if not find_all(root, verify="none"):  # it may not be a work dir: do not leave a lock file there
-        print(f"there is no checkpoint in {root}")
+        echo(f"there is no checkpoint in {root}")
         return 0
     if arguments.dry_run:
         return _prune(root, policy, dry_run=True)
@@ -46,10 +46,10 @@ def _prune(root: Path, policy: Retention, *, dry_run: bool) -> int:
     except OSError as error:
         raise RunError(f"a checkpoint in {root} could not be deleted: {error}") from error
     for name in doomed:
-        print(f"{'would delete' if dry_run else 'deleted'} {name} ({size(entries[name].bytes)})")
+        echo(f"{'would delete' if dry_run else 'deleted'} {name} ({size(entries[name].bytes)})")
     for problem in problems:
-        print(f"left alone: {problem}")
+        echo(f"left alone: {problem}")
     freed = size(sum(entries[name].bytes for name in doomed))
     kept = counted(len(entries) - len(doomed), "checkpoint")
-    print(f"would keep {kept} and free {freed}" if dry_run else f"kept {kept}, freed {freed}")
+    echo(f"would keep {kept} and free {freed}" if dry_run else f"kept {kept}, freed {freed}")
     return 0

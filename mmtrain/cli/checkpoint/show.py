@@ -1,16 +1,17 @@
 """``checkpoint show``: what a checkpoint contains."""
 
 import argparse
-import json
 from collections import Counter
 from math import prod
 
 from mmtrain.checkpoint import Checkpoint, Manifest
 from mmtrain.checkpoint.foreign import deepspeed_files
+from mmtrain.checkpoint.format import check
 from mmtrain.checkpoint.format.index import TensorEntry
+from mmtrain.checkpoint.format.structure import read_file
 from mmtrain.checkpoint.reader import saved_dtype
 from mmtrain.cli.checkpoint.find import find_checkpoint
-from mmtrain.cli.checkpoint.text import counted, size, table, when
+from mmtrain.cli.checkpoint.text import counted, echo, size, table, when
 from mmtrain.errors import CheckpointError
 
 _LARGEST = 5
@@ -21,7 +22,7 @@ def show(arguments: argparse.Namespace) -> int:
     """Print the position of the run, what wrote the checkpoint, and what it contains."""
     checkpoint = find_checkpoint(arguments.checkpoint)
     if arguments.config:
-        print(checkpoint.manifest.config, end="")
+        echo(checkpoint.manifest.config, end="")
         return 0
     lines = [str(checkpoint.path), *table(_facts(checkpoint.manifest), indent="  ")]
     rows = _tensor_rows(checkpoint)
@@ -29,14 +30,14 @@ def show(arguments: argparse.Namespace) -> int:
         lines += ["", *table(_sections(checkpoint), right=(1, 2), indent="  ")]
     lines += ["", *_states(checkpoint), ""]
     if not rows:  # an engine's files, whose tensors are only known once they are loaded
-        print("\n".join(lines[:-1]))
+        echo("\n".join(lines[:-1]))
         return 0
     title = "tensors"
     if not arguments.tensors:
         title = f"largest tensors (of {len(rows)}; --tensors lists all)"
         rows = sorted(rows, key=lambda row: -row[0])[:_LARGEST]
     lines += [title, *table([cells for _, cells in rows], right=(2,), indent="  ")]
-    print("\n".join(lines))
+    echo("\n".join(lines))
     return 0
 
 
@@ -105,11 +106,12 @@ def _states(checkpoint: Checkpoint) -> list[str]:
     return [*lines, f"per rank    {of_a_rank} ({counted(len(ranks), 'rank')})"]
 
 
-def _keys(checkpoint: Checkpoint, path: str) -> list[str]:
-    try:
-        return list(json.loads((checkpoint.path / path).read_bytes()))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{checkpoint.path / path}: cannot be read ({error})") from error
+def _keys(checkpoint: Checkpoint, name: str) -> list[str]:
+    path = checkpoint.path / name
+    document = check.parse(read_file(path), str(path))
+    if not isinstance(document, dict):
+        raise CheckpointError(f"{path}: expected the state by name, found a {type(document).__name__}")
+    return list(document)
 
 
 def _tensor_rows(checkpoint: Checkpoint) -> list[tuple[int, tuple[str, ...]]]:

@@ -1,7 +1,20 @@
-"""Formats sizes, times, counts and tables for the checkpoint commands."""
+"""Formats sizes, times, counts and tables for the checkpoint commands, and prints."""
 
+import sys
 from collections.abc import Collection, Sequence
 from datetime import datetime
+
+from mmtrain.printable import printable
+
+
+def echo(text: str, *, end: str = "\n") -> None:
+    """Print on standard output; control characters, which names in a checkpoint may have, are escaped."""
+    print(printable(text), end=end)
+
+
+def warn(text: str) -> None:
+    """Print a line on standard error, escaped as by `echo`."""
+    sys.stderr.write(f"{printable(text)}\n")
 
 
 def size(count: int) -> str:
@@ -18,7 +31,7 @@ def when(created: str) -> str:
     """Format a manifest's time, an ISO string in UTC, as local time to the minute."""
     try:
         return datetime.fromisoformat(created).astimezone().strftime("%Y-%m-%d %H:%M")
-    except ValueError:
+    except (ValueError, OverflowError):  # another text, or a year that no calendar has here
         return created
 
 
@@ -28,7 +41,8 @@ def counted(count: int, noun: str, plural: str | None = None) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], *, right: Collection[int] = (), indent: str = "") -> list[str]:
-    """Format rows of equal length as aligned lines; columns in ``right`` are right-aligned."""
+    """Format rows of equal length as aligned lines; columns in ``right`` are right-aligned. Cells are escaped."""
+    rows = [[printable(cell).replace("\n", "\\n") for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

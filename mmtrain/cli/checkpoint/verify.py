@@ -7,7 +7,7 @@ from mmtrain.checkpoint import Manifest
 from mmtrain.checkpoint.discover import inspect
 from mmtrain.checkpoint.format.verify import files_here, parts_here
 from mmtrain.cli.checkpoint.find import FoundCheckpoint, existing_directory, find_all, is_checkpoint
-from mmtrain.cli.checkpoint.text import counted, size
+from mmtrain.cli.checkpoint.text import counted, echo, size
 from mmtrain.errors import ConfigError
 
 
@@ -24,14 +24,14 @@ def verify(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"there is no checkpoint in {path}")
     for one in found:
         for problem in one.problems:
-            print(f"DAMAGED  {problem}")
+            echo(f"DAMAGED  {problem}")
         if one.manifest is not None and not one.problems:
-            print(f"good     {one.name} ({_on_disk(root / one.name, one.manifest)})")
+            echo(f"good     {one.name} ({_on_disk(root / one.name, one.manifest)})")
     damaged = sum(bool(one.problems) for one in found)
     if damaged and len(found) > 1:
         good = [one.name for one in found if not one.problems]
         left = f"the newest good one is {good[-1]}" if good else "none is good"
-        print(f"{damaged} of {counted(len(found), 'checkpoint')} damaged; {left}")
+        echo(f"{damaged} of {counted(len(found), 'checkpoint')} damaged; {left}")
     return 1 if damaged else 0
 
 

@@ -13,6 +13,10 @@ from mmtrain.errors import ConfigError, RunError
 from mmtrain.types import Batch, StateDict
 
 
+class NoBatchError(RunError):
+    """An epoch without a batch."""
+
+
 class IterableStream(Stream):
     """Batches of ``batch_size`` samples of an iterable dataset, epoch after epoch.
 
@@ -59,9 +63,10 @@ class IterableStream(Stream):
         if saves_position and not self._stateful:
             self.notices.append(self._position_notice())
         if context.world_size > 1:
+            even = " and give all ranks the same number of batches" if saves_position else ""  # training alone needs it
             self.notices.append(
                 f"{context.path}: each of the {context.world_size} ranks iterates over {type(self.dataset).__name__}, "
-                "which must shard by rank and give all ranks the same number of batches"
+                f"which must shard by rank{even}"
             )
         self._begin_at(0, 0, None)
 
@@ -169,7 +174,7 @@ class IterableStream(Stream):
             self._epoch, self._offset, self._turn = self._reading, 0, 0  # nothing was left of the epoch
 
     def _raise_no_batch(self) -> NoReturn:
-        raise RunError(
+        raise NoBatchError(
             f"{self._context.path}.dataset: {type(self.dataset).__name__} yielded no batch in epoch {self._epoch + 1}. "
             "It must yield data each time it is iterated over; a generator does so only once."
         )

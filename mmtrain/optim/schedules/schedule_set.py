@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from mmtrain.optim.schedules.composition import compose, overlapping
 from mmtrain.optim.schedules.plateau import ReduceOnPlateau
@@ -22,23 +23,41 @@ class ParamTrack:
 
     def __init__(self, name: str, optim: OptimWrapper, schedules: Sequence[Schedule], horizon: Horizon) -> None:
         self.name = name
-        self._optimizer, self._base_group = optim.optimizer, optim.base_group
-        groups, count = self.groups(), len(optim.param_groups)
+        self._optimizer = optim.optimizer
+        self._base_group = optim.base_group
+        self._schedules = schedules
+        self._horizon = horizon
+        groups = self.groups()
         self._in_betas = name == "momentum" and "momentum" not in groups[0] and "betas" in groups[0]
         self._in_tensor = not self._in_betas and any(isinstance(group.get(name), Tensor) for group in groups)
         self._check(schedules[0])
+        self._compose()
+
+    def _compose(self) -> None:
+        """Compute the segments for the groups that there are now: a hook may add some later."""
+        groups = self.groups()
+        self._count = count = len(self._optimizer.param_groups)
         self.initial = [self._initial(group) for group in groups]
         self.plateaus: list[tuple[ReduceOnPlateau, list[float]]] = []
-        for plateau in schedules:
+        for plateau in self._schedules:
             if isinstance(plateau, ReduceOnPlateau):
                 bounds = plateau.bounds(count)
                 self.plateaus.append((plateau, bounds + bounds[-1:] * (len(groups) - count)))
-        timed = [schedule for schedule in schedules if not isinstance(schedule, ReduceOnPlateau)]
-        self.segments = compose(timed, horizon, self.initial, groups=count)
+        timed = [schedule for schedule in self._schedules if not isinstance(schedule, ReduceOnPlateau)]
+        self.segments = compose(timed, self._horizon, self.initial, groups=count)
         self._latest_first = self.segments[::-1]
         if len(self.segments) == 1 and not self.plateaus and self.segments[0].begun(0, 0):
             # The common case without its questions; this runs in every iteration.
             self.values = self.segments[0].values  # type: ignore[method-assign]
+
+    @property
+    def key(self) -> str:
+        """The key of the groups that the schedules set."""
+        return "betas" if self._in_betas else self.name
+
+    def acts_on(self, optimizer: Optimizer) -> bool:
+        """Whether the groups are those of ``optimizer``."""
+        return self._optimizer is optimizer
 
     def groups(self) -> list[Group]:
         """The groups to which `values` belong; asked each time, because loading a state makes new ones."""
@@ -69,6 +88,8 @@ class ParamTrack:
         return values
 
     def apply(self, iteration: int, epoch: int) -> None:
+        if len(self._optimizer.param_groups) != self._count:
+            self._compose()
         values = self.values(iteration, epoch)
         if self._in_betas or self._in_tensor:
             for group, value in zip(self.groups(), values, strict=False):
@@ -113,6 +134,10 @@ class ScheduleSet:
         for apply in self._apply:
             apply(scheduled_iteration, epoch)
 
+    def scheduled_keys(self, optimizer: Optimizer) -> frozenset[str]:
+        """The keys of the optimizer's groups that schedules set (``lr``, ``betas``)."""
+        return frozenset(track.key for track in self.tracks if track.acts_on(optimizer))
+
     def values(self, scheduled_iteration: int, epoch: int) -> list[dict[str, float]]:
         """What `apply` would set there, one dict for each group; for plots and plans. Nothing is changed."""
         rows: dict[int, dict[str, float]] = {}
@@ -124,7 +149,7 @@ class ScheduleSet:
     def observe(self, metrics: Mapping[str, Any], *, epoch: int | None = None) -> None:
         """Hand the metrics of a validation to the ReduceOnPlateau schedules; `apply` sets what follows from them.
 
-        ``epoch`` is the number of complete epochs; by default that of the last `apply`. Raises RunError where a
+        ``epoch`` is the number of complete epochs; by default that of the last `apply`. Raises RunError if a
         monitored metric is not among them.
         """
         for plateau in self._plateaus.values():

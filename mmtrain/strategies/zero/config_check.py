@@ -21,7 +21,7 @@ _HALF = {"bf16": "bfloat16", "fp16": "float16"}
 def settled(options: Options, cfg: Any, *, world: int, device: torch.device) -> dict[str, Any]:
     """The config for ``deepspeed.initialize``, every "auto" filled in from the run's config.
 
-    Raises ConfigError where the two contradict one another.
+    Raises ConfigError if the two contradict one another.
     """
     optim = _said(cfg.get("optim_wrapper"))
     values = {key: value for key, value in options.values.items() if not (value == "auto" or key in _HALF)}

@@ -26,7 +26,7 @@ _KNOWN = ("untested optimizer", "device_count", "Unable to find latest file")
 
 
 def load() -> Any:
-    """Import DeepSpeed, once and silently. Raises ConfigError where it is not installed."""
+    """Import DeepSpeed, once and silently. Raises ConfigError if it is not installed."""
     if "deepspeed" in sys.modules:
         return sys.modules["deepspeed"]
     if importlib.util.find_spec("deepspeed") is None:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from mmtrain import dist, model_state
 from mmtrain.errors import CheckpointError
 from mmtrain.optim import OptimWrapper
-from mmtrain.strategies.base import SavedTensor, TrainedTensor
-from mmtrain.strategies.state_dict import not_trained, placed
+from mmtrain.strategies.base import OptimizerState, SavedTensor, TrainedTensor
+from mmtrain.strategies.optimizer_state import not_trained, placed
 
 
 class Fragment(NamedTuple):
@@ -84,7 +84,7 @@ def _mapped(groups: Any, flats: Any) -> Iterator[tuple[int, Fragment]]:
 
 # ---- the model -------------------------------------------------------------------------------------------------------
 def whole_model(model: nn.Module, engine: Any) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name: masters where there are any. Tied names are one tensor."""
+    """Parameters and persistent buffers by name: masters if there are any. Tied names are one tensor."""
     found, done = fragments(engine), {}
     state: dict[str, Tensor] = {}
     for name, value in model_state.tensors_of(model, keep_vars=True).items():
@@ -230,14 +230,14 @@ def whole_optimizer(model: nn.Module, engine: Any, optim: OptimWrapper) -> dict[
 
 
 @torch.no_grad()
-def load_optimizer(model: nn.Module, engine: Any, optim: OptimWrapper, state: Mapping[str, Tensor]) -> None:
+def load_optimizer(model: nn.Module, engine: Any, optim: OptimWrapper, state: OptimizerState) -> None:
     """Put back what `whole_optimizer`, or another strategy, gave.
 
     Raises CheckpointError for a parameter that is not trained here, and where parameters that share a flat tensor have
     differing step counts, which DeepSpeed cannot represent.
     """
     trained = {name: (_shape(parameter), fragment) for name, parameter, fragment in _trained(model, engine)}
-    for key, value in state.items():
+    for key, value in _with_numbers(state).items():
         name, _, slot = key.rpartition("/")
         if name not in trained:
             raise not_trained(name)
@@ -253,6 +253,27 @@ def load_optimizer(model: nn.Module, engine: Any, optim: OptimWrapper, state: Ma
             _put_number(own, slot, placed(slot, value, fragment.flat, optim.optimizer), key)
     if hasattr(engine.optimizer, "_hp_optimizer_states_linked"):
         engine.optimizer._hp_optimizer_states_linked = False
+
+
+def _with_numbers(state: OptimizerState) -> dict[str, Tensor]:
+    """The tensors, with the numbers that other strategies keep beside them as tensors too."""
+    tensors = dict(state.tensors)
+    for key, values in (state.values or {}).items():
+        if key.startswith("$"):  # strides, which flat partitions do not have
+            continue
+        unknown = next((key for key in ("whole", "other_state", "extra") if values.get(key)), "")
+        for name, rest in values.get("state", {}).items():
+            for slot, value in rest.items():
+                if isinstance(value, (bool, int, float)):
+                    tensors[f"{name}/{slot}"] = torch.tensor(value, dtype=torch.float64)
+                elif value is not None:
+                    unknown = f"{name}/{slot}"
+        if unknown:
+            raise CheckpointError(
+                f"the checkpoint holds optimizer state that DeepSpeed's flat partitions cannot take ({unknown}); "
+                "resume with the strategy that saved it, or start from the weights (resume=False, load_from=...)"
+            )
+    return tensors
 
 
 def _put_number(own: dict[str, Any], slot: str, value: Any, key: str) -> None:

@@ -13,7 +13,7 @@ from mmtrain import dist, model_state
 from mmtrain.errors import ConfigError
 from mmtrain.optim import OptimWrapper
 from mmtrain.registry import STRATEGIES
-from mmtrain.strategies.base import Native, SavedTensor, Strategy, TrainedTensor
+from mmtrain.strategies.base import Native, OptimizerState, SavedTensor, Strategy, TrainedTensor
 from mmtrain.strategies.state_dict import broadcast_buffers
 from mmtrain.strategies.zero import library, native, shards
 from mmtrain.strategies.zero.config_check import settled
@@ -202,16 +202,16 @@ class DeepSpeedStrategy(Strategy):
         else:
             shards.load_model(self.model, self.engine, state)
 
-    def optimizer_state(self) -> dict[str, Tensor]:
+    def optimizer_state(self) -> OptimizerState:
         if self.optim is None or self.engine is None:
-            return {}
-        return shards.whole_optimizer(self.model, self.engine, self.optim)
+            return OptimizerState({})
+        return OptimizerState(shards.whole_optimizer(self.model, self.engine, self.optim))
 
     def full_size(self, parameter: Tensor) -> int:
         # Stage 3 partitions a parameter; between uses it is empty.
         return int(getattr(parameter, "ds_numel", parameter.numel()))
 
-    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+    def load_optimizer_state(self, state: OptimizerState) -> None:
         if self.optim is not None:
             shards.load_optimizer(self.model, self.engine, self.optim, state)
 

@@ -38,7 +38,7 @@ def opened(checkpoint: Path, native: Mapping[str, Any], *, room: Path) -> Iterat
     """The tensors of a checkpoint that DeepSpeed wrote; a collective.
 
     Rank 0 converts into a folder of ``room``, which all ranks must see; it is removed at the end, also after an error.
-    Raises CheckpointError on every rank where the files cannot be converted.
+    Raises CheckpointError on every rank if the files cannot be converted.
     """
     library.load()
     mark = xxhash.xxh3_64_hexdigest((checkpoint / "manifest.json").read_bytes())

@@ -87,14 +87,14 @@ def test_mmengine_file_is_plain_and_mmengine_reads_it(checkpoint, tmp_path):
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
 
-def test_cast_leaves_whole_numbers_alone(checkpoint):
+def test_cast_does_not_change_integers(checkpoint):
     weights = export.cast(export.read_weights(checkpoint), torch.float16)
     assert {name: value.dtype for name, value in weights.items()} == {
         "count": torch.int64, "first.bias": torch.float16, "first.weight": torch.float16, "last.weight": torch.float16,
     }  # fmt: skip
 
 
-def test_fill_names_what_does_not_fit(checkpoint):
+def test_fill_names_weights_that_do_not_fit(checkpoint):
     weights = export.read_weights(checkpoint)
     with pytest.raises(CheckpointError, match=r"first.weight is \[3, 4\] in the checkpoint and \[5, 4\] in the model"):
         export.fill(Small(5), weights)
@@ -102,7 +102,7 @@ def test_fill_names_what_does_not_fit(checkpoint):
         export.fill(nn.Linear(4, 3), weights)
 
 
-def test_frozen_parameters_may_come_from_the_model(checkpoint):
+def test_frozen_parameters_can_be_taken_from_the_model(checkpoint):
     weights = export.read_weights(checkpoint)
     del weights["first.weight"]
     model = Small()
@@ -110,9 +110,9 @@ def test_frozen_parameters_may_come_from_the_model(checkpoint):
         export.fill(model, weights, partial=True)
     model.first.weight.requires_grad_(False)
     kept = model.first.weight.clone()
-    whole = export.fill(model, weights, partial=True)
-    assert torch.equal(whole["first.weight"], kept)
-    assert torch.equal(whole["first.bias"], weights["first.bias"])
+    filled = export.fill(model, weights, partial=True)
+    assert torch.equal(filled["first.weight"], kept)
+    assert torch.equal(filled["first.bias"], weights["first.bias"])
 
 
 def test_huggingface_part_of_a_model(tmp_path):
@@ -123,7 +123,7 @@ def test_huggingface_part_of_a_model(tmp_path):
     assert torch.load(tmp_path / "out" / "weights.pth", weights_only=True)["line.weight"].dtype is torch.bfloat16
 
 
-def test_no_huggingface_model(tmp_path):
+def test_a_model_that_is_not_a_huggingface_model(tmp_path):
     with pytest.raises(ConfigError, match="Small is not a Hugging Face model"):
         export.write_huggingface(tmp_path / "out", Small())
 
@@ -143,8 +143,10 @@ def test_huggingface_loads_the_weights_of_an_interval(tmp_path):
     model = transformers.GPT2LMHeadModel(config)
     for _ in range(2):  # a resumed run writes some of them a second time
         export.write_pretrained(tmp_path / "iter_3", model, model.state_dict())
-    again, told = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "iter_3", output_loading_info=True)
-    assert not any(told.values()), told
+    again, loading_info = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "iter_3", output_loading_info=True
+    )
+    assert not any(loading_info.values()), loading_info
     assert all(torch.equal(again.state_dict()[name], value) for name, value in model.state_dict().items())
     plain = load_file(tmp_path / "iter_3" / "model.safetensors")
     assert plain.keys() == model.state_dict().keys()

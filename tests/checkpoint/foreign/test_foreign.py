@@ -65,7 +65,7 @@ def test_parameters_and_shared_memory(tmp_path, save):
     assert torch.equal(tensors["row"], model.weight[1])
 
 
-def test_our_own(tmp_path):
+def test_checkpoints_of_mmtrain(tmp_path):
     store = CheckpointStore(tmp_path)
     store.save("iter_1.pth", {"model": STATE, "ema": {"w": torch.zeros(1)}}, blocking=True)
     store.close()
@@ -114,7 +114,7 @@ def test_deepspeed(tmp_path, save):
         load_weights(tmp_path)
 
 
-def test_addresses(tmp_path):
+def test_urls(tmp_path):
     save_file(STATE, tmp_path / "a b.safetensors")
     assert_state(load_weights((tmp_path / "a b.safetensors").as_uri()))
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
@@ -132,7 +132,7 @@ def test_addresses(tmp_path):
             thread.join()
 
 
-def test_fsspec_addresses(tmp_path):
+def test_fsspec_urls(tmp_path):
     fsspec = pytest.importorskip("fsspec")
     save_file(STATE, tmp_path / "model.safetensors")
     with fsspec.open("memory://bucket/run/model.safetensors", "wb") as file:
@@ -144,7 +144,7 @@ def test_fsspec_addresses(tmp_path):
             load_weights(address)
 
 
-def test_what_is_no_weights(tmp_path):
+def test_files_without_weights_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "junk.pth").write_bytes(b"junk")
     (tmp_path / "junk.safetensors").write_bytes(b"junk")
@@ -193,7 +193,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_malicious_pickle_in_every_place_runs_nothing(tmp_path, save, place):
+def test_a_malicious_pickle_runs_no_code(tmp_path, save, place):
     marker = tmp_path / "ran"
     evils = [
         (os.system, f"touch {marker}"),
@@ -215,7 +215,7 @@ def test_a_malicious_pickle_in_every_place_runs_nothing(tmp_path, save, place):
         assert not marker.exists()
 
 
-def test_a_whole_pickled_model_is_refused(tmp_path):
+def test_a_pickled_model_is_refused(tmp_path):
     torch.save(nn.Linear(2, 2), tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match=r"contains code.*torch\.nn\.modules\.linear\.Linear"):
         load_weights(tmp_path / "model.pth")

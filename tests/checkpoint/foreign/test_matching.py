@@ -22,14 +22,14 @@ def test_report():
     ]
 
 
-def test_what_matches_is_copied_in_place():
+def test_matching_tensors_are_copied_in_place():
     model = nn.Linear(2, 2)
     report = copy_matched({"weight": torch.eye(2, dtype=torch.float64)}, dict(model.named_parameters()))
     assert report.missing == ["bias"]
     assert torch.equal(model.weight, torch.eye(2))
 
 
-def test_nothing_or_a_wrong_shape_is_refused_before_anything_changes():
+def test_no_match_or_a_wrong_shape_is_refused_before_anything_changes():
     target = {"a": torch.zeros(2), "b": torch.zeros(2)}
     with pytest.raises(CheckpointError, match=r"x\.pth: no name matches; 0 matched; 2 missing"):
         copy_matched({"module.a": torch.ones(2)}, target, source="x.pth")

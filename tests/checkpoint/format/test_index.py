@@ -19,7 +19,7 @@ def test_round_trip():
     assert decode_index(encode_index(index)) == index
 
 
-def test_ranks_are_joined():
+def test_indexes_of_ranks_are_joined():
     first = {"model": {"w": TensorEntry("F32", (4,), (shard("a", 0, 3),)), "t": TensorEntry("F32", (4,), alias="w")}}
     second = {"model": {"w": TensorEntry("F32", (4,), (shard("b", 3, 1),))}, "ema": {}}
     merged = merge([first, second])

@@ -23,7 +23,7 @@ def test_round_trip():
     assert (manifest.iteration, manifest.epoch, manifest.bytes) == (7, 2, 12)
 
 
-def test_every_flipped_byte_is_noticed():
+def test_every_flipped_byte_is_detected():
     data = encode(example())
     for place in range(len(data)):
         for bit in (0, 5):  # bit 5 turns a into A
@@ -33,7 +33,7 @@ def test_every_flipped_byte_is_noticed():
                 decode(bytes(damaged), "here.json")
 
 
-def test_every_truncation_is_noticed():
+def test_every_truncation_is_detected():
     data = encode(example())
     for length in range(len(data)):
         with pytest.raises(CheckpointError):
@@ -54,13 +54,13 @@ def test_paths_must_stay_inside():
             decode(encode(manifest))
 
 
-def test_other_json_is_no_manifest():
+def test_other_json_is_not_a_manifest():
     for data in (b"[]", b"3", b"{}", b'{"checksum": 3}', b'{"checksum": "", "format": 1}'):
         with pytest.raises(CheckpointError):
             decode(data)
 
 
-def test_what_is_no_json_cannot_be_written():
+def test_values_that_are_not_json_are_refused():
     for value in (object(), float("nan")):
         with pytest.raises(CheckpointError, match=r"iter_7\.pth cannot be written as JSON"):
             encode(Manifest(name="iter_7.pth", meta={"x": value}))

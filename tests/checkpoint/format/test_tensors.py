@@ -56,7 +56,7 @@ def test_safetensors_reads_what_we_write(tmp_path):
         assert bits(loaded[name]) == bits(expected), name
 
 
-def test_the_file_is_the_librarys_own_byte_for_byte(tmp_path):
+def test_the_file_is_byte_for_byte_that_of_the_library(tmp_path):
     tensors = {"b": torch.arange(3.0), "a": torch.ones(5, dtype=torch.bool), "c": torch.arange(2)}
     write_layout(lay_out_one("m", "ours", [TensorShard.full(n, t) for n, t in tensors.items()]), tmp_path, LocalFiles())
     save_file(tensors, tmp_path / "theirs", metadata={"format": "pt"})
@@ -75,7 +75,7 @@ def test_golden_hash(tmp_path):
 GOLDEN = (242, "b4df22f11064ef32906832be0de19d3f")
 
 
-def test_shards_say_where_they_belong(tmp_path):
+def test_shards_describe_their_place_in_the_tensor(tmp_path):
     shard = TensorShard("w", torch.ones(2, 3), (8, 3), (4, 0))
     layout = lay_out_one("m", "f", [shard])
     header = json.loads(layout.header[8:])
@@ -83,7 +83,7 @@ def test_shards_say_where_they_belong(tmp_path):
     assert len(layout.header) % 8 == 0
 
 
-def test_files_are_cut_at_the_limit():
+def test_a_section_is_divided_into_files_at_the_limit():
     shards = [TensorShard.full(f"t{i}", torch.zeros(100, dtype=torch.uint8)) for i in range(5)]
     layouts = lay_out("m", "m/r", [*shards, TensorShard.full("u", torch.zeros(1000, dtype=torch.uint8))], limit=250)
     assert [len(layout.shards) for layout in layouts] == [2, 2, 1, 1]
@@ -106,7 +106,7 @@ def test_contiguous_memory_is_not_copied():
     assert bytes(view[:4]) == bits(torch.tensor(1.0))
 
 
-def test_what_has_no_place_in_a_file_is_named():
+def test_an_unsupported_tensor_is_named():
     for tensor, reason in [
         (torch.ones(8, dtype=torch.uint8).view(torch.bits8), "bits8"),
         (torch.ones(2, device="meta"), "meta"),

@@ -36,7 +36,7 @@ def test_plain_values_come_back_equal_and_of_the_same_type(value):
         assert struct.pack("d", back) == struct.pack("d", value)
 
 
-def test_types_inside_containers_come_back():
+def test_types_inside_containers_are_restored():
     back = again([(1, 2), {"k": (True, 1, 1.0)}, OrderedDict([("b", 1), ("a", (2,))])])
     assert type(back[0]) is tuple
     assert [type(v) for v in back[1]["k"]] == [bool, int, float]
@@ -44,7 +44,7 @@ def test_types_inside_containers_come_back():
     assert list(back[2].items()) == [("b", 1), ("a", (2,))]
 
 
-def test_order_of_keys_stays():
+def test_the_order_of_keys_is_kept():
     assert list(again({"z": 1, "a": 2, "m": 3})) == ["z", "a", "m"]
 
 
@@ -113,7 +113,7 @@ def test_numpy(dtype):
     assert again(array).flags.writeable
 
 
-def test_generator_states_come_back_and_rule():
+def test_generator_states_are_restored_and_take_effect():
     random.random(), np.random.rand(), torch.rand(1)
     saved = again(randomness.capture())
     first = random.random(), np.random.rand(), np.random.randn(), torch.rand(3).tolist()

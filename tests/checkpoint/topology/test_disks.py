@@ -28,7 +28,7 @@ def test_one_process_has_one_disk_and_makes_no_directory(tmp_path):
     assert not (tmp_path / "work").exists()
 
 
-def test_disks_in_words():
+def test_disks_are_described():
     assert DISKS.groups() == [[0, 1], [2, 3]]
     assert str(DISKS) == "rank 0, 1 on a; rank 2, 3 on b"
     assert DISKS.describe(3) == "the disk of rank 2 (b)"
@@ -48,7 +48,7 @@ def test_disks_in_words():
         ({0: [0, 2], 2: [2, 4], 4: [4], 5: [5]}, {0: 0, 2: 0, 4: 0, 5: 5}),
     ],
 )
-def test_ranks_are_grouped_by_the_files_they_see(seen, leaders):
+def test_ranks_are_grouped_by_the_files_that_they_see(seen, leaders):
     assert leaders_by_rank(seen) == leaders
 
 
@@ -84,7 +84,7 @@ def test_a_part_must_list_files_of_the_checkpoint(parted):
         decode(encode(parted))
 
 
-def test_a_directory_is_asked_for_the_parts_that_it_holds(parted, tmp_path):
+def test_a_directory_is_verified_for_the_parts_that_it_has(parted, tmp_path):
     def faults():
         return {problem.file for problem in find_problems(tmp_path, parted, verify="size")}
 

@@ -74,7 +74,7 @@ def test_only_overlapped_sections_may_still_be_read_after_stage(stager, monkeypa
     assert [torch.frombuffer(bytearray(d), dtype=torch.float32).sum().item() for d in staged.data] == [5.0, 10.0]
 
 
-def test_an_error_in_copying_reaches_whoever_waits(stager, monkeypatch):
+def test_an_error_in_copying_is_raised_by_the_wait(stager, monkeypatch):
     def broken(target, source, size):
         raise MemoryError("no")
 

@@ -11,7 +11,7 @@ from mmtrain.checkpoint.write.storage import Transaction, recover
 from mmtrain.files import LocalFiles, write_new
 
 
-def test_a_write_of_many_short_ones(tmp_path, monkeypatch):
+def test_short_writes_are_continued(tmp_path, monkeypatch):
     real = os.write
     monkeypatch.setattr(os, "write", lambda handle, data: real(handle, data[:3]))
     files = LocalFiles()
@@ -19,7 +19,7 @@ def test_a_write_of_many_short_ones(tmp_path, monkeypatch):
     assert (tmp_path / "f").read_bytes() == b"0123456789"
 
 
-def test_an_existing_file_is_never_written_over(tmp_path):
+def test_an_existing_file_is_never_overwritten(tmp_path):
     (tmp_path / "f").write_text("x")
     with pytest.raises(FileExistsError):
         write_new(tmp_path / "f", b"y", LocalFiles())
@@ -55,7 +55,7 @@ def leftovers(root, token):
     return hidden(root)
 
 
-def test_leftovers_of_the_dead_are_cleared_and_of_the_living_kept(tmp_path):
+def test_leftovers_of_ended_processes_are_removed_and_of_running_ones_kept(tmp_path):
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     token = token_of(child.pid, process_identity.start_time(child.pid))
     names = leftovers(tmp_path, token)
@@ -67,13 +67,13 @@ def test_leftovers_of_the_dead_are_cleared_and_of_the_living_kept(tmp_path):
     assert hidden(tmp_path) == []
 
 
-def test_a_reused_process_number_is_not_taken_for_the_owner(tmp_path):
+def test_a_reused_process_id_is_not_taken_for_the_owner(tmp_path):
     leftovers(tmp_path, token_of(os.getppid(), 1))
     recover(tmp_path, LocalFiles())
     assert hidden(tmp_path) == []
 
 
-def test_another_machines_leftovers_stay_unless_the_lock_is_held(tmp_path):
+def test_another_machines_leftovers_are_kept_unless_the_lock_is_held(tmp_path):
     names = leftovers(tmp_path, "0badcafe-00000000-1-1-00000000")
     recover(tmp_path, LocalFiles())
     assert hidden(tmp_path) == names
@@ -81,7 +81,7 @@ def test_another_machines_leftovers_stay_unless_the_lock_is_held(tmp_path):
     assert hidden(tmp_path) == []
 
 
-def test_other_hidden_things_are_left_alone(tmp_path):
+def test_other_hidden_files_are_kept(tmp_path):
     for name in (".git", ".lock", ".iter_3.pth.tmp-mine", "iter_3.pth.tmp-1"):
         (tmp_path / name).mkdir()
     assert recover(tmp_path, LocalFiles(), exclusive=True) == []
@@ -99,7 +99,7 @@ def test_a_checkpoint_that_was_being_replaced_is_put_back(tmp_path):
     store.close()
 
 
-def test_what_cannot_be_cleared_is_a_remark(tmp_path):
+def test_leftovers_that_cannot_be_removed_give_a_notice(tmp_path):
     class ReadOnly(LocalFiles):
         def unlink(self, path):
             raise PermissionError(13, "Permission denied", str(path))
@@ -110,7 +110,7 @@ def test_what_cannot_be_cleared_is_a_remark(tmp_path):
     assert all("could not be removed" in notice for notice in notices)
 
 
-def test_the_work_directory_is_made(tmp_path):
+def test_the_work_directory_is_created(tmp_path):
     transaction = Transaction(tmp_path / "a" / "b", "iter_1.pth", LocalFiles())
     transaction.begin()
     assert transaction.directory.parent == tmp_path / "a" / "b"
