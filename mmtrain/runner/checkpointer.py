@@ -5,6 +5,7 @@ each step. One checkpoint serves all requests of a step.
 """
 
 import logging
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class Checkpointer:
         self._named: set[str] = set()  # the checkpoint that a user named to start from: retention keeps it
         self._generation = 0  # of the checkpoints of this start: docs/checkpoint_format.md
         self._run_generation = 0  # of the first start of this run
+        self._run = ""  # the name by which retention knows this run's checkpoints
         self._first_log_dir = ""  # of the first start of this run
 
     # ---- the start of a run -------------------------------------------------------------------------------------
@@ -55,6 +57,7 @@ class Checkpointer:
         own = start.checkpoint if start.is_in(self.store.root) else None
         if own is None:
             self._generation = self._run_generation = following
+            self._run = dist.broadcast_object(secrets.token_hex(8))
             self._first_log_dir = "" if start.checkpoint is not None else run.timestamp
             if newest is None:
                 return []
@@ -70,6 +73,7 @@ class Checkpointer:
         )
         self._generation = manifest.generation if continues else following
         self._run_generation = int(manifest.meta.get("since", 0))
+        self._run = manifest.run
         self._first_log_dir = str(manifest.meta.get("began", ""))
         return []
 
@@ -254,12 +258,13 @@ class Checkpointer:
             "has_frozen": self.policy.save_frozen,
             "generation": self._generation,
             "since": self._run_generation,
+            "run": self._run,
             "began": self._first_log_dir,
         }
         return fields
 
     def _retire_policy(self, also_protected: set[str] | frozenset[str] = frozenset()) -> RetirePolicy:
-        keep = self.policy.retention(since=self._run_generation)
+        keep = self.policy.retention(since=self._run_generation, run=self._run)
         return RetirePolicy(keep, frozenset(self.best.checkpoints | self._named | also_protected))
 
     def _save_weights(self, run: Run) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -208,6 +209,15 @@ def test_prune(work, run):
 def test_prune_creates_nothing_in_a_directory_without_checkpoints(tmp_path, run):
     assert run("prune", tmp_path, "--keep", "1") == (0, f"there is no checkpoint in {tmp_path}\n", "")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_prune_leaves_copies_alone(work, run):
+    (work / "best.json").unlink(missing_ok=True)
+    shutil.copytree(work / "iter_7.pth", work / "before_lr_change")
+    status, out, _ = run("prune", work, "--keep", "1")
+    assert status == 0
+    assert "left alone: before_lr_change was not saved under this name" in out
+    assert sorted(CheckpointStore(work).names()) == ["before_lr_change", "iter_20.pth"]
 
 
 def test_prune_never_deletes_the_newest_good_one(work, run):

@@ -233,6 +233,22 @@ def test_retention_keeps_the_newest_and_the_multiples(tmp_path):
     assert there == {"iter_8.pth", "iter_16.pth", "iter_18.pth", "iter_20.pth"}
 
 
+def test_retention_deletes_only_what_this_run_saved(tmp_path):
+    """Copies and what another run saved, under whatever name, stay; over a resume it is the same run."""
+    make_runner(tmp_path / "other", train_cfg={"max_iters": 7}).train()
+    work = tmp_path / "work"
+    shutil.copytree(tmp_path / "other" / "iter_7.pth", work / "iter_7.pth")
+    hook = {"checkpoint": {"type": "CheckpointHook", "interval": 2, "max_keep_ckpts": 1}}
+    make_runner(work, default_hooks=hook, train_cfg={"max_iters": 6}, resume="iter_7.pth").release()
+    make_runner(work, default_hooks=hook, train_cfg={"max_iters": 6}).train()
+    shutil.copytree(work / "iter_6.pth", work / "before_lr_change")
+    shutil.copytree(tmp_path / "other" / "iter_7.pth", work / "iter_70.pth")
+    make_runner(work, default_hooks=hook, train_cfg={"max_iters": 12}, resume="iter_6.pth").train()
+    make_runner(work, default_hooks=hook, train_cfg={"max_iters": 16}, resume="iter_12.pth").train()
+    there = {path.name for path in work.iterdir() if path.is_dir() and path.name[:2] != "20"}
+    assert there == {"iter_7.pth", "before_lr_change", "iter_70.pth", "iter_12.pth", "iter_16.pth"}
+
+
 @pytest.mark.parametrize(("mode", "status"), [("continue", "continues"), ("stop", "stops")])
 def test_a_save_that_fails(tmp_path, monkeypatch, mode, status, capfd):
     """A full disk at iteration 10: older checkpoints stay, the failure is repeated, and a later save ends it."""
@@ -302,6 +318,7 @@ def test_what_a_kill_left_undone_is_done_at_the_next_start(tmp_path):
     manifest = tmp_path / "iter_15.pth" / "manifest.json"
     older = decode(manifest.read_bytes())
     older.position["iteration"] = 15
+    older.name = "iter_15.pth"
     manifest.write_bytes(encode(older))
     make_runner(tmp_path, resume=True, **options).train()
     assert (tmp_path / "best.json").read_text() == recorded
