@@ -146,6 +146,7 @@ class Checkpointer:
         self.best.assign(name)
         blocking = not self.policy.async_save or any(request.blocking for request in requests)
         try:
+            self._check_place(run)
             self._pending = self._start(run, name, requests, message, blocking=blocking)
         except CheckpointError as error:
             self._report_unsaved(name, error)
@@ -215,6 +216,13 @@ class Checkpointer:
             run.strategy.check_optimizer_state()
 
     # ---- one save -----------------------------------------------------------------------------------------------
+    def _check_place(self, run: Run) -> None:
+        """Look whether the directory was deleted: the open log files are gone with it then, and are opened again."""
+        for notice in self.store.check_place():
+            self._logger.warning("%s", notice)
+            for writer in run.writers:
+                writer.close()
+
     def _start(
         self, run: Run, name: str, requests: list[SaveRequest], message: dict[str, Any], *, blocking: bool
     ) -> PendingSave:
@@ -270,9 +278,10 @@ class Checkpointer:
     def _save_weights(self, run: Run) -> None:
         """The weights alone: a safetensors file, or the directory of a Hugging Face model."""
         path = self.store.root / "weights" / f"iter_{run.progress.iteration}"
-        weights = gather_weights(run.strategy)
         model = run.model
         try:
+            self._check_place(run)
+            weights = gather_weights(run.strategy)
             if hasattr(model, "save_pretrained") and hasattr(model, "config"):
                 dist.on_main(lambda: write_pretrained(path, model, weights))
             else:

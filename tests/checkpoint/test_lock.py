@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -138,3 +139,52 @@ def test_a_disk_that_fails_while_the_lock_is_released(tmp_path, monkeypatch):
         held.release()
     assert not held.held
     WorkDirLock(tmp_path).acquire(wait_seconds=0).release()
+
+
+@pytest.mark.parametrize("how", ["delete", "move", "lock only"])
+def test_a_directory_that_was_deleted_is_locked_again(tmp_path, how):
+    work = tmp_path / "work"
+    held = WorkDirLock(work).acquire()
+    assert held.renew() == ""
+    if how == "delete":
+        shutil.rmtree(work)
+    elif how == "move":
+        work.rename(tmp_path / "moved")
+    else:
+        (work / ".lock").unlink()
+    assert "was deleted or replaced" in held.renew()
+    assert held.renew() == ""
+    refused = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(HOLDER), str(work)], stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert f"is in use by process {os.getpid()}" in refused.stderr
+    held.release()
+    WorkDirLock(work).acquire(wait_seconds=0).release()
+
+
+def test_a_directory_that_was_deleted_and_belongs_to_another_run_now(tmp_path):
+    work = tmp_path / "work"
+    held = WorkDirLock(work).acquire()
+    shutil.rmtree(work)
+    other = hold(work)
+    for _ in range(2):
+        with pytest.raises(RunError, match=f"was deleted .* in use by process {other.pid} .* This run ends"):
+            held.renew()
+    held.release()
+    with pytest.raises(RunError, match=f"process {other.pid}"):
+        WorkDirLock(work).acquire(wait_seconds=0)
+    end(other)
+
+
+def test_a_file_system_whose_file_numbers_change_keeps_the_lock(tmp_path, monkeypatch):
+    held = WorkDirLock(tmp_path).acquire()
+    with monkeypatch.context() as patched:
+        patched.setattr(os.path, "samestat", lambda *_: False)
+        assert held.renew()
+    refused = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(HOLDER), str(tmp_path)], stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert f"is in use by process {os.getpid()}" in refused.stderr
+    held.release()
