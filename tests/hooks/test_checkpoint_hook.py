@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from parts import Journal, Net, make_runner
+from parts import Journal, Net, config, make_runner
 from safetensors.torch import load_file
 
 from mmtrain.checkpoint.format.manifest import decode, encode
 from mmtrain.errors import ConfigError, RunError
 from mmtrain.hooks import CheckpointHook, EMAHook
 from mmtrain.registry import MODELS
+from mmtrain.runner import FlexibleRunner
 
 
 class Runner:
@@ -20,6 +21,7 @@ class Runner:
 
     def __init__(self, by_epoch=False, end=20):
         self.asked, self.iter, self.epoch, self.end = [], 0, 0, end
+        self.max_iters, self.logger, self.lines = end, self, []
         self.train_loop, self.by_epoch = self, by_epoch
 
     @property
@@ -28,6 +30,19 @@ class Runner:
 
     def request_save(self, reason, **options):
         self.asked.append((self.iter + 1, reason, options))
+
+    def info(self, form, *arguments):
+        self.lines.append(form % arguments)
+
+
+class Saved:
+    """Notes which checkpoints were saved."""
+
+    def __init__(self):
+        self.names = []
+
+    def after_save_checkpoint(self, runner, entry):
+        self.names.append(entry)
 
 
 def iterations(hook, end=20):
@@ -54,7 +69,7 @@ def test_save_begin():
 
 
 def test_weights_have_their_own_interval():
-    asked = iterations(CheckpointHook(weights_interval=8, save_last=False))
+    asked = iterations(CheckpointHook(interval=-1, weights_interval=8, save_last=False))
     assert asked == [(8, "weights", {"weights_only": True}), (16, "weights", {"weights_only": True})]
 
 
@@ -75,6 +90,50 @@ def test_epochs():
         if runner.asked:
             asked_at.append(runner.epoch + 1)
     assert asked_at == [2, 4]
+
+
+def epochs(hook, end):
+    runner = Runner(by_epoch=True)
+    hook.before_train(runner)
+    for runner.epoch in range(end):
+        hook.after_train_epoch(runner)
+    return runner
+
+
+@pytest.mark.parametrize("options", [{}, {"save_best": "loss"}, {"max_keep_ckpts": 5}, {"weights_interval": 4}])
+def test_without_an_interval_every_epoch_or_ten_times_is_saved(options):
+    assert len(epochs(CheckpointHook(**options), 4).asked) - 4 == ("weights_interval" in options)
+    for end, every in [(20, 2), (5, 1), (100, 10), (10_000, 1000), (12_000, 1000)]:
+        due = [at for at, why, _ in iterations(CheckpointHook(**options), end) if why == "interval"]
+        assert due == list(range(every, end + 1, every))
+    hook = CheckpointHook(**options)
+    assert hook.every_seconds == 900
+    assert hook.save_policy.max_keep_ckpts == options.get("max_keep_ckpts", 3)
+
+
+@pytest.mark.parametrize("options", [{"interval": 7}, {"interval": -1}, {"every_seconds": 60}])
+def test_what_says_when_replaces_all_defaults(options):
+    hook = CheckpointHook(**options)
+    assert (hook.every_seconds, hook.save_policy.max_keep_ckpts) == (options.get("every_seconds"), -1)
+    due = [at for at, why, _ in iterations(hook) if why == "interval"]
+    assert due == ([7, 14] if options.get("interval") == 7 else [])
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({}, "every epoch, every 15 minutes, at the end; the newest 3 are kept"),
+        ({"interval": 2, "save_last": False}, "every 2 epochs; all are kept"),
+        ({"interval": 500, "by_epoch": False, "max_keep_ckpts": 3, "save_begin": 1000},
+         "every 500 iterations from iteration 1,000, at the end; the newest 3 are kept"),
+        ({"interval": 1, "every_seconds": 30, "save_best": "acc"},
+         "every epoch, every 30 seconds, at the best acc, at the end; all are kept"),
+        ({"interval": -1}, "at the end; all are kept. A run that is killed before starts over: set interval or every_seconds"),
+        ({"interval": -1, "save_last": False}, "none; all are kept. A run that is killed before starts over: set interval or every_seconds"),
+    ],
+)  # fmt: skip
+def test_one_line_at_the_start_says_when_checkpoints_are_saved(options, line):
+    assert epochs(CheckpointHook(**options), 0).lines == [f"Checkpoints: {line}"]
 
 
 @pytest.mark.parametrize(
@@ -359,3 +418,27 @@ def test_the_published_models_are_read_by_mmengine(tmp_path):
     assert {path.name for path in tmp_path.glob("*.pth")} == names  # the same contents have the same name
     with pytest.raises(ConfigError, match="is a weights file, which has no position"):
         make_runner(tmp_path, resume=True, load_from=str(written["iter_20"])).train()
+
+
+@pytest.mark.parametrize(
+    ("train_cfg", "names", "line"),
+    [
+        ({"by_epoch": True, "max_epochs": 5}, ["epoch_3.pth", "epoch_4.pth", "epoch_5.pth"], "every epoch"),
+        ({"max_iters": 40}, ["iter_32.pth", "iter_36.pth", "iter_40.pth"], "every 4 iterations"),
+    ],
+)
+def test_a_config_without_a_checkpoint_entry_saves_regularly(tmp_path, capfd, train_cfg, names, line):
+    saved = Saved()
+    cfg = config(tmp_path, log_level="INFO", custom_hooks=[saved])
+    cfg["train_cfg"] = train_cfg
+    del cfg["default_hooks"]["checkpoint"]
+    FlexibleRunner.from_cfg(cfg).train()
+    assert f"Checkpoints: {line}, every 15 minutes, at the end; the newest 3 are kept" in capfd.readouterr().err
+    assert len(saved.names) == {5: 5, 40: 10}[list(train_cfg.values())[-1]]
+    assert sorted(path.name for path in tmp_path.glob("*.pth")) == names
+
+
+def test_checkpoint_none_switches_saving_off_and_says_so(tmp_path, capfd):
+    make_runner(tmp_path, log_level="INFO", default_hooks={"checkpoint": None}).train()
+    assert "Checkpoints: only on SIGTERM, SIGUSR1 and Ctrl-C, because" in capfd.readouterr().err
+    assert not list(tmp_path.glob("*.pth"))
