@@ -227,6 +227,7 @@ class Checkpointer:
         self, run: Run, name: str, requests: list[SaveRequest], message: dict[str, Any], *, blocking: bool
     ) -> PendingSave:
         policy = self.policy
+        run.strategy.check_in_step()
         run.strategy.share_buffers()
         state = capture_small_state(run, self.best)
         if not policy.save_param_scheduler:

@@ -87,6 +87,11 @@ class Strategy(ABC):
     def share_buffers(self) -> None:  # noqa: B027 (one process has nothing to share)
         """Give every rank rank 0's persistent buffers (running statistics); before evaluation and before a save."""
 
+    def check_in_step(self) -> None:  # noqa: B027 (few engines go wrong without an error)
+        """Raise RunError if ranks ran different parts of the model since the last check; before a save and around an
+        evaluation. A collective.
+        """
+
     @abstractmethod
     def setup(self) -> None:
         """Set up processes and choose ``device``; before anything is built."""

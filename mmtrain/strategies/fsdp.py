@@ -5,12 +5,14 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmtrain import dist
 from mmtrain.errors import ConfigError
 from mmtrain.optim import OptimWrapper
 from mmtrain.registry import STRATEGIES
+from mmtrain.strategies.fsdp_exchange import announce_exchanges
+from mmtrain.strategies.lockstep import Lockstep
 from mmtrain.strategies.mesh import mesh_shape
 from mmtrain.strategies.meta_init import initialise_blank
 from mmtrain.strategies.tensor_parallel import check_replicas_once, parallelise, plan_for
@@ -132,6 +134,15 @@ class FSDPStrategy(TorchEngine):
         self.optim = make_optim(model) if make_optim is not None else None
         if self._tp_mesh is not None and self.optim is not None:
             check_replicas_once(model, self.optim.optimizer, self._tp_mesh)
+        self._keep_in_step(model)
+
+    def _keep_in_step(self, model: nn.Module) -> None:
+        """Have the ranks compare what they run: FSDP2 itself would exchange parameters of different modules."""
+        hybrid = len(self.mesh.shape) > 1  # torch then exchanges gradients once more, past `announce_exchanges`
+        self._lockstep = Lockstep(type(self).__name__, dict(model.named_parameters()), defers=not hybrid)
+        announce_exchanges(model, self._lockstep)
+        for optimizer in self.optim.optimizers.values() if self.optim is not None else ():
+            optimizer.register_step_pre_hook(lambda *_: self._lockstep.end_update())
 
     def _groups(self, model: nn.Module) -> list[nn.Module]:
         if self._wrap:
@@ -159,6 +170,14 @@ class FSDPStrategy(TorchEngine):
             self.module.set_requires_gradient_sync(mb.is_last)  # type: ignore[operator]
             self._synchronises = mb.is_last
         return super().forward_context(mb)
+
+    def backward(self, loss: Tensor, mb: MicroBatch) -> None:
+        self._lockstep.in_backward = True
+        super().backward(loss, mb)
+        self._lockstep.end_backward()
+
+    def check_in_step(self) -> None:
+        self._lockstep.check()
 
     def forget_gathered(self) -> None:
         # Without reshard_after_forward a forward that no backward follows leaves them, and the next one would use them.
