@@ -14,6 +14,7 @@ from torch import Tensor
 from mmtrain import dist
 from mmtrain.dtensor import local_tensor
 from mmtrain.errors import ConfigError, RunError
+from mmtrain.modes import begin_training, modes_kept
 from mmtrain.progress import window_length
 from mmtrain.randomness import seed_step
 from mmtrain.runner.checkpointer import Checkpointer
@@ -83,6 +84,8 @@ class TrainLoop:
         runner.hooks.call("before_train", runner)
         for finish in runner.after_before_train:
             finish()
+        for line in runner.switches.begin_training():
+            runner.logger.info("%s", line)
         if runner.group_values is not None:
             runner.group_values.begin_training()
         names = self._val_loop.metric_names if self._val_loop is not None else None
@@ -110,7 +113,8 @@ class TrainLoop:
         self._after = runner.hooks.points["after_train_iter"]
         self._next_logged = self._logged_after(runner.progress.iteration)
         self._untrained = UntrainedGuard(runner.model, self._optim.optimizers.values())
-        runner.strategy.module.train()
+        for line in begin_training(runner.strategy.module, runner.model):
+            runner.logger.info("%s", line)
 
     def _run_steps(self) -> None:
         runner = self.runner
@@ -272,8 +276,8 @@ class TrainLoop:
 
     def _validate(self, val_loop: EvaluationLoop) -> None:
         runner = self.runner
-        metrics = val_loop.run()
-        runner.strategy.module.train()
+        with modes_kept(runner.strategy.module):
+            metrics = val_loop.run()
         if runner.schedules is not None:
             runner.schedules.observe(metrics, epoch=runner.progress.epoch)
             runner.set_schedule()

@@ -22,6 +22,7 @@ from mmtrain.runner.geometry import BatchGeometry
 from mmtrain.runner.hook_points import HookList
 from mmtrain.runner.requests import StepRequests
 from mmtrain.runner.run_directory import RunDirectory
+from mmtrain.runner.switches import ModelSwitches
 from mmtrain.runner.train_schedule import TrainSchedule
 from mmtrain.strategies import Strategy
 from mmtrain.types import StepResult
@@ -99,6 +100,7 @@ class Run:
         self.optim_wrapper: OptimWrapper | None = self.strategy.optim
         self.device: torch.device = self.strategy.device
         self.frozen = FrozenParameters()
+        self.switches = ModelSwitches(self.model)
         self.buffer_kinds: dict[str, Kind] = {}  # as the model was built; those that change are noted in checkpoints
         stream = self.train_dataloader
         self.data_fingerprint = data_fingerprint(stream.dataset) if stream is not None else ""

@@ -54,6 +54,9 @@ def capture_small_state(run: Run, best: BestRecords) -> dict[str, Any]:
     model = model_state.others_of(run.model)
     if model:
         state["model"] = model
+    switches = run.switches.state_dict()
+    if switches:
+        state["switches"] = switches
     return full_state(state) if run.strategy.forward_is_collective else state
 
 
@@ -136,7 +139,9 @@ def restore_small_state(run: Run, best: BestRecords, saved: Mapping[str, Any]) -
             report.restored.append(name)
         else:
             report.absent.append(name)
-    elsewhere = ("extra", "model", "modules", *OPTIMIZER_KEYS)  # taken by others
+    with restoring("the model's switches"):
+        run.switches.load_state_dict(state.get("switches", {}))
+    elsewhere = ("extra", "model", "modules", "switches", *OPTIMIZER_KEYS)  # taken by others
     report.unused = [name for name in state if name not in table and name not in elsewhere]
     return report
 
