@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,6 +93,8 @@ class _Download:
                         self.received += len(block)
         except Exception as error:
             self.error = error
+            if isinstance(error, urllib.error.HTTPError):  # it is the answer, too
+                error.close()
         finally:
             self.done.set()
 
