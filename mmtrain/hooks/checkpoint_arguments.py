@@ -15,7 +15,7 @@ _NAMES = ("save_best", "rule", "greater_keys", "less_keys", "published_keys")
 
 
 def check_arguments(given: Mapping[str, Any]) -> None:
-    """Raise ConfigError for the first argument, by name, that cannot be right."""
+    """Raise ConfigError for the first invalid argument, by name."""
     if not _is_integer(given["interval"]) or given["interval"] == 0 or given["interval"] < -1:
         raise _wrong(given, "interval", "a positive integer, or -1 for none")
     if not _is_integer(given["save_begin"]) or given["save_begin"] < 0:

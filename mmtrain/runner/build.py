@@ -50,7 +50,7 @@ def assemble(cfg: Any, make: Callable[..., R], *, task: str = "train") -> R:
     """Build every part of a run and hand them to ``make`` by name: those of `Run`, and ``start``, ``checkpointer``,
     ``train_loop_class`` and ``locks`` (what to close when the run is over).
 
-    Raises ConfigError for whatever in the config cannot be right.
+    Raises ConfigError for anything invalid in the config.
     """
     with positions(cfg):  # errors in building name file and line
         import_custom_modules(cfg)
@@ -133,7 +133,7 @@ def _open_store(
         topology = occupy(root, locks, named="out_dir")  # perhaps on another disk, or of another run
     if trains:
         native.remove_leftovers(root)
-    # A training run holds the directory's lock, so whatever another process left half-written there is dead.
+    # A training run holds the directory's lock, so anything half-written there is a leftover of an ended process.
     return CheckpointStore(root, exclusive=trains, topology=topology)
 
 

@@ -117,7 +117,7 @@ def restoring(what: str) -> Iterator[None]:
 
 
 def restore_small_state(run: Run, best: BestRecords, saved: Mapping[str, Any]) -> StateReport:
-    """Put back what `capture_small_state` gave.
+    """Restore what `capture_small_state` gave.
 
     A hook that is new, or gone, since the checkpoint was written is reported and keeps, or loses, its state.
     Raises CheckpointError when the position itself is missing.

@@ -1,8 +1,8 @@
-"""Tensor parallelism: the linear layers of a plan are cut among neighbouring ranks, everything else is repeated there.
+"""Tensor parallelism: the linear layers of a plan are split over neighbouring ranks, everything else is repeated.
 
-A plan maps patterns of module names (``*`` stands for one part of a name) to ``'colwise'`` or ``'rowwise'``. A colwise
-layer is cut along its outputs and gives each rank its own part of them; a rowwise layer takes such parts, is cut along
-its inputs and adds up over ranks (Shoeybi et al., 2019, section 3). Between the two activations are cut; everywhere
+A plan maps patterns of module names (``*`` matches one part of a name) to ``'colwise'`` or ``'rowwise'``. A colwise
+layer is split along its outputs and gives each rank its part of them; a rowwise layer takes such parts, is split along
+its inputs and sums over ranks (Shoeybi et al., 2019, section 3). Between the two, activations are split; everywhere
 else they, and the parameters, are the same on all of these ranks.
 """
 

@@ -1,4 +1,4 @@
-"""DeepSpeed's own checkpoint files: written inside our transaction, read as plain data."""
+"""DeepSpeed's checkpoint files: written inside mmtrain's transaction, read as plain data."""
 
 import json
 from collections.abc import Mapping
