@@ -80,7 +80,7 @@ def test_seek_reads_no_sample_before_the_position(num_workers):
     entered.seek(1_000_000, 32)
     assert dataset.reads.value == 0
     assert next(entered).samples == 4
-    # Workers hold at most prefetch_factor batches each, and one is asked for when one is handed over.
+    # Workers hold at most prefetch_factor batches each, and one is requested when one is returned.
     assert dataset.reads.value <= 4 * (1 if num_workers == 0 else 2 * 2 + 1)
     entered.close()
 

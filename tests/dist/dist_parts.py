@@ -1,4 +1,4 @@
-"""Hooks that trouble one rank."""
+"""Hooks and other parts that fail or hang on one rank."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from mmtrain.registry import DATASETS, HOOKS
 class Trouble:
     """At the end of an iteration, on one rank: raise, raise an MMTrainError, send itself a signal, or hang.
 
-    Happens once in the life of the file ``marker``, where one is given.
+    Happens only once if a file ``marker`` is given, which records it.
     """
 
     priority = "LOWEST"
@@ -45,7 +45,7 @@ class Trouble:
 
 
 def watch_again(seconds, position=None):
-    """From here on the watchdog of this process allows so many seconds without progress."""
+    """Set how many seconds without progress the watchdog of this process allows."""
     launch.end_watch()
     launch.watch(seconds, position)
 
@@ -96,7 +96,7 @@ class SlowTokens(Tokens):
 
 @HOOKS.register_module()
 class HangWhenBuilt:
-    """Never comes out of its constructor on one rank."""
+    """Its constructor never returns on one rank."""
 
     def __init__(self, rank):
         watch_again(4)

@@ -1,4 +1,4 @@
-"""Jobs of ranks that do not share a disk: each node has a directory of its own, under the same relative name."""
+"""Jobs of ranks that do not share a disk: each node has its own directory, under the same relative name."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ from mmtrain.errors import MMTrainError
 
 @contextlib.contextmanager
 def at_home(folder, nodes):
-    """Stand in this rank's node's directory; ``nodes`` gives each rank's node."""
+    """Change to the directory of this rank's node; ``nodes`` gives each rank's node."""
     home, before = Path(folder) / f"node{nodes[dist.rank()]}", Path.cwd()
     home.mkdir(parents=True, exist_ok=True)
     os.chdir(home)
@@ -30,7 +30,7 @@ def at_home(folder, nodes):
 
 
 def train(folder, nodes, **options):
-    """`strategy_parts.train` in the work dir ``work`` of each node. What is refused is returned as text."""
+    """`strategy_parts.train` in the work dir ``work`` of each node. A refusal is returned as text."""
     with at_home(folder, nodes):
         try:
             return strategy_parts.train("work", world=len(nodes), **options)
@@ -39,7 +39,7 @@ def train(folder, nodes, **options):
 
 
 def train_until_killed(folder, nodes, name, rank, **options):
-    """As `train`, but ``rank`` is killed where it would rename ``name`` into place."""
+    """As `train`, but ``rank`` is killed before it renames ``name`` into place."""
     rename = LocalFiles.rename
 
     def deadly(self, old, new):
@@ -59,7 +59,7 @@ def disks(folder, nodes):
 
 
 def refused(folder, nodes, write=None):
-    """What `find_disks` raises where rank 1's directory cannot be made."""
+    """What `find_disks` raises if rank 1's directory cannot be made."""
     with at_home(folder, nodes):
         if dist.rank() == 1:
             Path("work").write_text("a file")
@@ -71,7 +71,7 @@ def refused(folder, nodes, write=None):
 
 
 def sweep(folder, nodes, faulty_rank, error=28):
-    """Let each call of one rank's save fail once; what came of each save, and what is good on all disks afterwards."""
+    """Let each call of one rank's save fail once; returns each save's result, and what is good on all disks afterwards."""
     sys.path.append(str(Path(__file__).resolve().parents[1] / "faults"))
     from faulty_files import FaultyFiles
 

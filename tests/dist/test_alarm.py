@@ -1,4 +1,4 @@
-"""One rank's failure, heard by the others; a dict stands for the store."""
+"""One rank's failure, as the others see it; a dict replaces the store."""
 
 import json
 import threading
@@ -46,7 +46,7 @@ def shelf():
 
 @pytest.fixture
 def alarms(shelf):
-    """Makes alarms, notes with which status each would have ended its process, and closes them."""
+    """Makes alarms, records the status with which each would have ended its process, and closes them."""
     made, left, someone_left = [], {}, threading.Event()
 
     def make(rank, **options):
@@ -77,7 +77,7 @@ def test_rank_0_reports_why_another_rank_failed(alarms, shelf, tmp_path, capfd):
     other = alarms(1)
     other.errors = tmp_path / "errors"
     assert other.report(failure(1, status=2)) == 2
-    assert REPORTED_KEY in shelf.values, "torchrun would end rank 0 before it has told"
+    assert REPORTED_KEY in shelf.values, "torchrun would end rank 0 before it has reported"
     assert alarms.left_with() == {0: 2}
     lines = capfd.readouterr().err.strip().splitlines()
     assert lines[0] == "error: rank 1: the disk is full"
@@ -93,7 +93,7 @@ def test_an_error_on_all_ranks_is_reported_once(alarms, capfd):
 
 
 def test_a_broken_connection_is_not_the_cause(alarms, shelf, capfd):
-    """Rank 1 fails and goes; rank 0 then sees its collective fail, and tells rank 1's sentence instead."""
+    """Rank 1 fails and exits; rank 0 then sees its collective fail, and reports rank 1's error instead."""
     shelf.values[FAILURE_KEY] = json.dumps(asdict(failure(1)))
     assert alarms(0).report(failure(0, "the run failed with RuntimeError: Connection closed by peer")) == 1
     assert capfd.readouterr().err.splitlines()[1] == "error: rank 1: the disk is full"

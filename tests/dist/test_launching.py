@@ -1,4 +1,4 @@
-"""The real command in real processes: who speaks, who stops, and how soon."""
+"""The real command in real processes: which rank reports, which ranks stop, and how soon."""
 
 import re
 import sys
@@ -12,7 +12,7 @@ from ranks import ROOT, free_port, outcomes, start_all
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """What an undisturbed run of two processes leaves: started as torchrun does, without any flag."""
+    """What an uninterrupted run of two processes leaves; it is started as torchrun does, without any flag."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     statuses, errors, _ = run(write_config(folder, "uninterrupted"))
     assert statuses == [0, 0], errors

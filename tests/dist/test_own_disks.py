@@ -1,4 +1,4 @@
-"""Nodes that do not share a disk, as processes with a directory of their own under the same relative name."""
+"""Nodes that do not share a disk: processes with their own directories under the same relative name."""
 
 import shutil
 from pathlib import Path
@@ -45,7 +45,7 @@ def warnings(folder):
 
 @pytest.fixture(scope="module", params=["ddp", "fsdp"])
 def runs(request, pair, tmp_path_factory):
-    """An undisturbed run in a shared directory, and one on own disks that was stopped at iteration 34."""
+    """An uninterrupted run in a shared directory, and one on separate disks that was stopped at iteration 34."""
     folder, kind = tmp_path_factory.mktemp(request.param), request.param
     pair.run("own_disk_jobs", "train", folder=str(folder / "uninterrupted"), nodes=SHARED, **options(kind))
     crash = ["iteration", 34]

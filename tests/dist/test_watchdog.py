@@ -1,4 +1,4 @@
-"""A run in which nothing moves any more is ended, and says where it stood: real processes that really hang."""
+"""A run without progress is ended, and reports where it was: real processes that really hang."""
 
 import os
 import signal
@@ -89,7 +89,7 @@ def test_a_dataset_that_hangs_on_rank_1(tmp_path, workers):
 @pytest.mark.slow
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_a_stopped_rank_is_named_by_the_other(tmp_path, stopped):
-    """It cannot write its stacks. Rank 0 holds the store, so without it the others cannot compare notes."""
+    """It cannot write its stacks. Rank 0 has the store, so without it the others cannot exchange anything."""
     processes = start_all([*TRAIN, str(with_trouble(tmp_path, "stuck", "SIGSTOP", stopped, **SHORT))], 2)
     other = processes[1 - stopped]
     try:
@@ -98,7 +98,7 @@ def test_a_stopped_rank_is_named_by_the_other(tmp_path, stopped):
         assert f"rank {stopped}" in first_line(errors)
         assert "did not answer" in first_line(errors)
         assert list(stacks(tmp_path / "stuck")) == [f"hang_rank_{1 - stopped}.txt"]
-        # A launcher kills what is left; where there is none, it ends by itself once it goes on.
+        # A launcher kills what is left; without one, the rank ends by itself once it continues.
         processes[stopped].send_signal(signal.SIGCONT)
         processes[stopped].communicate(timeout=180)
         assert processes[stopped].returncode == 1

@@ -88,7 +88,7 @@ def hosts(tmp_path):
         found.set_up()
     except OSError as error:
         found.take_down()
-        pytest.skip(f"this system lets nobody make namespaces for two hosts: {error}")
+        pytest.skip(f"this system does not allow namespaces for two hosts: {error}")
     yield found
     found.take_down()
 

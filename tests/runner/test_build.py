@@ -138,7 +138,7 @@ def test_an_end_that_cannot_be_determined(tmp_path, train_cfg, message):
 
 
 class Endless(torch.utils.data.IterableDataset):
-    """Numbers without end, with a position that it keeps itself."""
+    """Numbers without end, with a position in its state."""
 
     def __init__(self):
         self.at = 0
@@ -200,7 +200,7 @@ def test_a_default_hook_can_be_changed_or_removed(tmp_path):
 
 @LOOPS.register_module()
 class Counted(TrainLoop):
-    """A loop of a user's own."""
+    """A user's loop."""
 
     steps = 0
 

@@ -26,7 +26,7 @@ def ddp(**options):
     return {"type": "DDPStrategy", **options}
 
 
-# ---- how a model is cut ----------------------------------------------------------------------------------------------
+# ---- how a model is sharded ------------------------------------------------------------------------------------------
 def test_shards_by_class(pair, tmp_path):
     found = pair.run("strategy_jobs", "layout", work_dir=str(tmp_path), strategy=fsdp(wrap="TinyBlock"))
     assert found[0]["groups"] == ["TinyLanguageModel", "TinyBlock", "TinyBlock"]
@@ -102,7 +102,7 @@ def test_gradients_are_exchanged_only_at_the_end_of_a_window(job, strategy):
 
 
 def test_ddp_has_its_last_buckets_from_the_first_iteration_on(job):
-    """The whole model in one exchange would overlap with no backward, and torch notes gradients until it has cut."""
+    """With the whole model in one exchange, nothing would overlap with the backward until torch rebuilds its buckets."""
     found = job("buckets", strategy=ddp(bucket_cap_mb=0.0005))
     assert len(found["sizes"].split(",")) > 2
     assert not found["moved"], "buckets were cut again in training"
@@ -127,7 +127,7 @@ def test_a_gradient_that_one_rank_lacks_ends_the_run(tmp_path):
 @pytest.mark.parametrize("strategy", [ddp(), fsdp(wrap="TinyBlock")], ids=["ddp", "fsdp"])
 def test_no_collective_is_added_to_an_iteration_that_does_not_log(job, strategy):
     counts = job("collectives", strategy=strategy)
-    # Entry k is what iteration k + 1 did. The first two look for the others' pace; 5 and 10 log.
+    # Entry k is what iteration k + 1 did. The first two measure the others' pace; 5 and 10 log.
     assert [number for number, found in enumerate(counts, start=1) if found] == [1, 2, 5, 10]
 
 
@@ -146,7 +146,7 @@ def test_cpu_offload_is_accepted_and_has_no_effect_on_the_cpu(job):
 
 @pytest.mark.parametrize("strategy", [ddp(), fsdp(wrap="TinyBlock")], ids=["ddp", "fsdp"])
 def test_compiled(job, strategy):
-    """The graph is traced and cut around the wrapper's hooks; what it computes stays the same."""
+    """The graph is traced and split around the wrapper's hooks; what it computes stays the same."""
     plain = job("losses", strategy=strategy)
     found = job("losses", strategy=strategy, compile={"backend": "aot_eager"})
     assert found.pop("loss") == pytest.approx(plain.pop("loss"), rel=1e-5)

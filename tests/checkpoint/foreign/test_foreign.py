@@ -172,7 +172,7 @@ def test_files_without_weights_are_refused(tmp_path):
             load_weights(tmp_path / name)
 
 
-# ---- nothing in a file is ever run
+# ---- no code in a file is ever run
 
 
 class Evil:

@@ -1,4 +1,4 @@
-"""Checkpoints whose ranks do not share a disk, as far as one process can show it; tests/dist/test_own_disks.py has the
+"""Checkpoints whose ranks do not share a disk, as far as one process can test it; tests/dist/test_own_disks.py uses
 processes."""
 
 from dataclasses import replace
@@ -44,7 +44,7 @@ def test_disks_are_described():
     [
         ({0: [0, 2], 1: [0, 2], 2: [0, 2], 3: [0, 2]}, {0: 0, 1: 0, 2: 0, 3: 0}),
         ({0: [0], 1: [0], 2: [2], 3: [2]}, {0: 0, 1: 0, 2: 2, 3: 2}),
-        ({0: [0], 1: [0, 2], 2: [2], 3: [2]}, {0: 0, 1: 0, 2: 0, 3: 0}),  # one that sees both files is proof enough
+        ({0: [0], 1: [0, 2], 2: [2], 3: [2]}, {0: 0, 1: 0, 2: 0, 3: 0}),  # one rank that sees both files is enough
         ({0: [0, 2], 2: [2, 4], 4: [4], 5: [5]}, {0: 0, 2: 0, 4: 0, 5: 5}),
     ],
 )
