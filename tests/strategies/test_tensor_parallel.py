@@ -41,7 +41,7 @@ def groups(pair):
 
 @pytest.fixture(scope="module")
 def train(groups):
-    """Trains on ``world`` processes; the ranks of one copy of the model must end with the same whole parameters."""
+    """Trains on ``world`` processes; the ranks of one copy of the model must end with the same full parameters."""
 
     def start(mesh, work_dir, world=None, **options):
         tp = (mesh or {}).get("tp", 1)

@@ -97,4 +97,4 @@ def test_a_directory_is_verified_for_the_parts_that_it_has(parted, tmp_path):
     assert faults() == set()
     assert files_here(tmp_path, parted) == ["c", "part_00001.json", "tensors.json"]
     (tmp_path / "part_00000.json").write_bytes(contents["part_00000.json"])
-    assert faults() == {"a"}, "both parts together are the whole"
+    assert faults() == {"a"}, "both parts together are complete"
