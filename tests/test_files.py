@@ -67,7 +67,7 @@ def test_hashes_are_equal_to_those_of_xxhash(tmp_path):
 
 
 @pytest.mark.parametrize("left", ["link", "hard link", "pipe", "file"])
-def test_what_lies_under_the_name_beside_is_not_written_through(tmp_path, left):
+def test_leftovers_under_the_temporary_name_are_not_written_through(tmp_path, left):
     victim = tmp_path / "victim"
     victim.write_text("precious")
     aside = tmp_path / ".f.tmp"

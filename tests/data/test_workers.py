@@ -286,7 +286,7 @@ def mark(worker_id):
     get_worker_info().dataset.started = worker_id + 10
 
 
-def test_worker_init_fn_sees_the_users_data_set():
+def test_worker_init_fn_gets_the_users_dataset():
     read = stream(ShowsWorker(), worker_init_fn=mark)
     batches = [next(read).data for _ in range(2)]
     read.close()

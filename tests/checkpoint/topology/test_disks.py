@@ -1,4 +1,4 @@
-"""Checkpoints whose ranks do not share a disk, as far as one process can test it; tests/dist/test_own_disks.py uses
+"""Checkpoints whose ranks do not share a disk, as far as one process can test it; tests/dist/test_separate_disks.py uses
 processes."""
 
 from dataclasses import replace
