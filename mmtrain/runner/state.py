@@ -17,7 +17,7 @@ from mmtrain.runner.run import Run
 from mmtrain.types import Stateful
 
 OPTIMIZER_KEYS = ("optimizer", "param_groups")
-"""What the optimizer has in state.json beside its tensors: restored with these, before the table."""
+"""The optimizer's entries in state.json besides its tensors: restored with these, before the table."""
 
 
 def small_state_table(run: Run, best: BestRecords) -> dict[str, Stateful]:
