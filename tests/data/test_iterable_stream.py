@@ -145,7 +145,7 @@ def test_a_dataset_that_raises_is_named(num_workers):
 # -- objects that the user has built
 
 
-class KeepsPlace:
+class LoaderWithState:
     """A loader with state, as torchdata's StatefulDataLoader has it."""
 
     def __init__(self):
@@ -168,7 +168,7 @@ def loader():
     return DataLoader(Noisy(11), batch_size=3, shuffle=True)
 
 
-@pytest.mark.parametrize("make", [loader, KeepsPlace])
+@pytest.mark.parametrize("make", [loader, LoaderWithState])
 def test_a_foreign_loader_continues_from_any_position(make):
     uninterrupted = ForeignStream(make(), seed=5)
     run, positions = [], []

@@ -336,11 +336,11 @@ def change_digest(record):
     record["runs"][0][9] = "0123456789abcdef"
 
 
-def leave_out_a_run(record):
+def leave_out_a_span(record):
     del record["runs"][2]
 
 
-def say_it_twice(record):
+def repeat_a_span(record):
     record["runs"].append(list(record["runs"][0]))
 
 
@@ -348,19 +348,19 @@ def shorten(record):
     record["runs"][0][5] -= 1
 
 
-def go_back(record):
+def move_position_back(record):
     record["position"] = [1, 12]
 
 
-def go_far_back(record):
+def move_position_far_back(record):
     record["position"] = [0, 12]
 
 
-def go_forth(record):
+def move_position_forward(record):
     record["position"] = [1, 90]
 
 
-def forget_a_pass(record):
+def forget_an_epoch(record):
     record["runs"] = [run for run in record["runs"] if run[1] != 0]
 
 
@@ -368,13 +368,21 @@ def forget_a_pass(record):
     ("change", "kinds", "words"),
     [
         (change_digest, {"unproven"}, "not what the seed's order has there"),
-        (leave_out_a_run, {"lost"}, "was lost: position"),
-        (say_it_twice, {"repeated"}, "was repeated: read in update 1, 2 times"),
+        (leave_out_a_span, {"lost"}, "was lost: position"),
+        (repeat_a_span, {"repeated"}, "was repeated: read in update 1, 2 times"),
         (shorten, {"lost", "unproven"}, "between updates 7 and 9"),
-        (go_back, {"unproven"}, "the checkpoint is at sample 12 of the epoch, but samples up to 36 were read"),
-        (go_far_back, {"unproven"}, "the checkpoint is at sample 0 of the epoch, but samples up to 36 were read"),
-        (go_forth, {"lost"}, "after update 12"),
-        (forget_a_pass, {"lost"}, "never reached"),
+        (
+            move_position_back,
+            {"unproven"},
+            "the checkpoint is at sample 12 of the epoch, but samples up to 36 were read",
+        ),
+        (
+            move_position_far_back,
+            {"unproven"},
+            "the checkpoint is at sample 0 of the epoch, but samples up to 36 were read",
+        ),
+        (move_position_forward, {"lost"}, "after update 12"),
+        (forget_an_epoch, {"lost"}, "never reached"),
     ],
 )
 def test_a_record_that_was_changed_does_not_pass(ranks, change, kinds, words):

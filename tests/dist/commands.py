@@ -23,8 +23,8 @@ def write_config(folder, name, **changes):
     return path
 
 
-def with_trouble(folder, name, kind, rank, *, iteration=16, once=False, **changes):
-    hook = {"type": "Trouble", "kind": kind, "rank": rank, "iteration": iteration}
+def with_failure(folder, name, kind, rank, *, iteration=16, once=False, **changes):
+    hook = {"type": "FailOrHang", "kind": kind, "rank": rank, "iteration": iteration}
     if once:
         hook["marker"] = str(Path(folder) / "marker")
     hooks = [hook, *changes.pop("custom_hooks", ())]

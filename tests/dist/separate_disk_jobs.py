@@ -18,7 +18,7 @@ from mmtrain.errors import MMTrainError
 
 
 @contextlib.contextmanager
-def at_home(folder, nodes):
+def in_node_directory(folder, nodes):
     """Change to the directory of this rank's node; ``nodes`` gives each rank's node."""
     home, before = Path(folder) / f"node{nodes[dist.rank()]}", Path.cwd()
     home.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def at_home(folder, nodes):
 
 def train(folder, nodes, **options):
     """`strategy_parts.train` in the work dir ``work`` of each node. A refusal is returned as text."""
-    with at_home(folder, nodes):
+    with in_node_directory(folder, nodes):
         try:
             return strategy_parts.train("work", world=len(nodes), **options)
         except MMTrainError as error:
@@ -52,7 +52,7 @@ def train_until_killed(folder, nodes, name, rank, **options):
 
 
 def disks(folder, nodes):
-    with at_home(folder, nodes):
+    with in_node_directory(folder, nodes):
         found = find_disks(Path("work"))
         dist.barrier()
         return [list(found.leaders), sorted(path.name for path in Path("work").iterdir())]
@@ -60,7 +60,7 @@ def disks(folder, nodes):
 
 def refused(folder, nodes, write=None):
     """What `find_disks` raises if rank 1's directory cannot be made."""
-    with at_home(folder, nodes):
+    with in_node_directory(folder, nodes):
         if dist.rank() == 1:
             Path("work").write_text("a file")
         try:
@@ -78,7 +78,7 @@ def sweep(folder, nodes, faulty_rank, error=28):
     from mmtrain.checkpoint import Retention, RetirePolicy
 
     found, at, calls = [], 0, 1
-    with at_home(folder, nodes):
+    with in_node_directory(folder, nodes):
         while at <= calls:  # at 0 nothing fails
             mine = dist.rank() == faulty_rank
             files = FaultyFiles("once" if mine else "count", at if mine else 0, error)
@@ -140,7 +140,7 @@ def tensors(iteration):
 
 def save(folder, nodes, iterations, call=None, text="", extra=(), blocking=True):
     """Save; return the error message of each save, or "". Rank 0's state must be on all disks."""
-    with at_home(folder, nodes):
+    with in_node_directory(folder, nodes):
         store = CheckpointStore("work", fs=Faulty(call, text))
         messages = []
         for iteration in iterations:
@@ -165,7 +165,7 @@ def write(directory, name):
 
 def load(folder, nodes, verify="full"):
     """The newest good one: its name, what was skipped, and whether its contents are what was saved."""
-    with at_home(folder, nodes):
+    with in_node_directory(folder, nodes):
         store = CheckpointStore("work")
         checkpoint, problems = store.newest_good(verify)
         messages = sorted(str(problem).replace("\n", " ") for problem in problems)
@@ -191,7 +191,7 @@ def _local(tensor):
 
 
 def open_exactly(folder, nodes, name):
-    with at_home(folder, nodes):
+    with in_node_directory(folder, nodes):
         store = CheckpointStore("work")
         try:
             return store.open_on_all(name).name

@@ -114,7 +114,7 @@ def test_a_run_on_two_hosts_continues_after_one_was_killed(hosts, tmp_path):
         [*command, str(ROOT / "tools" / "train.py"), str(uninterrupted)], env=environment, check=True, timeout=300
     )
 
-    trouble = {"type": "Trouble", "kind": "SIGKILL", "rank": 1, "iteration": 36, "marker": str(tmp_path / "marker")}
+    trouble = {"type": "FailOrHang", "kind": "SIGKILL", "rank": 1, "iteration": 36, "marker": str(tmp_path / "marker")}
     config = write_config(tmp_path / "run.py", tmp_path / "disk" / "work", custom_hooks=[trouble])
     statuses, errors = hosts.run(config)
     assert (tmp_path / "marker").exists(), errors

@@ -168,7 +168,7 @@ def test_several_optimizers(tmp_path, accumulation):
 
 
 @MODELS.register_module()
-class CarelessAdversaries(Adversaries):
+class AdversariesLeavingGradients(Adversaries):
     """Its second loss leaves gradients in the part that its first optimizer trains."""
 
     def train_step(self, data, optim_wrapper):
@@ -181,7 +181,7 @@ class CarelessAdversaries(Adversaries):
 def test_gradients_that_are_not_saved_are_reported_once(tmp_path, capfd):
     pair = {name: {"optimizer": {"type": "SGD", "lr": 0.01}} for name in ("gen", "disc")}
     make_runner(
-        tmp_path, model={"type": "CarelessAdversaries"}, param_scheduler=None, log_level="INFO",
+        tmp_path, model={"type": "AdversariesLeavingGradients"}, param_scheduler=None, log_level="INFO",
         optim_wrapper={"optimizer": None, "constructor": "OneForEachPart", **pair},
     ).train()  # fmt: skip
     assert capfd.readouterr().err.count("train_step leaves gradients behind (disc.0.weight)") == 1

@@ -159,7 +159,7 @@ class TrainsItself(strategy_parts.TinyLanguageModel):
 
 
 @MODELS.register_module()
-class Neglects(strategy_parts.TinyLanguageModel):
+class UnusedLayer(strategy_parts.TinyLanguageModel):
     """Never uses a layer on ``ranks``."""
 
     def __init__(self, ranks, **kwargs):
@@ -217,7 +217,7 @@ def train_in_fp16(work_dir, stage, scale_power, **options):
     return strategy_parts.train(work_dir, world=2, strategy=strategy, **options)
 
 
-def state_there_and_back(work_dir, **changes):
+def changed_by_state_round_trip(work_dir, **changes):
     """Names of tensors that differ after state was taken by name, overwritten, and restored; or are not the model's."""
     runner = make(work_dir, **changes)
     runner.train()

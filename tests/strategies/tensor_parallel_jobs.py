@@ -25,7 +25,7 @@ class GPTTokens(strategy_parts.Tokens):
 
 
 @DATASETS.register_module()
-class NotingTokens(GPTTokens):
+class RecordingTokens(GPTTokens):
     """Records which samples this process reads."""
 
     read: ClassVar[list[int]] = []
@@ -36,7 +36,7 @@ class NotingTokens(GPTTokens):
 
 
 @DATASETS.register_module()
-class OwnTokens(GPTTokens):
+class RankDividedTokens(GPTTokens):
     """Divides its samples among all ranks."""
 
     def __getitem__(self, index):
@@ -44,7 +44,7 @@ class OwnTokens(GPTTokens):
 
 
 @DATA_SAMPLERS.register_module()
-class OwnSampler:
+class RankDividedSampler:
     """Divides the samples among all ranks."""
 
     def __init__(self, dataset, seed):
@@ -141,7 +141,7 @@ def train(work_dir, mesh=None, *, crash=None, **options):
 def refused(work_dir, mesh=None, *, own_samples=False, **options):
     """The error of an invalid config; with ``own_samples``, of data that differ between ranks."""
     if own_samples:
-        options["train_dataloader"] = {"dataset": {"type": "OwnTokens", "size": 43}, "batch_size": 8}
+        options["train_dataloader"] = {"dataset": {"type": "RankDividedTokens", "size": 43}, "batch_size": 8}
     try:
         make(work_dir, mesh, **options).train()
     except Exception as error:
@@ -180,14 +180,14 @@ def validated(work_dir, mesh=None, **options):
 
 def read(work_dir, mesh):
     """The samples that this process reads in two epochs, with a ledger."""
-    NotingTokens.read.clear()
-    dataset = {"type": "NotingTokens", "size": 97}
+    RecordingTokens.read.clear()
+    dataset = {"type": "RecordingTokens", "size": 97}
     size = 8 * mesh["tp"] // dist.world_size()
     make(
         work_dir, mesh, train_dataloader={"dataset": dataset, "batch_size": size}, val_dataloader=None,
         train_cfg={"max_iters": 26, "val_interval": 100, "ledger": True},
     ).train()  # fmt: skip
-    return NotingTokens.read
+    return RecordingTokens.read
 
 
 def initial_weights(work_dir, mesh, **options):

@@ -269,7 +269,7 @@ def test_round_robin_is_resumed_as_it_is_and_refused_elsewhere(pair, tmp_path):
 @pytest.mark.parametrize("options", [{}, {"round_robin_gradients": True}, {"parameter_alignment": True}, {"stage": 3}])
 def test_masters_are_found_by_name(pair, tmp_path, options):
     strategy = {"type": "DeepSpeedStrategy", "zero_optimization": {"stage": 2, **options}}
-    for result in pair.run("strategy_jobs", "state_there_and_back", work_dir=str(tmp_path), strategy=strategy):
+    for result in pair.run("strategy_jobs", "changed_by_state_round_trip", work_dir=str(tmp_path), strategy=strategy):
         assert result == []
 
 

@@ -266,7 +266,7 @@ def test_recomputed_activations_have_the_same_dropout(train, tmp_path):
 
 # ---- what is refused ---------------------------------------------------------------------------------------------------
 HEADS3 = {"heads": 3, "width": 12}
-OWN_SAMPLER = {"dataset": {"type": "GPTTokens", "size": 21}, "batch_size": 8, "sampler": {"type": "OwnSampler"}}
+OWN_SAMPLER = {"dataset": {"type": "GPTTokens", "size": 21}, "batch_size": 8, "sampler": {"type": "RankDividedSampler"}}
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ OWN_SAMPLER = {"dataset": {"type": "GPTTokens", "size": 21}, "batch_size": 8, "s
         (DP2, {"strategy": {"tensor_parallel": {"head": "colwise"}}}, ["strategy.tensor_parallel", "mesh=dict(tp=2)"]),
         (TP2, {"model": {"type": "TinyLanguageModel"}, "strategy": {"wrap": None}}, ["TinyLanguageModel has no tensor_parallel_plan()", "give a plan"]),
         (TP2, {"compile": True}, ["compile", "strategy.mesh.tp"]),
-        (TP2, {"val_dataloader": OWN_SAMPLER}, ["val_dataloader.sampler", "OwnSampler", "'DefaultSampler'"]),
+        (TP2, {"val_dataloader": OWN_SAMPLER}, ["val_dataloader.sampler", "RankDividedSampler", "'DefaultSampler'"]),
         (TP2, {"val_evaluator": {"type": "GathersItself"}}, ["GathersItself", "val_evaluator", "compute_metrics"]),
     ],
 )  # fmt: skip

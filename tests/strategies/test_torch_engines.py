@@ -109,14 +109,14 @@ def test_ddp_has_its_last_buckets_from_the_first_iteration_on(job):
 
 
 def test_ddp_refuses_to_train_where_gradients_cannot_be_exchanged(job):
-    message = job("refused", strategy=ddp(), model={"type": "Neglects", "ranks": [0, 1]})
+    message = job("refused", strategy=ddp(), model={"type": "UnusedLayer", "ranks": [0, 1]})
     assert message.startswith("RunError: model: extra.weight, extra.bias got no gradient, so "), message
     assert "find_unused_parameters=True" in message
 
 
 def test_a_gradient_that_one_rank_lacks_ends_the_run(tmp_path):
     """The other rank waits in its backward for an exchange that never comes."""
-    model = {"type": "Neglects", "ranks": [1]}
+    model = {"type": "UnusedLayer", "ranks": [1]}
     path = write_config(tmp_path, "run", model=model, custom_imports={"imports": ["strategy_jobs"]})
     statuses, errors, seconds = run(path)
     assert statuses == [1, 1]
