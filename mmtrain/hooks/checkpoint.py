@@ -1,4 +1,4 @@
-"""When to save a checkpoint; how it is saved is the runner's `Checkpointer`'s business."""
+"""When to save a checkpoint; the runner's `Checkpointer` decides how."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -30,14 +30,14 @@ class CheckpointHook(Hook):
       it is deleted when a newer one exists;
     * ``keep_every``: checkpoints at multiples of this (in the unit of ``interval``) are never deleted;
     * ``save_frozen``: False leaves out parameters that do not train; they come from the model's construction;
-    * ``weights_interval``: also write the weights alone, this often, under ``weights/``: ``iter_N.safetensors``, or the
+    * ``weights_interval``: also write only the weights, this often, under ``weights/``: ``iter_N.safetensors``, or the
       directory ``iter_N`` for a Hugging Face model, which ``from_pretrained`` reads;
     * ``async_save``: training continues while a checkpoint is written;
     * ``published_keys``: when the run is complete, also write the last and the best checkpoint as
       ``<name>-<hash>.pth`` for MMEngine with these of its keys: "meta", "state_dict", "ema_state_dict";
     * ``on_save_error``: "continue" or "stop" when a checkpoint cannot be written.
 
-    Raises ConfigError at the start where an argument cannot be right, the metric of ``save_best`` among them.
+    Raises ConfigError at the start for an invalid argument, including the metric of ``save_best``.
     """
 
     priority = "VERY_LOW"

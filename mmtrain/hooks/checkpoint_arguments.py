@@ -15,7 +15,7 @@ _NAMES = ("save_best", "rule", "greater_keys", "less_keys", "published_keys")
 
 
 def check_arguments(given: Mapping[str, Any]) -> None:
-    """Raise ConfigError for the first argument, by name, that cannot be right."""
+    """Raise ConfigError for the first invalid argument, by name."""
     interval = given["interval"]
     if interval is not None and (not _is_integer(interval) or interval == 0 or interval < -1):
         raise _wrong(given, "interval", "a positive integer, -1 for none, or None for one that fits the run")

@@ -58,7 +58,7 @@ def assemble(cfg: Any, make: Callable[..., R], *, task: str = "train") -> R:
     """Build every part of a run and hand them to ``make`` by name: those of `Run`, and ``start``, ``checkpointer``,
     ``train_loop_class`` and ``locks`` (what to close when the run is over).
 
-    Raises ConfigError for whatever in the config cannot be right.
+    Raises ConfigError for anything invalid in the config.
     """
     with positions(cfg):  # errors in building name file and line
         import_custom_modules(cfg)

@@ -58,7 +58,7 @@ class FlexibleRunner(Run):
         """Build a runner from a config.
 
         ``task`` is "train", "val" or "test": the last two leave out what only training needs. Raises ConfigError for
-        anything in the config that cannot be right, before anything is run.
+        anything invalid in the config, before anything is run.
         """
         return assemble(cfg, cls, task=task)
 

@@ -258,7 +258,7 @@ def _stream(run: Run) -> Any:
 def _cut_logs(run: Run, store: CheckpointStore, position: LogPosition, *, first_log_dir: str = "") -> None:
     """Cut what earlier starts in this work dir logged past the checkpoint: those iterations will be done again.
 
-    Log directories older than ``first_log_dir`` are another run's and stay whole.
+    Log directories older than ``first_log_dir`` are another run's and are not cut.
     """
     if (
         store.topology.is_leader

@@ -1,4 +1,4 @@
-"""torch's FSDP2 (``fully_shard``): parameters, gradients and moments are cut among the ranks."""
+"""torch's FSDP2 (``fully_shard``): parameters, gradients and moments are sharded over the ranks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -36,16 +36,16 @@ class FSDPStrategy(TorchEngine):
     * ``reshard_after_forward``: free gathered parameters after forward (less memory) or keep them until backward; the
       default is FSDP2's: free all but the root's, which the backward needs at once;
     * ``cpu_offload``: keep shards and optimizer in host memory (CUDA only; on the CPU they are there anyway);
-    * ``mesh``: ``dict(replicate=R, shard=S)`` for hybrid sharding: cut among S ranks, repeated R times;
+    * ``mesh``: ``dict(replicate=R, shard=S)`` for hybrid sharding: sharded over S ranks, repeated R times;
       ``dict(dp=D, tp=T)`` for tensor parallelism: T neighbouring ranks hold one copy of the model and work on the same
-      samples, and each of their parts is cut among D. What is left out is computed;
-    * ``tensor_parallel``: which layers are cut among those T, where not the model's own ``tensor_parallel_plan`` says
-      it: a dict of module names (``*`` stands for one part of a name) to ``'colwise'`` or ``'rowwise'``;
+      samples, and each of their parts is sharded over D. What is left out is computed;
+    * ``tensor_parallel``: which layers are split over those T, if not as the model's ``tensor_parallel_plan`` says: a
+      dict of module names (``*`` matches one part of a name) to ``'colwise'`` or ``'rowwise'``;
     * ``activation_checkpointing``: class names of modules that compute their forward again in backward;
-    * ``meta_init``: build the model without memory and initialise it by its ``init_weights()``, one whole parameter at
+    * ``meta_init``: build the model without memory and initialise it by its ``init_weights()``, one full parameter at
       a time. The values depend on the seed and not on the number of ranks; they are not those of an ordinary build.
 
-    Raises ConfigError for arguments that cannot be right, and for a model that cannot be cut as asked.
+    Raises ConfigError for invalid arguments, and for a model that cannot be split as requested.
     """
 
     forward_is_collective = True

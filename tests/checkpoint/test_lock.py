@@ -60,7 +60,7 @@ def test_a_killed_run_leaves_no_lock_while_its_worker_still_runs(tmp_path):
         WorkDirLock(tmp_path).acquire(wait_seconds=0)
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    assert not holder.stdout.read(0)  # the worker still has the pipes, and so lives
+    assert not holder.stdout.read(0)  # the worker is still running: it has the pipes
     mine = WorkDirLock(tmp_path).acquire(wait_seconds=0)
     mine.release()
     end(holder)
@@ -68,7 +68,7 @@ def test_a_killed_run_leaves_no_lock_while_its_worker_still_runs(tmp_path):
 
 def test_a_run_that_is_about_to_end_is_waited_for(tmp_path):
     holder = hold(tmp_path)
-    holder.send_signal(signal.SIGKILL)  # and not waited for: as when the same command is started again at once
+    holder.send_signal(signal.SIGKILL)  # without waiting for it, as when the same command is started again at once
     WorkDirLock(tmp_path).acquire(wait_seconds=20).release()
     end(holder)
 
@@ -86,7 +86,9 @@ def test_a_second_lock_in_one_process_is_refused(tmp_path):
 
 def test_the_file_names_the_holder(tmp_path):
     with WorkDirLock(tmp_path):
-        record = json.loads((tmp_path / ".lock").read_text())  # reading it here drops the lock: only the test may
+        record = json.loads(
+            (tmp_path / ".lock").read_text()
+        )  # reading it in this process drops the lock, which is fine in a test
         assert (record["pid"], record["host"]) == (os.getpid(), socket.gethostname())
     assert (tmp_path / ".lock").read_text() == ""
 

@@ -40,7 +40,7 @@ def test_temporary_ones_are_deleted_when_a_newer_one_exists():
     assert to_delete(entries, Retention()) == ["t1"]
     assert to_delete([*entries, *permanent(20)], Retention()) == ["t1", "t2"]
     assert to_delete(entries, Retention(keep_temporary=2)) == []
-    assert to_delete(entries, Retention(keep_temporary=0)) == ["t1"]  # the newest of all stays
+    assert to_delete(entries, Retention(keep_temporary=0)) == ["t1"]  # the newest is always kept
 
 
 def test_the_newest_is_never_deleted():

@@ -300,7 +300,7 @@ def test_the_live_tensors_are_released(make):
     weakref.finalize(big, gone.set)
     store.save("a", {"model": {"x": big}}, blocking=False).wait()
     del big
-    assert gone.wait(120)  # a thread of a pool lets go of its job after it has said that it is done
+    assert gone.wait(120)  # a thread of a pool releases its job after it reports that it is done
 
 
 def test_nothing_is_written_to_the_disk_below_a_lost_mount(tmp_path, monkeypatch):

@@ -222,7 +222,7 @@ def test_prune_leaves_copies_alone(work, run):
 
 def test_prune_never_deletes_the_newest_good_one(work, run):
     (work / "best.json").unlink(missing_ok=True)
-    damaged = damage(work / "iter_20.pth")  # of the right size: only hashes tell
+    damaged = damage(work / "iter_20.pth")  # of the right size: only hashes show it
     status, out, _ = run("prune", work, "--keep", "1")
     assert status == 0
     assert f"left alone: iter_20.pth/{damaged}" in out

@@ -1,4 +1,4 @@
-"""Data sets and helpers that the tests of this folder share."""
+"""Datasets and helpers that the tests of this folder share."""
 
 import os
 import random
@@ -24,7 +24,7 @@ class Noisy:
 
 
 class Counting:
-    """Counts its reads over all processes and tells in which process a sample was read."""
+    """Counts its reads over all processes and records which process read a sample."""
 
     def __init__(self, size=40):
         self.size = size

@@ -104,7 +104,7 @@ def test_without_a_state_an_epoch_starts_again_with_a_notice():
     assert "position cannot be saved" in read.notices[0]
     resumed = stream(PlainWords())
     resumed.load_state_dict({})
-    assert resumed.seek(1, 4) == (1, 0)  # where it really stands
+    assert resumed.seek(1, 4) == (1, 0)  # its real position
     assert indices(take(resumed, 2)) == indices(run[:2])
     assert stream().notices == []
     assert "shard by rank" in stream(world_size=2).notices[0]
@@ -145,7 +145,7 @@ def test_a_dataset_that_raises_is_named(num_workers):
 # -- objects that the user has built
 
 
-class KeepsPlace:
+class LoaderWithState:
     """A loader with state, as torchdata's StatefulDataLoader has it."""
 
     def __init__(self):
@@ -168,7 +168,7 @@ def loader():
     return DataLoader(Noisy(11), batch_size=3, shuffle=True)
 
 
-@pytest.mark.parametrize("make", [loader, KeepsPlace])
+@pytest.mark.parametrize("make", [loader, LoaderWithState])
 def test_a_foreign_loader_continues_from_any_position(make):
     uninterrupted = ForeignStream(make(), seed=5)
     run, positions = [], []
@@ -200,7 +200,7 @@ def test_the_epoch_reaches_a_foreign_loaders_sampler():
     sampler = DistributedSampler(dataset, num_replicas=2, rank=0)
     read = ForeignStream(DataLoader(dataset, batch_size=4, sampler=sampler), seed=5, world_size=2)
     assert next(read).samples == 8
-    assert sampler.epoch == 0  # the end of the pass is known, the next one not yet begun
+    assert sampler.epoch == 0  # the end of the epoch is known, the next one has not begun
     sampler.set_epoch(7)
     next(read)
     assert sampler.epoch == 1

@@ -17,7 +17,7 @@ from mmtrain.runner import FlexibleRunner
 
 
 class Runner:
-    """Just enough of a runner to note what is asked of it."""
+    """A minimal runner that records the requests."""
 
     def __init__(self, by_epoch=False, end=20):
         self.asked, self.iter, self.epoch, self.end = [], 0, 0, end
@@ -183,7 +183,7 @@ def test_a_template_without_a_number_is_refused(tmp_path):
 
 
 def test_a_template_counts_in_one_unit(tmp_path):
-    """Epochs and iterations under one template would take each other's names."""
+    """Epochs and iterations under one template would have the same names."""
     clock = iter(range(99)).__next__
     hook = {"type": "CheckpointHook", "filename_tmpl": "model_{}", "clock": clock, "every_seconds": 4}
     plan = {"train_cfg": {"by_epoch": True, "max_epochs": 2, "max_iters": None, "val_interval": 9}}
@@ -270,7 +270,7 @@ class _Settings:
 
 @MODELS.register_module()
 class PretrainedNet(Net):
-    """Has what a Hugging Face model is known by."""
+    """Has the attributes by which a Hugging Face model is recognised."""
 
     config = _Settings()
     save_pretrained = None
@@ -353,7 +353,7 @@ def test_a_failed_save_does_not_hide_why_the_run_ends(tmp_path, monkeypatch, cap
 
         def before_train_iter(self, runner, batch_idx, data_batch=None):
             if runner.iter == 5:
-                monkeypatch.setattr(runner.checkpointer, "finish", lambda _: None)  # the failure is not noticed yet
+                monkeypatch.setattr(runner.checkpointer, "finish", lambda _: None)  # the failure is not reported yet
             if runner.iter == 6:
                 raise ValueError("a bug of the user's")
 
@@ -363,7 +363,7 @@ def test_a_failed_save_does_not_hide_why_the_run_ends(tmp_path, monkeypatch, cap
     with pytest.raises(ValueError, match="a bug of the user's"):
         runner.train()
     assert "iter_6.pth was not saved: [Errno 28] No space left on device" in capfd.readouterr().err
-    make_runner(tmp_path, default_hooks=hook).release()  # the lock was given back
+    make_runner(tmp_path, default_hooks=hook).release()  # the lock was released
 
 
 def test_what_a_kill_left_undone_is_done_at_the_next_start(tmp_path):

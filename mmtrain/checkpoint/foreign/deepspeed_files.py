@@ -2,7 +2,7 @@
 
 The float32 masters of trained parameters are divided over the ranks' ``*_optim_states.pt``, in the order of
 ``param_shapes``; frozen parameters and buffers are in ``*_model_states.pt`` (see DeepSpeed's ``zero_to_fp32.py``).
-Nothing in the files is run.
+No code in the files is run.
 """
 
 import itertools

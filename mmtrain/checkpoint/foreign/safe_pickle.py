@@ -1,10 +1,10 @@
 """``torch.load`` for files of other programs: ``weights_only=True``, and unknown classes replaced by inert stand-ins.
 
 torch's restricted unpickler refuses every name outside a short list. Checkpoints of other programs contain harmless
-data objects beside their weights (MMEngine's have ``HistoryBuffer`` and numpy arrays). Such a name is mapped to a class
-that takes anything and does nothing: it is never imported, so nothing of it can run. A name that only makes sense in
-code (anything in Python's standard library but a few data types, or in torch beyond its list) makes the whole file
-refused.
+data objects next to the weights (MMEngine's have ``HistoryBuffer`` and numpy arrays). Such a name is mapped to a class
+that takes anything and does nothing: it is never imported, so none of its code can run. A name that only makes sense in
+code (anything in Python's standard library but a few data types, or in torch beyond its list) causes the file to
+be refused.
 """
 
 import re
