@@ -47,6 +47,12 @@ class Checkpointer:
         self._first_log_dir = ""  # of the first start of this run
 
     # ---- the start of a run -------------------------------------------------------------------------------------
+    def name_run(self, start: StartPoint) -> str:
+        """The `Manifest.run` of what is saved: that of the checkpoint in this directory, or a new one. A collective."""
+        own = start.checkpoint if start.is_in(self.store.root) else None
+        self._run = own.manifest.run if own is not None else dist.broadcast_object(secrets.token_hex(8))
+        return self._run
+
     def begin(self, run: Run, start: StartPoint) -> list[str]:
         """Continue in the generation of the newest checkpoint, or begin the next one; returns lines for the log.
 
@@ -57,7 +63,6 @@ class Checkpointer:
         own = start.checkpoint if start.is_in(self.store.root) else None
         if own is None:
             self._generation = self._run_generation = following
-            self._run = dist.broadcast_object(secrets.token_hex(8))
             self._first_log_dir = "" if start.checkpoint is not None else run.timestamp
             if newest is None:
                 return []
@@ -73,7 +78,6 @@ class Checkpointer:
         )
         self._generation = manifest.generation if continues else following
         self._run_generation = int(manifest.meta.get("since", 0))
-        self._run = manifest.run
         self._first_log_dir = str(manifest.meta.get("began", ""))
         return []
 

@@ -4,11 +4,14 @@ import json
 import shutil
 import subprocess
 import sys
+import time
+from collections import Counter
 
 import pytest
 from parts import make_runner
 
 from mmtrain.checkpoint import CheckpointStore
+from mmtrain.checkpoint.format.manifest import decode, encode
 from mmtrain.errors import RunError
 
 HOLD = """
@@ -72,3 +75,64 @@ def test_a_run_whose_directory_belongs_to_another_run_now_ends_and_writes_nothin
     assert [path.name for path in work.iterdir()] == [".lock"]
     assert json.loads((work / ".lock").read_text())["pid"] == deletes.other.pid
     deletes.end()
+
+
+# ---- the order of starts
+@pytest.fixture
+def zone(monkeypatch):
+    """Sets the time zone in which log directories are named."""
+
+    def set_zone(name):
+        monkeypatch.setenv("TZ", name)
+        time.tzset()
+
+    yield set_zone
+    monkeypatch.undo()
+    time.tzset()
+
+
+def lines_of_each_step(work):
+    found = Counter()
+    for path in work.glob("*/vis_data/scalars.json"):
+        lines = map(json.loads, path.read_text().splitlines())
+        found.update(line["step"] for line in lines if line["mode"] == "train")
+    return found
+
+
+@pytest.mark.parametrize("zones", [("UTC-9", "UTC", "UTC+9"), ("UTC+9", "UTC", "UTC-9"), ("UTC", "UTC-9", "UTC+9")])
+def test_no_step_is_logged_twice_when_the_local_time_changes(tmp_path, zone, zones):
+    """Each start of a run is stopped past its newest checkpoint; the names of their directories are in any order."""
+    hook = {"checkpoint": {"type": "CheckpointHook", "interval": 5, "save_last": False}}
+    for number, name in enumerate(zones):
+        zone(name)
+        make_runner(tmp_path, default_hooks=hook, resume=True, train_cfg={"max_iters": 8 + 5 * number}).train()
+    assert lines_of_each_step(tmp_path) == dict.fromkeys(range(1, 19), 1)
+
+
+def test_logs_of_another_run_in_the_directory_stay_whole_whatever_their_names(tmp_path, zone):
+    hook = {"checkpoint": {"type": "CheckpointHook", "interval": 5, "save_last": False}}
+    zone("UTC-9")
+    make_runner(tmp_path, default_hooks=hook, train_cfg={"max_iters": 18}).train()
+    zone("UTC")
+    make_runner(tmp_path, default_hooks=hook, train_cfg={"max_iters": 8}).train()
+    zone("UTC+9")
+    make_runner(tmp_path, default_hooks=hook, resume=True, train_cfg={"max_iters": 13}).train()
+    assert lines_of_each_step(tmp_path) == {step: 1 + (step <= 13) for step in range(1, 19)}
+
+
+def test_a_run_that_an_earlier_version_began_is_continued(tmp_path, zone):
+    """Its notes and checkpoints name no run and no number: its log directories are known by their names."""
+    hook = {"checkpoint": {"type": "CheckpointHook", "interval": 5, "save_last": False, "max_keep_ckpts": 1}}
+    make_runner(tmp_path, default_hooks=hook, train_cfg={"max_iters": 8}).train()
+    (note,) = tmp_path.glob("*/vis_data/start_position")
+    noted = json.loads(note.read_text())
+    note.write_text(json.dumps({name: noted[name] for name in noted if name not in ("run", "start")}))
+    manifest = tmp_path / "iter_5.pth" / "manifest.json"
+    document = decode(manifest.read_bytes())
+    del document.meta["run"]
+    manifest.write_bytes(encode(document))
+    for number, name in enumerate(["UTC-9", "UTC+9"], 1):
+        zone(name)
+        make_runner(tmp_path, default_hooks=hook, resume=True, train_cfg={"max_iters": 8 + 5 * number}).train()
+    assert lines_of_each_step(tmp_path) == dict.fromkeys(range(1, 19), 1)
+    assert CheckpointStore(tmp_path).names() == ["iter_15.pth"]

@@ -137,7 +137,7 @@ class Manifest:
     @property
     def run(self) -> str:
         """The run that saved it, drawn at a fresh start and kept over resumes in the same directory; "" if unknown."""
-        return str(self.meta.get("run", ""))
+        return str(self.meta.get("run") or self.meta.get("began", ""))
 
     @property
     def epoch(self) -> int:
