@@ -123,7 +123,7 @@ def test_under_torchrun_too(tmp_path):
 @pytest.mark.parametrize(
     ("strategy", "sentence"),
     [
-        ({"mesh": {"shard": 3}}, "3 processes and 2 were started"),
+        ({"mesh": {"shard": 3}}, "3 processes, but 2 were started"),
         ({"wrap": ["TinyBlok"]}, "did you mean 'TinyBlock'"),
     ],
 )
