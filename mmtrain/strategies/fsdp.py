@@ -11,6 +11,7 @@ from mmtrain import dist
 from mmtrain.errors import ConfigError
 from mmtrain.optim import OptimWrapper
 from mmtrain.registry import STRATEGIES
+from mmtrain.strategies.divisible import refuse_shards
 from mmtrain.strategies.fsdp_exchange import announce_exchanges
 from mmtrain.strategies.lockstep import Lockstep
 from mmtrain.strategies.mesh import mesh_shape
@@ -132,6 +133,8 @@ class FSDPStrategy(TorchEngine):
         if compile_options is not None and not groups:
             model.compile(**compile_options)
         self.optim = make_optim(model) if make_optim is not None else None
+        if self.optim is not None:
+            refuse_shards(self.optim, self.mesh, type(self).__name__)
         if self._tp_mesh is not None and self.optim is not None:
             check_replicas_once(model, self.optim.optimizer, self._tp_mesh)
         self._keep_in_step(model)

@@ -273,3 +273,22 @@ def train_with_a_full_disk(work_dir, fails_on, **options):
         return strategy_parts.train(work_dir, world=2, **options)
     finally:
         native.writer = original
+
+
+def exact_over_a_crash(work_dir, **changes):
+    """Train undisturbed, and with a crash and a resume; "" if both leave the same behind, else what is different."""
+    import exactness
+
+    undisturbed, broken = f"{work_dir}/undisturbed", f"{work_dir}/broken"
+    options = {"world": dist.world_size(), "iterations": 20, **changes}
+    try:
+        strategy_parts.train(undisturbed, **options)
+        strategy_parts.train(broken, crash=("iteration", 17), **options)
+        strategy_parts.train(broken, **options)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    try:  # on every rank: a store opens a checkpoint together
+        exactness.assert_same(exactness.left_behind(undisturbed), exactness.left_behind(broken))
+    except AssertionError as error:
+        return f"different: {error}"
+    return ""

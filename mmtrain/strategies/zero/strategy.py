@@ -14,6 +14,7 @@ from mmtrain.errors import ConfigError
 from mmtrain.optim import OptimWrapper
 from mmtrain.registry import STRATEGIES
 from mmtrain.strategies.base import Native, OptimizerState, SavedTensor, Strategy, TrainedTensor
+from mmtrain.strategies.divisible import refuse_flat_partitions
 from mmtrain.strategies.lockstep import Lockstep
 from mmtrain.strategies.state_dict import broadcast_buffers
 from mmtrain.strategies.zero import library, native, shards
@@ -127,6 +128,8 @@ class DeepSpeedStrategy(Strategy):
         deepspeed = library.load()
         config = {**self._config, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
         _refuse_what_deepspeed_changes(optim, self.stage, self.dtype)
+        if self.stage > 0 or self.dtype is not torch.float32:
+            refuse_flat_partitions(optim, f"ZeRO stage {self.stage}")
         _refuse_scalars(self.model)
         rates = [group["lr"] for group in optim.param_groups]
         if self.stage == 0 and self.dtype is not torch.float32:
