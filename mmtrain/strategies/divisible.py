@@ -43,8 +43,8 @@ def refuse_flat_partitions(optim: OptimWrapper, engine: str) -> None:
         joined = None if None in apart else torch.cat([one[0] for one in apart if one is not None])
         if joined is None or not _is_same(together[0].flatten(), joined, _start(shape).flatten(), tolerance=2e-5):
             raise ConfigError(
-                f"optim_wrapper.optimizer: {type(optimizer).__name__} does not update each element by itself (it uses a "
-                f"norm, rows and columns, or the matrix), so it would train something else on the flat partitions of "
+                f"optim_wrapper.optimizer: {type(optimizer).__name__} does not update each element by itself (it uses "
+                "a norm, rows and columns, or the matrix), so its results would be wrong on the flat partitions of "
                 f"{engine}; use an elementwise optimizer such as AdamW, or DDPStrategy"
             )
 
@@ -107,8 +107,9 @@ def _start(shape: tuple[int, ...]) -> Tensor:
 def _gradients(shape: tuple[int, ...]) -> list[Tensor]:
     """Gradients of some steps, chosen so that what looks at more than one element shows it.
 
-    Later rows have larger ones, so that a norm over a part is not that of the whole. The first is orthogonal to each row
-    of the start (AdamP projects such gradients); the others agree with one another (D-Adaptation and Prodigy then move).
+    Later rows have larger ones, so that a norm over a part is not that of the whole. The first is orthogonal to each
+    row of the start (AdamP projects such gradients); the others agree with one another, so that D-Adaptation and
+    Prodigy move.
     """
     start, generator = _start(shape).reshape(shape[0], -1), torch.Generator().manual_seed(2)
     noise = torch.randn(start.shape, generator=generator)
