@@ -45,11 +45,16 @@ class GroupValues:
             key: [(self._members(group), _values(group)) for group in one.param_groups]
             for key, one in self._optimizers.items()
         }
-        self._at_start = {key: len(one.param_groups) for key, one in self._optimizers.items()}
+        self._added: set[frozenset[str]] = set()  # groups that `add_missing` added
+        self._at_start: set[frozenset[str]] | None = None  # the other groups when training began
 
     def begin_training(self) -> None:
         """From now on a new group counts as one that was added during training."""
-        self._at_start = {key: len(one.param_groups) for key, one in self._optimizers.items()}
+        groups = [group for one in self._optimizers.values() for group in one.param_groups]
+        self._at_start = {frozenset(self._members(group) or ()) for group in groups} - self._added
+
+    def _was_added(self, group: Group) -> bool:
+        return self._at_start is not None and frozenset(self._members(group) or ()) not in self._at_start
 
     def state_dict(self) -> dict[str, list[dict[str, Any]]]:
         """For each optimizer its groups: ``names`` of the parameters, the ``values`` now and when ``built``.
@@ -73,7 +78,7 @@ class GroupValues:
                     "names": self._members(group),
                     "values": values,
                     "built": {name: value for name, value in built.items() if name in values},
-                    "added": index >= self._at_start[key],
+                    "added": self._was_added(group),
                 }
             )
         return found
@@ -85,6 +90,7 @@ class GroupValues:
             if group["added"]:
                 parameters = [self._parameters[name] for name in group["names"]]
                 self._optimizers[key].add_param_group({"params": parameters, **copy.deepcopy(dict(group["values"]))})
+                self._added.add(frozenset(group["names"]))
                 lines.append(f"optimizer: added the group of {_some(group['names'])}, as a hook did before.")
         return lines
 
