@@ -118,7 +118,7 @@ def test_torchrun_restarts_a_killed_rank_and_the_result_is_the_same(tmp_path, st
 
 
 def test_when_torchrun_itself_is_killed_no_rank_is_blamed(tmp_path):
-    path = with_trouble(tmp_path, "broken", "kill the agent", 1)
+    path = with_failure(tmp_path, "broken", "kill the agent", 1)
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}",
         str(ROOT / "tools" / "train.py"), str(path),
