@@ -56,7 +56,7 @@ runner = FlexibleRunner.from_cfg(Config(dict(
     model=Net(), work_dir=sys.argv[1], train_dataloader=dict(dataset=Data(), batch_size=64),
     train_cfg=dict(by_epoch=False, max_iters=30), optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-3)),
     param_scheduler=dict(type='CosineAnnealingLR', by_epoch=False),
-    default_hooks=dict(checkpoint=dict(save_last=False)), log_level='ERROR')))
+    default_hooks=dict(checkpoint=dict(interval=-1, save_last=False)), log_level='ERROR')))
 start = peak()
 runner.train()
 print(json.dumps([start, peak()]))

@@ -40,7 +40,7 @@ train_dataloader = dict(dataset=dict(type='Virtual'), batch_size={BATCH}, num_wo
 optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-3))
 param_scheduler = dict(type='CosineAnnealingLR', by_epoch=False)
 train_cfg = dict(by_epoch=False, max_iters={10 * FAR})
-default_hooks = dict(checkpoint=dict(type='CheckpointHook', save_last=False), progress=None)
+default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=-1, save_last=False), progress=None)
 custom_hooks = []
 randomness = dict(seed={SEED})
 """

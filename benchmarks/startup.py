@@ -31,7 +31,7 @@ model = dict(type='Line')
 optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-3))
 param_scheduler = dict(type='CosineAnnealingLR', by_epoch=False)
 train_cfg = dict(by_epoch=False, max_iters=1)
-default_hooks = dict(checkpoint=dict(type='CheckpointHook', save_last=False))
+default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=-1, save_last=False))
 custom_hooks = [dict(type='FirstIteration')]
 custom_imports = dict(imports=['startup_parts'])
 """

@@ -139,7 +139,7 @@ def mmtrain_runner(iters, tick, *, fused, per_sample):
                     "param_scheduler": {"type": "CosineAnnealingLR", "by_epoch": False},
                     "default_hooks": {
                         "logger": {"type": "LoggerHook", "interval": 50},
-                        "checkpoint": {"save_last": False},
+                        "checkpoint": {"interval": -1, "save_last": False},
                     },
                     "custom_hooks": [Ticks()],
                     "randomness": {"seed": 0, "per_sample": per_sample},

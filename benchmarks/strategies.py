@@ -147,7 +147,7 @@ def with_mmtrain(engine, folder, iters, tick):
                 "optim_wrapper": {"optimizer": {"type": "AdamW", **OPTIMIZER}},
                 "default_hooks": {
                     "logger": {"type": "LoggerHook", "interval": 50},
-                    "checkpoint": {"save_last": False},
+                    "checkpoint": {"interval": -1, "save_last": False},
                     "progress": None,
                 },
                 "custom_hooks": [Ticks()],

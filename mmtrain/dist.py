@@ -178,9 +178,7 @@ def _pickled(value: Any, error: Exception | None) -> tuple[Exception | None, byt
             error = failure
     try:
         sent = pickle.dumps((False, error))
-        alike = str(pickle.loads(sent)[1]) == str(
-            error
-        )  # an exception with a constructor of its own may come to pieces
+        alike = str(pickle.loads(sent)[1]) == str(error)  # one with a constructor of its own may change
     except Exception:
         alike = False
     return error, sent if alike else pickle.dumps((False, RunError(f"{type(error).__name__}: {error}")))

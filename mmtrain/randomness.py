@@ -1,8 +1,11 @@
 """Positional seeding: every random number is a function of the run's position, not of how the run got there.
 
 `mix` folds integers (seed, rank, iteration, ...) into one 64-bit seed, and `seed_generators` seeds the generators of
-Python, numpy, torch and the current device with it. Seeding all of them takes about 9 microseconds, because it calls
+Python, numpy, torch and the current device with it. Seeding all of them takes about 7 microseconds, because it calls
 the generators themselves; ``torch.manual_seed``, which visits every device type, takes 89 microseconds.
+
+A training step is always seeded in full. A sample is read *as if* it were: `mmtrain.data.sample_seeder` leaves out the
+generators that a dataset does not use, under the rule that is written there.
 """
 
 import random
@@ -43,11 +46,21 @@ def fold(h: int, number: int) -> int:
 
 def seed_generators(value: int) -> None:
     """Seed the default generators of Python, numpy, torch and the current CUDA device with one 64-bit value."""
-    torch.default_generator.manual_seed(value)
-    np.random.seed(value & _MASK32)
+    seed_torch(value)
+    seed_numpy(value)
     random.seed(value)
+
+
+def seed_torch(value: int) -> None:
+    """Seed the default generators of torch and the current CUDA device."""
+    torch.default_generator.manual_seed(value)
     if torch.cuda.is_initialized():
         torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(value)
+
+
+def seed_numpy(value: int, generator: Any = np.random) -> None:
+    """Seed numpy's default generator, or a ``RandomState``. It takes 32 bits of the value."""
+    generator.seed(value & _MASK32)
 
 
 def seed_step(seed: int, rank: int, iteration: int) -> None:

@@ -14,7 +14,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def _generators_are_put_back():
-    """A test that seeds leaves no trace in the next one."""
+    """Restore the generators, so that a test that seeds does not affect the next one."""
     from mmtrain.randomness import capture, restore
 
     state = capture()

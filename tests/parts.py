@@ -61,7 +61,7 @@ class Net(nn.Module):
 
 @HOOKS.register_module()
 class Counter:
-    """A hook of a class of its own, with state: an exponential mean of the loss, and how often it was asked."""
+    """A hook with state: an exponential mean of the loss, and the number of calls."""
 
     priority = "NORMAL"
 
@@ -82,7 +82,7 @@ class Counter:
 
 @HOOKS.register_module()
 class Journal:
-    """Notes at which points it was called, and with which index."""
+    """Records the points at which it was called, with their index."""
 
     priority = "LOWEST"
 
@@ -156,7 +156,7 @@ def make_runner(work_dir, **changes):
 
 
 def logged(work_dir, *names, mode="train"):
-    """Step to the logged values of ``names``, over all starts in a work dir; a step that is there twice is an error."""
+    """Step to the logged values of ``names``, over all starts in a work dir; a step that appears twice is an error."""
     found = {}
     for path in sorted(Path(work_dir).glob("*/vis_data/scalars.json")):
         for line in path.read_text().splitlines():
@@ -169,7 +169,7 @@ def logged(work_dir, *names, mode="train"):
 
 @HOOKS.register_module()
 class SignalAt:
-    """Sends a signal to its own process at the end of an iteration, once in the life of ``marker``."""
+    """Sends a signal to its own process at the end of an iteration, once: the file ``marker`` records it."""
 
     priority = "LOWEST"
 
@@ -184,7 +184,7 @@ class SignalAt:
 
 @HOOKS.register_module()
 class GroupSignalAt(SignalAt):
-    """Sends SIGTERM to the whole process group, data workers included."""
+    """Sends SIGTERM to the process group, including data workers."""
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.iter + 1 == self.iteration and not self.marker.exists():

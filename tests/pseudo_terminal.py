@@ -1,4 +1,4 @@
-"""A pseudo-terminal of a given width, and what a person would see on it."""
+"""A pseudo-terminal of a given width, and what a person sees on it."""
 
 import fcntl
 import os

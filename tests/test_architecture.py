@@ -1,4 +1,4 @@
-"""The structure of docs/architecture.md, held by tests: layers, cycles, sizes, and who may import what."""
+"""The structure of docs/architecture.md, checked by tests: layers, cycles, sizes, and who may import what."""
 
 import ast
 import sys
@@ -29,11 +29,11 @@ LAYERS = {
 # Packages that are optional or slow to import, and the folders that may import them at the top of a file ("top") or
 # inside a function ("inside").
 GUARDED = {
-    "mmengine": {"top": {"registry", "config", "__init__"},  # in the last for type checkers alone
+    "mmengine": {"top": {"registry", "config", "__init__"},  # in the last only for type checkers
                   "inside": {"registry", "config", "logging", "evaluation", "data"}},
     "deepspeed": {"top": set(), "inside": {"strategies"}},
     "tensorboard": {"top": set(), "inside": set()},
-    "rich": {"top": {"logging"}, "inside": {"logging"}},  # at the top for type checkers alone
+    "rich": {"top": {"logging"}, "inside": {"logging"}},  # at the top only for type checkers
     "transformers": {"top": set(), "inside": {"checkpoint"}},
     "fsspec": {"top": set(), "inside": {"checkpoint"}},
 }  # fmt: skip

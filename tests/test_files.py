@@ -67,7 +67,7 @@ def test_hashes_are_equal_to_those_of_xxhash(tmp_path):
 
 
 @pytest.mark.parametrize("left", ["link", "hard link", "pipe", "file"])
-def test_what_lies_under_the_name_beside_is_not_written_through(tmp_path, left):
+def test_leftovers_under_the_temporary_name_are_not_written_through(tmp_path, left):
     victim = tmp_path / "victim"
     victim.write_text("precious")
     aside = tmp_path / ".f.tmp"
@@ -81,7 +81,7 @@ def test_what_lies_under_the_name_beside_is_not_written_through(tmp_path, left):
 
 
 @pytest.fixture
-def odd(tmp_path):
+def special_file(tmp_path):
     """Paths that are not regular files, by what a message calls them."""
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
@@ -94,8 +94,8 @@ def odd(tmp_path):
     }
 
 
-def test_only_regular_files_are_read(tmp_path, odd):
-    for what, paths in odd.items():
+def test_only_regular_files_are_read(tmp_path, special_file):
+    for what, paths in special_file.items():
         for path in paths:
             for read in (open_regular, hash_file, lambda p: read_bounded(p, 10)):
                 with pytest.raises(OSError, match=f"it is {what}, expected a file"):

@@ -1,4 +1,4 @@
-"""Seeds are functions of the position, and generator states come back to the bit."""
+"""Seeds are functions of the position, and generator states are restored bit-for-bit."""
 
 import random
 

@@ -68,6 +68,8 @@ def entry_of(path: Path, manifest: Manifest) -> Entry:
         bytes=manifest.bytes,
         in_epoch=manifest.position.get("epoch_iteration", 0) >= window,
         generation=manifest.generation,
+        run=manifest.run,
+        is_original=path.name == manifest.name and not path.is_symlink(),
     )
 
 

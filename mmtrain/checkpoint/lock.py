@@ -39,6 +39,7 @@ class WorkDirLock:
     def __init__(self, work_dir: Path | str) -> None:
         self.path = Path(work_dir) / LOCK
         self._handle: int | None = None
+        self._key = ""
 
     @property
     def held(self) -> bool:
@@ -51,27 +52,36 @@ class WorkDirLock:
         name: the text would be written into another file.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        key = self._key()
+        key = str(self.path.parent.resolve() / LOCK)
         # opening and closing the file a second time in one process would release the lock: check before touching it
         if key in _held:
             raise RunError(f"{self.path.parent} is already in use by a run in this process (pid {os.getpid()})")
-        try:
-            handle = open_private(self.path)
-        except UnusableFileError as error:
-            raise RunError(f"{self.path} cannot be used as the lock of this directory: {error}") from error
-        deadline = time.monotonic() + wait_seconds
-        try:
-            while not self._try(handle):
-                if time.monotonic() >= deadline:
-                    raise RunError(self._refusal(_read(handle)))
-                time.sleep(_RETRY)
-            _write(handle)
-        except BaseException:
-            os.close(handle)
-            raise
-        self._handle = handle
+        self._handle = self._take(
+            wait_seconds, "is in use by {}; wait for that run, stop it, or use another work_dir for this one"
+        )
+        self._key = key
         _held.add(key)
         return self
+
+    def renew(self) -> str:
+        """Take the lock again if the directory was deleted or replaced since; returns a notice then, else "".
+
+        Raises RunError where another run has taken it meanwhile: two runs must not write into one directory, and this
+        one has lost what it had written there. Raises OSError where the directory cannot be read now.
+        """
+        if self._handle is None or _is_at(self._handle, self.path):
+            return ""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        handle = self._take(
+            0.0,
+            "was deleted or replaced while this run used it, and is in use by {} now. This run ends, because two runs "
+            "cannot write into one directory; start it again with another work_dir",
+        )
+        with contextlib.suppress(OSError):
+            os.close(self._handle)
+        self._handle = handle
+        self._try(handle)  # where the file was the same after all, closing it has released the lock
+        return f"{self.path.parent} was deleted or replaced while this run used it; it continues in a new one"
 
     def release(self) -> None:
         """Release the lock. The file stays: removing it would let two runs lock two files of one name."""
@@ -82,7 +92,7 @@ class WorkDirLock:
         with contextlib.suppress(OSError):
             os.close(self._handle)
         self._handle = None
-        _held.discard(self._key())
+        _held.discard(self._key)
 
     def __enter__(self) -> "WorkDirLock":
         return self if self.held else self.acquire()
@@ -90,8 +100,23 @@ class WorkDirLock:
     def __exit__(self, *_: Any) -> None:
         self.release()
 
-    def _key(self) -> str:
-        return str(self.path.parent.resolve() / LOCK)
+    def _take(self, wait_seconds: float, refusal: str) -> int:
+        """Open the file and lock it. Raises RunError with ``refusal`` about the holder."""
+        try:
+            handle = open_private(self.path)
+        except UnusableFileError as error:
+            raise RunError(f"{self.path} cannot be used as the lock of this directory: {error}") from error
+        deadline = time.monotonic() + wait_seconds
+        try:
+            while not self._try(handle):
+                if time.monotonic() >= deadline:
+                    raise RunError(f"{self.path.parent} {refusal.format(_who(_read(handle)))}")
+                time.sleep(_RETRY)
+            _write(handle)
+        except BaseException:
+            os.close(handle)
+            raise
+        return handle
 
     def _try(self, handle: int) -> bool:
         try:
@@ -106,13 +131,22 @@ class WorkDirLock:
             return not process_identity.is_other_alive(str(_read(handle).get("token", "")), unknown=True)
         return True
 
-    def _refusal(self, holder: dict[str, Any]) -> str:
-        who = f"process {holder['pid']} on {holder['host']}" if {"pid", "host"} <= holder.keys() else "another process"
-        since = f", since {holder['since']}" if "since" in holder else ""
-        return (
-            f"{self.path.parent} is in use by {who}{since}; "
-            "wait for that run, stop it, or use another work_dir for this one"
-        )
+
+def _is_at(handle: int, path: Path) -> bool:
+    """Whether the open file is the one at ``path``."""
+    try:
+        return os.path.samestat(os.fstat(handle), path.lstat())
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        if error.errno == errno.ESTALE:  # deleted by another machine
+            return False
+        raise
+
+
+def _who(holder: dict[str, Any]) -> str:
+    who = f"process {holder['pid']} on {holder['host']}" if {"pid", "host"} <= holder.keys() else "another process"
+    return who + (f", since {holder['since']}" if "since" in holder else "")
 
 
 def _read(handle: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """An identity of a process by which another process can tell whether it is still alive.
 
-A process number alone is reused. Together with the process's start time (field 22 of ``/proc/<pid>/stat``, in clock
+Process numbers are reused. Together with the process's start time (field 22 of ``/proc/<pid>/stat``, in clock
 ticks since boot, see proc(5)) and the boot's id it is unique on one machine.
 """
 

@@ -10,7 +10,8 @@ class Entry:
     """A complete checkpoint as retention and listings see it.
 
     ``temporary``: saved by the clock; ``in_epoch``: saved inside an epoch, not at its end;
-    ``generation``: see `mmtrain.checkpoint.format.manifest.Manifest.generation`.
+    ``generation`` and ``run``: see `mmtrain.checkpoint.format.manifest.Manifest`; ``is_original``: under the name that
+    it was saved under, not a copy, a renamed one or a link, which are the user's.
     """
 
     name: str
@@ -21,6 +22,8 @@ class Entry:
     bytes: int = 0
     in_epoch: bool = False
     generation: int = 0
+    run: str = ""
+    is_original: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,10 @@ class Retention:
     * ``max_keep_ckpts``: this many of the newest permanent ones, 0 or less for all (MMEngine's name and meaning);
     * ``keep_every``: those whose ``unit`` count is a multiple of it, always, and not counted above; 0 for none;
     * ``keep_temporary``: this many of the newest temporary ones, if no permanent one is newer;
-    * ``since``: checkpoints of earlier generations belong to another run and are kept.
+    * ``since``: checkpoints of earlier generations belong to another run and are kept;
+    * ``run``: so do checkpoints that another run saved; None for those of any run.
+
+    What a user copied, renamed or linked is neither deleted nor counted.
     """
 
     max_keep_ckpts: int = -1
@@ -38,6 +44,7 @@ class Retention:
     unit: Literal["iteration", "epoch"] = "iteration"
     keep_temporary: int = 1
     since: int = 0
+    run: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,7 @@ def to_delete(entries: Sequence[Entry], policy: Retention, protected: Collection
     ``protected`` (the best one, the one a user named). A protected one counts toward ``max_keep_ckpts`` if it is among
     the newest.
     """
-    entries = [entry for entry in entries if entry.generation >= policy.since]
+    entries = [entry for entry in entries if _is_subject(entry, policy)]
     if not entries:
         return []
     newest = entries[-1].name
@@ -70,6 +77,10 @@ def to_delete(entries: Sequence[Entry], policy: Retention, protected: Collection
     fresh = [e for i, e in enumerate(entries) if e.temporary and i > last_permanent]
     kept |= {e.name for e in _last(fresh, policy.keep_temporary)}
     return [e.name for e in entries if e.name not in kept]
+
+
+def _is_subject(entry: Entry, policy: Retention) -> bool:
+    return entry.is_original and entry.generation >= policy.since and policy.run in (None, entry.run)
 
 
 def _multiple(entry: Entry, policy: Retention) -> bool:

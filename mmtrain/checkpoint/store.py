@@ -10,6 +10,7 @@ from typing import Any
 from mmtrain.checkpoint import discover
 from mmtrain.checkpoint.format.manifest import Manifest
 from mmtrain.checkpoint.format.verify import Problem, Verify
+from mmtrain.checkpoint.lock import WorkDirLock
 from mmtrain.checkpoint.reader import Checkpoint, open_checkpoint
 from mmtrain.checkpoint.retention import Entry, RetirePolicy
 from mmtrain.checkpoint.sharding import collect
@@ -37,7 +38,8 @@ class CheckpointStore:
     * ``fs``: the file system; tests pass one that fails;
     * ``step_sections``: sections that only the optimizer's step changes, and changes alike on all ranks. They may
       still be copied during the next forward and backward, and the ranks that write share their full tensors evenly;
-    * ``exclusive``: the caller holds the lock of the work directory, so leftovers of any other process can be deleted;
+    * ``lock``: the lock on ``root``, on the ranks that hold it. Leftovers of any other process can then be deleted,
+      and each save first makes sure that the directory is still the one that was locked (`check_place`);
     * ``topology``: which ranks see the same ``root``; found out by default. The store closes it. Where ranks do not
       share a disk, each disk keeps a part of every checkpoint (`mmtrain.checkpoint.topology.disk_parts`), and a
       checkpoint is good if all of its parts are.
@@ -49,12 +51,12 @@ class CheckpointStore:
         *,
         fs: Files | None = None,
         step_sections: Iterable[str] = ("optimizer",),
-        exclusive: bool = False,
+        lock: WorkDirLock | None = None,
         threads: int = 2,
         topology: Topology | None = None,
     ) -> None:
         self.root = Path(root)
-        self.exclusive = exclusive
+        self._lock = lock
         self.topology = topology or find_topology(self.root)
         self._fs = fs or LocalFiles()
         self._step_sections = frozenset(step_sections)
@@ -87,7 +89,8 @@ class CheckpointStore:
         ``retire`` says which older checkpoints the save deletes as its last step; none by default.
 
         Raises CheckpointError if the save cannot begin, if it fails and is blocking, and if the previous one failed
-        and that was not reported yet. The older checkpoints are untouched in every case.
+        and that was not reported yet. The older checkpoints are untouched in every case. Raises RunError if the
+        directory was deleted and belongs to another run now.
         """
         begin = time.perf_counter()
         manifest = Manifest(**{**(manifest_fields or {}), "name": name, "world_size": self.topology.ranks.size})
@@ -196,7 +199,7 @@ class CheckpointStore:
 
     def recover(self) -> list[str]:
         """Clear away what killed runs left and put back what they were replacing; return a notice for each."""
-        return storage.recover(self.root, self._fs, exclusive=self.exclusive)
+        return storage.recover(self.root, self._fs, exclusive=self._lock is not None)
 
     def prune(self, retire: RetirePolicy) -> list[str]:
         """Delete what ``retire`` does not keep; every rank calls this, and each disk's leader deletes.
@@ -207,6 +210,23 @@ class CheckpointStore:
         for name in names:
             storage.delete_checkpoint(self.root, name, self._fs)
         return names
+
+    def check_place(self) -> list[str]:
+        """Make sure that ``root`` is still the directory that was locked; a collective. Returns a notice if it is new.
+
+        `save` does the same first; this is for what is written beside checkpoints. Raises CheckpointError where the
+        directory cannot be reached, or its disk is not mounted, and RunError where another run has taken it.
+        """
+        try:
+            return self.topology.on_leaders(self._claim)
+        except OSError as error:
+            raise CheckpointError(f"{self.root} cannot be written: {error}") from error
+
+    def _claim(self) -> list[str]:
+        if storage.device_of(self.root.absolute()) != self._device:  # else the save would go to the disk beneath
+            raise OSError(f"{self.root} is on another disk than at the start; its mount is gone")
+        notice = self._lock.renew() if self._lock is not None else ""
+        return [notice] if notice else []
 
     @contextlib.contextmanager
     def _looking(self) -> Iterator[None]:
@@ -240,8 +260,7 @@ class CheckpointStore:
     def _begin_here(self, pending: PendingSave) -> str:
         transaction = Transaction(self.root, pending.name, self._fs)
         try:
-            if storage.device_of(self.root.absolute()) != self._device:  # else the save would go to the disk beneath
-                raise OSError(f"{self.root} is on another disk than at the start; its mount is gone")
+            pending.notices += self._claim()
             pending.notices += self.recover()
             transaction.begin()
         except OSError as error:

@@ -200,7 +200,7 @@ def _loader(path: str, value: Any) -> None:
 def _dataset(path: str, value: Any, *, strict: bool = False) -> None:
     """A dataset, and the datasets and transforms inside it.
 
-    Inner ones with an unknown name are left to the outer dataset, which may look them up in a registry of its own.
+    Inner ones with an unknown name are left to the outer dataset, which may look them up in its own registry.
     """
     if isinstance(value, (list, tuple)):
         for index, member in enumerate(value):

@@ -111,7 +111,7 @@ class _EpochRecord:
 def audit_ledger(ledger: Mapping[str, Any]) -> list[EpochAudit]:
     """Return the audit of every epoch, in the order of the run.
 
-    An epoch that ``resume_data`` ended or restarted counts as an epoch of its own. Raises CheckpointError for a ledger
+    An epoch that ``resume_data`` ended or restarted counts as a separate epoch. Raises CheckpointError for a ledger
     that cannot be read.
     """
     check_format(ledger)

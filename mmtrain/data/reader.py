@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 from torch.utils.data import Subset
 
 from mmtrain.data.options import LoaderContext
+from mmtrain.data.sample_seeder import SampleSeeder
 from mmtrain.data.sampler import BatchIndices
 from mmtrain.errors import RunError
 from mmtrain.randomness import STREAM_BATCH, STREAM_SAMPLE, STREAM_VAL, fold, mix, seed_generators
@@ -73,10 +74,11 @@ def reads_whole_batches(dataset: Any) -> bool:
 class SeededReader:
     """Reads the samples of a `BatchIndices`, with all generators seeded from the position.
 
-    With ``per_sample`` the generators of Python, numpy and torch are seeded before each ``dataset[i]`` by (seed, epoch,
-    i), otherwise once per batch by (seed, epoch, offset, rank). A dataset with ``__getitems__`` reads a whole batch in
-    one call, so it is seeded once per batch in both cases. ``validation`` seeds from the validation stream, where all
-    epochs are the same.
+    With ``per_sample`` each ``dataset[i]`` is read as if the generators of Python, numpy and torch were seeded before
+    it by (seed, epoch, i); `SampleSeeder` leaves out those that the dataset does not use. Otherwise they are seeded
+    once per batch by (seed, epoch, offset, rank). A dataset with ``__getitems__`` reads a whole batch in one call, so
+    it is seeded once per batch in both cases. ``validation`` seeds from the validation stream, where all epochs are the
+    same.
 
     A call returns the result of ``collate``, None for a batch without samples, or a `SampleError`. With
     ``returns_indices`` the result of ``collate`` is wrapped in an `IndexedBatch`.
@@ -100,6 +102,7 @@ class SeededReader:
         self._batch_stream = STREAM_VAL if validation else STREAM_BATCH
         self._whole = reads_whole_batches(dataset)
         self._per_sample = context.per_sample and not self._whole
+        self._seeder = SampleSeeder()
         self._prefix_of, self._prefix_value = (-1, -1), 0
 
     def __call__(self, batch: BatchIndices) -> Any:
@@ -132,19 +135,15 @@ class SeededReader:
 
     def _read_each(self, batch: BatchIndices) -> list[Any] | SampleError:
         dataset, epoch = self.dataset, batch.epoch
-        waiting = iter(batch.indices)
         samples: list[Any] = []
         try:
             if self._per_sample:
-                prefix = self._prefix(self._sample_stream, epoch)
-                for index in waiting:
-                    seed_generators(fold(prefix, index))
-                    samples.append(dataset[index])
+                self._seeder.read(dataset, batch.indices, self._prefix(self._sample_stream, epoch), samples)
             else:
-                samples = [dataset[index] for index in waiting]
+                for index in batch.indices:
+                    samples.append(dataset[index])
         except Exception as error:
-            failed_at = len(batch.indices) - len(list(waiting)) - 1
-            return self._failed(error, f"dataset[{batch.indices[failed_at]}]", epoch)
+            return self._failed(error, f"dataset[{batch.indices[len(samples)]}]", epoch)
         if self._refuse_none:
             for index, sample in zip(batch.indices, samples, strict=True):
                 if sample is None:

@@ -79,7 +79,7 @@ class TextFiles:
 
 @DATASETS.register_module()
 class StdlibSource(TextFiles):
-    """The source of Python's own standard library: some 9 MB of text that every machine with Python has.
+    """The source of Python's standard library: some 9 MB of text that every machine with Python has.
 
     It excludes tests, installed packages, and tables that are not code (``encodings``, ``pydoc_data``).
     """

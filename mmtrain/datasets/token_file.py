@@ -47,8 +47,8 @@ class TokenFile:
 def prepare_tokens(source: TextFiles, tokenizer: Any, *, split: str, cache_dir: str) -> TokenFile:
     """Return the token file of one split of ``source``, made now unless an intact one exists.
 
-    Several processes may call this at once: they wait for each other where the file system has locks, and where it has
-    none each renames an equal file into place. Raises ConfigError for a source without files or a directory that cannot
+    Several processes may call this at once. They wait for each other if the file system has locks; otherwise each
+    renames an equal file into place. Raises ConfigError for a source without files or a directory that cannot
     be written, RunError when a file cannot be read.
     """
     files = source.files(split)
@@ -132,7 +132,7 @@ def _key(root: Path, files: list[str], tokenizer: Any) -> str:
 
 
 def _replace(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Write a file atomically, under a name of its own first: several processes may be writing equal files."""
+    """Write a file atomically, under a unique name first: several processes may be writing equal files."""
     with replacing(path, aside=path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")) as aside, aside.open("xb") as out:
         write(out)
 

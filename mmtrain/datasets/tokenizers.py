@@ -51,7 +51,7 @@ class ByteTokenizer:
 
 
 def encode_file(tokenizer: Any, data: bytes) -> np.ndarray:
-    """Return the tokens of one file, with the separator after them where the tokenizer has one."""
+    """Return the tokens of one file, with the separator after them if the tokenizer has one."""
     if hasattr(tokenizer, "encode_bytes"):
         tokens = tokenizer.encode_bytes(data)
     else:

@@ -15,9 +15,10 @@ _NAMES = ("save_best", "rule", "greater_keys", "less_keys", "published_keys")
 
 
 def check_arguments(given: Mapping[str, Any]) -> None:
-    """Raise ConfigError for the first argument, by name, that cannot be right."""
-    if not _is_integer(given["interval"]) or given["interval"] == 0 or given["interval"] < -1:
-        raise _wrong(given, "interval", "a positive integer, or -1 for none")
+    """Raise ConfigError for the first invalid argument, by name."""
+    interval = given["interval"]
+    if interval is not None and (not _is_integer(interval) or interval == 0 or interval < -1):
+        raise _wrong(given, "interval", "a positive integer, -1 for none, or None for one that fits the run")
     if not _is_integer(given["save_begin"]) or given["save_begin"] < 0:
         raise _wrong(given, "save_begin", "an integer of 0 or more")
     if given["max_keep_ckpts"] is not None and not _is_integer(given["max_keep_ckpts"]):

@@ -60,7 +60,7 @@ class EMAHook(Hook):
         self.steps = 0
         self.averages: dict[str, Tensor] = {}
         self._parameters: dict[str, Tensor] | None = None
-        self._shapes: dict[str, torch.Size] = {}  # of the full parameters: an engine may have cut flat ones
+        self._shapes: dict[str, torch.Size] = {}  # of the full parameters: an engine may have sharded flat ones
         self._matched = False
         self._trained: dict[str, Tensor] | None = None
         self._check()

@@ -70,8 +70,8 @@ class Alarm:
     def report(self, own: RankFailure) -> int:
         """Report this rank's failure to all ranks; returns, once it may exit, the status to exit with.
 
-        Call it while the exception is handled. The traceback goes to ``<errors>/rank_<k>.txt`` where a log directory
-        is known. Rank 0 prints; another rank prints only where rank 0 can no longer be reached.
+        Call it while the exception is handled. The traceback goes to ``<errors>/rank_<k>.txt`` if a log directory
+        is known. Rank 0 prints; another rank prints only if rank 0 can no longer be reached.
         """
         self._write(own)
         try:

@@ -63,8 +63,8 @@ def join(launcher: str = "none", *, backend: str | None = None) -> World | None:
 def watch(timeout: Any, position: Callable[[], int] | None = None) -> None:
     """Let a `Watchdog` end the run after ``timeout`` seconds without progress; 0 and None mean no limit.
 
-    ``position`` returns the iterations done, once there is a loop. A group that was made elsewhere has limits of its
-    own and is not watched.
+    ``position`` returns the iterations done, once there is a loop. A group that was made elsewhere has its own
+    limits and is not watched.
     """
     from mmtrain import dist
 

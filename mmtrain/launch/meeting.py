@@ -4,7 +4,7 @@ Rank 0 opens a store at the world's address, unless torchrun's agent provides on
 fails first, for example while it reads its config, writes its failure instead, so that rank 0 does not wait for it and
 can report why.
 
-torch's own rendezvous serves ranks that all arrive. When some do not, it waits for its timeout and does not say which;
+torch's rendezvous expects all ranks to arrive. When some do not, it waits for its timeout and does not say which;
 when one fails before it joins, the others wait as long. That is what this module adds.
 """
 
@@ -101,7 +101,7 @@ def open_store(world: World, seconds: float = SECONDS) -> Any:
 
 
 def _answering(world: World, *, hosts: bool, seconds: float) -> Any:
-    """The store itself. torch waits without end for a program that listens there and is none: hence the thread."""
+    """The store itself. torch waits forever if another program listens there: hence the thread."""
     from torch.distributed import TCPStore
 
     limit = timedelta(seconds=seconds)
@@ -127,7 +127,7 @@ def _answering(world: World, *, hosts: bool, seconds: float) -> Any:
 
 
 def _wait_for_port(world: World, seconds: float) -> None:
-    """Wait until something listens at the address; torch's own waiting writes pages of warnings."""
+    """Wait until something listens at the address; torch would write pages of warnings while it waits."""
     deadline = time.monotonic() + seconds
     while True:
         try:

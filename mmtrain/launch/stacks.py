@@ -51,7 +51,7 @@ class RankLocation:
 def write_stacks(file: IO[str]) -> list[tuple[str, str]]:
     """Write the stacks of all threads, then those of the data workers; return the latter by the workers' names.
 
-    Works while the main thread is inside C code, unless that keeps Python's lock.
+    Works while the main thread is inside C code, unless that holds the GIL.
     """
     faulthandler.dump_traceback(file=file, all_threads=True)
     workers = list(_stacks_of_workers())

@@ -5,33 +5,9 @@ import math
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from mmtrain.files import replacing
-
-NOTE = "start_position"
-
-
-class LogPosition(NamedTuple):
-    """A position in a run's logs: the steps before it, and the samples that they consumed, over all ranks.
-
-    One step consumes ``global_batch`` samples, or None if that is unknown; ``mean_batch`` is the mean over an
-    epoch, whose last batch may be smaller.
-    """
-
-    iteration: int
-    samples: int
-    global_batch: int | None = None
-    mean_batch: float | None = None
-
-    def counts_like(self, other: "LogPosition") -> bool:
-        """Whether both count in the same steps; without a batch size, steps were never recounted."""
-        return self.global_batch == other.global_batch or not (self.global_batch and other.global_batch)
-
-
-def note_start(log_dir: str | Path, position: LogPosition) -> None:
-    """Write to ``<log_dir>/vis_data`` where the start that logs there begins, for `cut_logs` of later starts."""
-    _replace(Path(log_dir) / "vis_data" / NOTE, [json.dumps(position._asdict()).encode() + b"\n"])
+from mmtrain.logging.starts import LogPosition, read_start
 
 
 def cut_logs(log_dirs: Sequence[str | Path], position: LogPosition) -> dict[Path, int]:
@@ -43,7 +19,8 @@ def cut_logs(log_dirs: Sequence[str | Path], position: LogPosition) -> dict[Path
     dropped: dict[Path, int] = {}
     counts_alike = True  # from that start to the position no other batch size came between
     for log_dir in reversed(log_dirs):
-        start = _noted(Path(log_dir))
+        noted = read_start(Path(log_dir))
+        start = None if noted is None else noted.position
         if start is not None and 0 < start.samples <= position.samples:
             counts_alike = counts_alike and start.counts_like(position)
         step = _last_step(start, position, counts_alike=counts_alike)
@@ -53,13 +30,6 @@ def cut_logs(log_dirs: Sequence[str | Path], position: LogPosition) -> dict[Path
             elif path.name.startswith("events.out.tfevents"):
                 dropped[path] = cut_events(path, step)
     return {path: count for path, count in dropped.items() if count}
-
-
-def _noted(log_dir: Path) -> LogPosition | None:
-    try:
-        return LogPosition(**json.loads((log_dir / "vis_data" / NOTE).read_bytes()))
-    except (OSError, ValueError, TypeError):  # written by an earlier version, or a start that never logged
-        return None
 
 
 def _last_step(start: LogPosition | None, position: LogPosition, *, counts_alike: bool) -> float:

@@ -1,4 +1,4 @@
-"""Scalars of a run: kept where they were made, read once per log line."""
+"""Scalars of a run: kept on their devices, read once per log line."""
 
 import math
 from collections import defaultdict
@@ -25,7 +25,7 @@ class Scalars:
 
     A tensor stays on its device until a reader reads or `state_dict` is called (or until 65,536 values of its name have
     piled up). Means are those of the values in float64, exactly rounded: they do not depend on when the values were
-    packed, saved or restored, so an interval that a restart cuts in two has the mean it would have had. Names in
+    packed, saved or restored, so an interval that a restart interrupts has the same mean. Names in
     ``maxima`` give their maximum instead of their mean, over the interval and over ranks.
     """
 
@@ -120,7 +120,7 @@ class Scalars:
 
 
 class ScalarReader:
-    """Reads the scalars of a run at an interval of its own; other readers do not affect it. See `Scalars.reader`."""
+    """Reads the scalars of a run at its own interval; other readers do not affect it. See `Scalars.reader`."""
 
     def __init__(self, scalars: Scalars, name: str) -> None:
         self._scalars = scalars

@@ -21,7 +21,7 @@ RESIDUAL = ("attention.out", "mlp.down")  # the layers that write to the residua
 class GPT(nn.Module):
     """Decoder-only transformer (Radford et al., 2019): pre-norm blocks, embedding and output head share one weight.
 
-    * ``vocab_size``: number of different tokens; ``context``: most tokens it sees at once;
+    * ``vocab_size``: number of different tokens; ``context``: maximum number of tokens it sees at once;
     * ``layers``, ``heads``, ``width``: number of blocks, heads in each, channels of the residual stream;
     * ``positions``: "learned" is GPT-2's table, "rotary" turns queries and keys and learns faster when small;
     * ``bias``: whether linear layers and norms have one (GPT-2 does);
@@ -136,7 +136,7 @@ class GPT(nn.Module):
         """Continue ``prompt`` and return prompt and continuation.
 
         Without a ``generator`` the draws start from seed 0; the default generators, on which training depends, are
-        never touched. ``temperature`` 0 takes the likeliest token every time. The model sees the
+        never touched. ``temperature`` 0 takes the most likely token every time. The model sees the
         last ``context`` tokens. Raises ConfigError for a model without tokenizer.
         """
         if self.tokenizer is None:

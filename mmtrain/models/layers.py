@@ -38,7 +38,7 @@ class RotaryPositions(nn.Module):
         length = x.shape[-2]
         first, second = x.chunk(2, dim=-1)
         turned = x * self.cos[:length] + torch.cat((-second, first), dim=-1) * self.sin[:length]
-        # Under autocast x is bfloat16 and the tables are float32; attention wants q, k and v of one type.
+        # Under autocast x is bfloat16 and the tables are float32; attention needs q, k and v of one type.
         return turned.type_as(x)
 
 
@@ -78,7 +78,7 @@ class MLP(nn.Module):
         self.down = nn.Linear(4 * width, width, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``x`` (B, T, W), every position by itself."""
+        """Map ``x`` (B, T, W), each position independently."""
         return self.down(F.gelu(self.up(x)))
 
 
@@ -94,6 +94,6 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, rotate: nn.Module | None = None) -> Tensor:
-        """Map ``x`` (B, T, W); ``rotate`` is the rotary position embedding, where the model has one."""
+        """Map ``x`` (B, T, W); ``rotate`` is the rotary position embedding, if the model has one."""
         x = x + self.dropout(self.attention(self.norm_1(x), rotate))
         return x + self.dropout(self.mlp(self.norm_2(x)))

@@ -37,7 +37,7 @@ def sample_tokens(
 
 
 def draw(logits: Tensor, *, temperature: float, top_k: int | None, generator: torch.Generator) -> int:
-    """Draw one token from ``logits`` (vocab_size,): the likeliest at temperature 0, else one of the ``top_k`` best."""
+    """Draw one token from ``logits`` (vocab_size,): the most likely at temperature 0, else one of the ``top_k``."""
     if temperature <= 0:
         return int(logits.argmax())
     if top_k is not None and top_k < len(logits):

@@ -1,4 +1,4 @@
-"""Mixed precision: autocast on any device that can, a loss scaler for float16 alone."""
+"""Mixed precision: autocast on any device that supports it, and a loss scaler only for float16."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -36,7 +36,7 @@ class AmpOptimWrapper(OptimWrapper):
     * ``use_fsdp``: MMEngine's argument, accepted: the scaler understands sharded gradients without it.
 
     With a scaler each update reads one number from the device, because a step that the scaler skips must not count:
-    neither schedules nor anything else may move on.
+    neither schedules nor anything else may advance.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class AmpOptimWrapper(OptimWrapper):
         return {} if self.scaler is None else {"loss_scaler": self.scaler.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` gave; a scale fixed in today's config stays."""
+        """Restore what `state_dict` gave; a scale fixed in today's config stays."""
         if self.scaler is None or "loss_scaler" not in state_dict:
             return
         state = dict(state_dict["loss_scaler"])

@@ -251,11 +251,11 @@ class OptimWrapper:
         return {"momentum": [g["momentum"] if "momentum" in g else g.get("betas", (0,))[0] for g in groups]}
 
     def state_dict(self) -> dict[str, Any]:
-        """What must survive besides the optimizer's own state: nothing here, the loss scaler's state in subclasses."""
+        """The state besides the optimizer's: nothing here, the loss scaler's state in subclasses."""
         return {}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Put back what `state_dict` gave."""
+        """Restore what `state_dict` gave."""
 
     def __repr__(self) -> str:
         counts, clip = self.accumulative_counts, self.clip_grad
@@ -283,7 +283,7 @@ class OptimWrapper:
         self.optimizer.step(**kwargs)
 
     def _after_step(self) -> None:
-        """Bring the loss scale up to date, whether or not the step was applied."""
+        """Update the loss scale, whether or not the step was applied."""
 
     def _with_gradients(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -336,7 +336,7 @@ def _explain_refusal(loss: Tensor, error: RuntimeError) -> None:
 
 
 def _by_mesh(parameters: list[Tensor]) -> list[list[Tensor]]:
-    """Parameters apart by the mesh of ranks they lie on; under tensor parallelism torch cannot take them together."""
+    """Parameters by the mesh of ranks that they are on; under tensor parallelism torch cannot take them together."""
     if dist.model_parallel() == 1:
         return [parameters]
     groups: dict[Any, list[Tensor]] = {}

@@ -10,7 +10,7 @@ from mmtrain.errors import ConfigError
 from mmtrain.source_lines import config_error
 from mmtrain.suggest import did_you_mean
 
-# What stands in a config, from MMEngine, for a class that is imported when it is needed.
+# MMEngine's placeholders in a config for a class that is imported when it is needed.
 LAZY = (LazyAttr, LazyObject)
 
 

@@ -1,4 +1,4 @@
-"""The machine: config to objects, the train loop, checkpoints and resuming."""
+"""The runner: from a config to objects, the train loop, checkpoints and resuming."""
 
 from mmtrain.runner.flexible_runner import FlexibleRunner as FlexibleRunner
 from mmtrain.runner.interface import Runner as Runner

@@ -20,6 +20,17 @@ def opening_lines(run: Run) -> list[str]:
         f"Run {run.experiment_name} in {run.log_dir} ({run.device.type}, {processes}, seed {run.seed})",
         f"Model {type(run.model).__name__}: {sum(sizes):,} parameters, {share}",
         _data_line(run),
+        *_without_checkpoints(run),
+    ]
+
+
+def _without_checkpoints(run: Run) -> list[str]:
+    """What to know of a run without a CheckpointHook, which otherwise says itself when it saves."""
+    if any(hasattr(hook, "save_policy") for hook in run.hooks):
+        return []
+    return [
+        "Checkpoints: only on SIGTERM, SIGUSR1 and Ctrl-C, because default_hooks.checkpoint is None; a run that is "
+        "killed starts over"
     ]
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from mmtrain import dist, launch
-from mmtrain.checkpoint import CheckpointStore, SharedDisk, Topology
+from mmtrain.checkpoint import CheckpointStore, SharedDisk
 from mmtrain.config import check_config, import_custom_modules
 from mmtrain.data import Stream, build_ledger, build_train_stream
 from mmtrain.errors import ConfigError
@@ -28,7 +28,15 @@ from mmtrain.runner.data_identity import data_fingerprint
 from mmtrain.runner.hook_points import HookList
 from mmtrain.runner.requests import StepRequests
 from mmtrain.runner.run import EvaluationSet, Randomness, Run
-from mmtrain.runner.run_directory import RunDirectory, apply_env, make_run_directory, occupy, watch_seconds, work_dir_of
+from mmtrain.runner.run_directory import (
+    Place,
+    RunDirectory,
+    apply_env,
+    make_run_directory,
+    occupy,
+    watch_seconds,
+    work_dir_of,
+)
 from mmtrain.runner.save_policy import SavePolicy, find_save_policy
 from mmtrain.runner.sections import (
     build_hooks,
@@ -50,7 +58,7 @@ def assemble(cfg: Any, make: Callable[..., R], *, task: str = "train") -> R:
     """Build every part of a run and hand them to ``make`` by name: those of `Run`, and ``start``, ``checkpointer``,
     ``train_loop_class`` and ``locks`` (what to close when the run is over).
 
-    Raises ConfigError for whatever in the config cannot be right.
+    Raises ConfigError for anything invalid in the config.
     """
     with positions(cfg):  # errors in building name file and line
         import_custom_modules(cfg)
@@ -89,12 +97,12 @@ def _with_strategy(cfg: Any, make: Callable[..., R], task: str) -> R:
 
 
 def _build_run(cfg: Any, make: Callable[..., R], task: str, strategy: Strategy, locks: ExitStack) -> R:
-    topology = occupy(work_dir_of(cfg), locks) if task == "train" else SharedDisk()
+    place = occupy(work_dir_of(cfg), locks) if task == "train" else Place(SharedDisk())
     directory = make_run_directory(cfg)
     launch.write_errors_to(directory.log_dir / "errors")
     hooks = build_hooks(cfg)
     policy = find_save_policy(hooks, by_epoch=(cfg.get("train_cfg") or {}).get("max_epochs") is not None)
-    store = _open_store(policy, directory, topology, locks, task)
+    store = _open_store(policy, directory, place, locks, task)
     start = choose_start(cfg, store, task=task, logger=directory.logger)
     randomness = build_randomness(cfg, start.seed)
     apply_env(cfg.get("env_cfg") or {}, deterministic=randomness.deterministic)
@@ -123,18 +131,17 @@ def _build_run(cfg: Any, make: Callable[..., R], task: str, strategy: Strategy, 
 
 
 def _open_store(
-    policy: SavePolicy, directory: RunDirectory, topology: Topology, locks: ExitStack, task: str
+    policy: SavePolicy, directory: RunDirectory, place: Place, locks: ExitStack, task: str
 ) -> CheckpointStore:
     """The store of the work dir, or of ``<out_dir>/<name of the work dir>`` where CheckpointHook says so."""
     root = directory.work_dir if policy.out_dir is None else Path(policy.out_dir).absolute() / directory.work_dir.name
     trains = task == "train"
     if trains and dist.on_main(lambda: root.resolve() != directory.work_dir.resolve()):
-        topology.close()
-        topology = occupy(root, locks, named="out_dir")  # perhaps on another disk, or of another run
+        place.topology.close()
+        place = occupy(root, locks, named="out_dir")  # perhaps on another disk, or of another run
     if trains:
         native.remove_leftovers(root)
-    # A training run holds the directory's lock, so whatever another process left half-written there is dead.
-    return CheckpointStore(root, exclusive=trains, topology=topology)
+    return CheckpointStore(root, lock=place.lock, topology=place.topology)
 
 
 def _training_parts(

@@ -5,6 +5,7 @@ each step. One checkpoint serves all requests of a step.
 """
 
 import logging
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,16 @@ class Checkpointer:
         self._named: set[str] = set()  # the checkpoint that a user named to start from: retention keeps it
         self._generation = 0  # of the checkpoints of this start: docs/checkpoint_format.md
         self._run_generation = 0  # of the first start of this run
+        self._run = ""  # the name by which retention knows this run's checkpoints
         self._first_log_dir = ""  # of the first start of this run
 
     # ---- the start of a run -------------------------------------------------------------------------------------
+    def name_run(self, start: StartPoint) -> str:
+        """The `Manifest.run` of what is saved: that of the checkpoint in this directory, or a new one. A collective."""
+        own = start.checkpoint if start.is_in(self.store.root) else None
+        self._run = own.manifest.run if own is not None else dist.broadcast_object(secrets.token_hex(8))
+        return self._run
+
     def begin(self, run: Run, start: StartPoint) -> list[str]:
         """Continue in the generation of the newest checkpoint, or begin the next one; returns lines for the log.
 
@@ -142,6 +150,7 @@ class Checkpointer:
         self.best.assign(name)
         blocking = not self.policy.async_save or any(request.blocking for request in requests)
         try:
+            self._check_place(run)
             self._pending = self._start(run, name, requests, message, blocking=blocking)
         except CheckpointError as error:
             self._report_unsaved(name, error)
@@ -211,10 +220,18 @@ class Checkpointer:
             run.strategy.check_optimizer_state()
 
     # ---- one save -----------------------------------------------------------------------------------------------
+    def _check_place(self, run: Run) -> None:
+        """Look whether the directory was deleted: the open log files are gone with it then, and are opened again."""
+        for notice in self.store.check_place():
+            self._logger.warning("%s", notice)
+            for writer in run.writers:
+                writer.close()
+
     def _start(
         self, run: Run, name: str, requests: list[SaveRequest], message: dict[str, Any], *, blocking: bool
     ) -> PendingSave:
         policy = self.policy
+        run.strategy.check_in_step()
         run.strategy.share_buffers()
         state = capture_small_state(run, self.best)
         if not policy.save_param_scheduler:
@@ -254,20 +271,22 @@ class Checkpointer:
             "has_frozen": self.policy.save_frozen,
             "generation": self._generation,
             "since": self._run_generation,
+            "run": self._run,
             "began": self._first_log_dir,
         }
         return fields
 
     def _retire_policy(self, also_protected: set[str] | frozenset[str] = frozenset()) -> RetirePolicy:
-        keep = self.policy.retention(since=self._run_generation)
+        keep = self.policy.retention(since=self._run_generation, run=self._run)
         return RetirePolicy(keep, frozenset(self.best.checkpoints | self._named | also_protected))
 
     def _save_weights(self, run: Run) -> None:
         """The weights alone: a safetensors file, or the directory of a Hugging Face model."""
         path = self.store.root / "weights" / f"iter_{run.progress.iteration}"
-        weights = gather_weights(run.strategy)
         model = run.model
         try:
+            self._check_place(run)
+            weights = gather_weights(run.strategy)
             if hasattr(model, "save_pretrained") and hasattr(model, "config"):
                 dist.on_main(lambda: write_pretrained(path, model, weights))
             else:

@@ -18,7 +18,7 @@ from mmtrain.errors import CheckpointError, ConfigError
 
 @dataclass
 class StartPoint:
-    """``checkpoint`` is the one to continue from, or None; ``weights_from`` the path whose weights alone are loaded.
+    """``checkpoint`` is the one to continue from, or None; ``weights_from`` the path of weights to load.
 
     ``is_named``: the config names the checkpoint; ``starts_over``: the run was asked to continue, but no earlier start
     reached a checkpoint. ``notices`` are lines for the log.

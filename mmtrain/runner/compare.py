@@ -1,4 +1,4 @@
-"""Compares today's run with the one a checkpoint was saved by: what changed, and what that means.
+"""Compares this run with the one that saved a checkpoint: what changed, and what that means.
 
 Each difference has one class. *No effect*: intervals, workers, logging. *Honoured*: today's value is used from the
 current position on (learning rate, weight decay, schedules, the run's length). *Rescaled*: iterations are recounted

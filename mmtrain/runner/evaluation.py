@@ -79,6 +79,7 @@ class EvaluationLoop:
         runner = self.runner
         if runner.randomness.positional:
             seed_generators(mix(STREAM_VAL, runner.seed, dist.data_rank(), runner.progress.iteration))
+        runner.strategy.check_in_step()
         runner.strategy.share_buffers()
         runner.strategy.forget_gathered()
         metrics: dict[str, float] = {}
@@ -86,6 +87,7 @@ class EvaluationLoop:
             for name, (loader, evaluator) in self.sets.items():
                 found = self._measure_set(loader, evaluator, max_batches, quiet)
                 metrics.update({f"{name}/{key}" if name else key: value for key, value in found.items()})
+        runner.strategy.check_in_step()
         runner.strategy.forget_gathered()
         return metrics
 

@@ -58,7 +58,7 @@ class FlexibleRunner(Run):
         """Build a runner from a config.
 
         ``task`` is "train", "val" or "test": the last two leave out what only training needs. Raises ConfigError for
-        anything in the config that cannot be right, before anything is run.
+        anything invalid in the config, before anything is run.
         """
         return assemble(cfg, cls, task=task)
 
@@ -111,7 +111,8 @@ class FlexibleRunner(Run):
 
     def _restore(self) -> None:
         """Go to where the run starts, and log what was chosen and restored and what to know about the set-up."""
-        report = restore(self, self.start, self.checkpointer.store, self.checkpointer.best)
+        name = self.checkpointer.name_run(self.start)
+        report = restore(self, self.start, self.checkpointer.store, self.checkpointer.best, name=name)
         self._log([*report.lines, *self.checkpointer.begin(self, self.start), *self.notices])
         for line in report.warnings if self.rank == 0 else ():  # the same on all ranks
             self.logger.warning("%s", line)

@@ -1,4 +1,4 @@
-"""The weights of the full model, put together on rank 0."""
+"""The weights of the full model, gathered on rank 0."""
 
 from torch import Tensor
 

@@ -96,7 +96,7 @@ def geometry_lines(old: BatchGeometry, new: BatchGeometry, *, lr: float | None) 
 
 
 def recount_line(old: BatchGeometry, new: BatchGeometry, *, before: int, after: int) -> str | None:
-    """The line that translates the iteration numbers of a checkpoint into today's, where they differ."""
+    """The line that translates the iteration numbers of a checkpoint into today's, if they differ."""
     if before == after:
         return None
     return (

@@ -15,9 +15,9 @@ class NonfiniteGuard:
     """Watches losses for NaN and Inf.
 
     Losses stay on their device until `check`, which the loop calls at every log line, before every save and at the end:
-    no iteration waits for the device, and no checkpoint holds what a bad loss left. On the CPU, where there is nothing
-    to wait for, `before_update` checks each window, so that the optimizer does not even step. With ``mode="skip"``
-    nothing is watched here: the optimizer wrapper skips the update.
+    no iteration waits for the device, and no checkpoint contains the effect of a bad loss. On the CPU, where there is
+    nothing to wait for, `before_update` checks each window, so that the optimizer does not even step. With
+    ``mode="skip"`` nothing is watched here: the optimizer wrapper skips the update.
     """
 
     def __init__(self, mode: str, device: torch.device) -> None:

@@ -1,15 +1,15 @@
-"""The points at which hooks run, and who runs at which: worked out once, so an unused point costs nothing.
+"""The points at which hooks run, and which hooks run there: computed once, so an unused point costs nothing.
 
 The points are MMEngine's, with its arguments, plus two. Drawn in the loop::
 
     before_run
     before_train
     while the run lasts:
-        before_train_epoch                         at the first iteration of a pass, and after a resume inside one
+        before_train_epoch                         at the first iteration of an epoch, and after a resume inside one
         before_train_iter(batch_idx, data_batch)
             forward, backward, at a window's end the optimizer step
         after_train_iter(batch_idx, data_batch, outputs)
-        after_train_epoch                          after a pass's last iteration
+        after_train_epoch                          after the last iteration of an epoch
         before_val, before_val_epoch, {before_val_iter, after_val_iter}*, after_val_epoch(metrics), after_val
         before_save_checkpoint(checkpoint), after_save_checkpoint(entry)
     after_train
@@ -75,7 +75,7 @@ class HookList:
 
 
 def priority_of(hook: Any) -> int:
-    """A hook's priority as a number. Raises ConfigError for a name that is none of MMEngine's."""
+    """A hook's priority as a number. Raises ConfigError for a name that is not one of MMEngine's."""
     value = getattr(hook, "priority", "NORMAL")
     if isinstance(value, str):
         if value.upper() not in PRIORITIES:

@@ -30,7 +30,7 @@ class TrainLoop:
     """Runs training steps from the run's position to the end of its train schedule.
 
     One step, in this order: take a batch, seed from (seed, rank, iteration), forward and backward, at a window's end
-    the optimizer step, advance the position, hooks, validate if due, save if due or asked, stop if asked.
+    the optimizer step, advance the position, hooks, validate if due, save if due or requested, stop if requested.
     """
 
     def __init__(self, runner: Run, checkpointer: Checkpointer, val_loop: EvaluationLoop | None = None) -> None:
@@ -80,7 +80,7 @@ class TrainLoop:
         return self.runner.is_complete
 
     def run(self) -> None:
-        """Train to the end of the schedule, or until a stop is asked for."""
+        """Train to the end of the schedule, or until a stop is requested."""
         runner = self.runner
         self._prepare()
         runner.hooks.call("before_train", runner)
@@ -257,16 +257,16 @@ class TrainLoop:
         self._checkpointer.act(runner, at_window_end=at_window_end)
 
     def _logged_after(self, iteration: int) -> int:
-        """The next iteration that a hook logs; -1 where none does."""
+        """The next iteration that a hook logs; -1 if none does."""
         return min(((iteration // interval + 1) * interval for interval in self._log_intervals), default=-1)
 
     def _check_guards(self) -> None:
-        """Look at what is only looked at now and then: before a log line, before a save and at the end."""
+        """Run the checks that are only done now and then: before a log line, before a save and at the end."""
         self._guard.check()
         self._untrained.check()
 
     def _warn_of_gradients(self) -> None:
-        """Warn once if a model's own step leaves gradients behind: no checkpoint holds what they would add."""
+        """Warn once if a model's own step leaves gradients behind: no checkpoint contains them."""
         if not self._call.has_own_train_step or self._warned_of_gradients:
             return
         gradients = ((name, parameter.grad) for name, parameter in self.runner.model.named_parameters())

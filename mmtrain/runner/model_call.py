@@ -56,7 +56,7 @@ class ModelCall:
 
         Raises RunError if there is no loss, or if it is not a scalar.
         """
-        if type(outputs) is dict and not self.has_mode:  # the common case, without a look at abstract classes
+        if type(outputs) is dict and not self.has_mode:  # the common case, without the cost of abstract classes
             loss = outputs.get("loss")
             if type(loss) is Tensor and loss.dim() == 0:
                 return loss, outputs if len(outputs) == 1 else _scalars(outputs)
@@ -101,7 +101,7 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 
 def _sum_of_losses(outputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-    # MMEngine's parse_losses: the mean of each entry, and the sum of those whose name holds "loss".
+    # MMEngine's parse_losses: the mean of each entry, and the sum of those whose name contains "loss".
     parts: dict[str, Tensor] = {}
     for name, value in outputs.items():
         if name == "num_tokens" and not isinstance(value, Tensor):

@@ -1,4 +1,4 @@
-"""What is asked of the end of a step: checkpoints, and an end of the run; by hooks, by signals and by clocks."""
+"""Requests for the end of a step, for checkpoints and stops: from hooks, signals and clocks."""
 
 import logging
 import math
@@ -87,9 +87,9 @@ class StepRequests:
 
 
 class _Exchange:
-    """Decides when ranks compare notes, at iterations that all of them know beforehand, and compares them.
+    """Decides when ranks exchange what they know, at iterations that all of them can compute, and exchanges it.
 
-    They do so at the end of the first window, of every window that holds a logged iteration, and, where log lines are
+    They do so at the end of the first window, of every window that holds a logged iteration, and, if log lines are
     more than about ``seconds`` apart, that often (counted in iterations, from the slowest rank's pace, which the
     exchange itself carries). Each exchange is one all-reduce of three numbers on the CPU.
     """

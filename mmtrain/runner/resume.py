@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 from mmtrain import dist, model_state, randomness
 from mmtrain.checkpoint import Checkpoint, CheckpointStore, Manifest, copy_matched, describe, load_weights
 from mmtrain.errors import CheckpointError, ConfigError
-from mmtrain.logging import LogPosition, cut_logs, note_start
+from mmtrain.logging import LogPosition, cut_logs, note_start, starts_of
 from mmtrain.optim import GroupValues
 from mmtrain.progress import Progress
 from mmtrain.runner import compare, data_identity
@@ -49,8 +49,10 @@ def load_start_weights(run: Run, start: StartPoint) -> list[str]:
     return [f"Loaded the weights of {weights.source} ({weights.kind}): {'; '.join(describe(report))}."]
 
 
-def restore(run: Run, start: StartPoint, store: CheckpointStore, best: BestRecords) -> ResumeReport:
+def restore(run: Run, start: StartPoint, store: CheckpointStore, best: BestRecords, *, name: str) -> ResumeReport:
     """Restore the chosen checkpoint, or load weights, or leave the fresh state as it is; a collective.
+
+    ``name`` is this run's `Manifest.run`.
 
     Raises CheckpointError if the checkpoint does not belong to this run, and ConfigError if the engine's own
     format cannot be kept on disks that are not shared.
@@ -65,10 +67,10 @@ def restore(run: Run, start: StartPoint, store: CheckpointStore, best: BestRecor
     else:
         report.lines += load_start_weights(run, start)
         if start.starts_over:
-            _cut_logs(run, store, LogPosition(0, 0, run.geometry.global_batch))
+            _cut_logs(store, starts_of(run.work_dir), LogPosition(0, 0, run.geometry.global_batch))
     if dist.is_main():  # after the cut: a start that fails before this point has logged nothing
         with suppress(OSError):  # without the note, later starts cut these logs by step number
-            note_start(run.log_dir, _log_position(run))
+            note_start(run.log_dir, _log_position(run), run=name)
     return report
 
 
@@ -105,7 +107,8 @@ class _Restorer:
         report.lines += state_report.lines()
         samples = int(checkpoint.manifest.position["samples"])
         position = LogPosition(checkpoint.manifest.iteration, samples, saved_geometry(checkpoint.manifest).global_batch)
-        _cut_logs(run, self._store, position, first_log_dir=meta.get("began", ""))
+        starts = starts_of(run.work_dir, run=checkpoint.manifest.run, first_log_dir=meta.get("began", ""))
+        _cut_logs(self._store, starts, position)
         for line in compare.differences(meta.get("config_values", {}), values):
             report.lines.append(f"changed since the checkpoint: {line}")
 
@@ -255,22 +258,13 @@ def _stream(run: Run) -> Any:
 
 
 # ---- logs -------------------------------------------------------------------------------------------------------
-def _cut_logs(run: Run, store: CheckpointStore, position: LogPosition, *, first_log_dir: str = "") -> None:
+def _cut_logs(store: CheckpointStore, starts: Sequence[Path], position: LogPosition) -> None:
     """Cut what earlier starts in this work dir logged past the checkpoint: those iterations will be done again.
 
-    Log directories older than ``first_log_dir`` are another run's and stay whole.
+    Rank 0 does this; without shared disks each disk's leader, for rank 0 may have been on another node.
     """
-    if (
-        store.topology.is_leader
-    ):  # rank 0; without shared disks each disk's leader, for rank 0 may have been on another node
-        log_dirs = [path.parent for path in Path(run.work_dir).glob("*/vis_data")]
-        log_dirs.sort(key=lambda path: _start_order(path.name))
-        cut_logs([path for path in log_dirs if _start_order(path.name) >= _start_order(first_log_dir)], position)
-
-
-def _start_order(log_dir: str) -> tuple[str, int, str]:
-    """What orders log directories: second, and number within it (``20260101_120000_10`` is after ``..._9``)."""
-    return log_dir[:15], len(log_dir), log_dir
+    if store.topology.is_leader:
+        cut_logs(starts, position)
 
 
 def _log_position(run: Run) -> LogPosition:

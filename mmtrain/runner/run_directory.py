@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -41,7 +41,14 @@ def work_dir_of(cfg: Any) -> Path:
     return _name_and_work_dir(cfg)[1]
 
 
-def occupy(directory: Path, locks: ExitStack, *, named: str = "work_dir") -> Topology:
+class Place(NamedTuple):
+    """A directory that a run writes to: which ranks see it, and the lock on it where this rank holds it."""
+
+    topology: Topology
+    lock: WorkDirLock | None = None
+
+
+def occupy(directory: Path, locks: ExitStack, *, named: str = "work_dir") -> Place:
     """Find out which ranks see the same ``directory`` and lock it until ``locks`` is closed; a collective.
 
     The leader of each disk takes the lock. ``named`` is what the config calls the directory.
@@ -52,14 +59,16 @@ def occupy(directory: Path, locks: ExitStack, *, named: str = "work_dir") -> Top
     except OSError as error:
         raise _unwritable(directory, error, named) from error
 
+    lock = WorkDirLock(directory)
+
     def acquire() -> None:
         try:
-            locks.enter_context(WorkDirLock(directory).acquire())
+            locks.enter_context(lock.acquire())
         except OSError as error:
             raise _unwritable(directory, error, named) from error
 
     topology.on_leaders(acquire)
-    return topology
+    return Place(topology, lock if lock.held else None)
 
 
 def _unwritable(directory: Path, error: OSError, named: str = "work_dir") -> ConfigError:

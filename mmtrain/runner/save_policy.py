@@ -30,13 +30,14 @@ class SavePolicy:
     less_keys: tuple[str, ...] = LESS_KEYS
     published_keys: tuple[str, ...] = ()
 
-    def retention(self, *, since: int) -> Retention:
-        """What stays of the checkpoints of the generations from ``since`` on."""
+    def retention(self, *, since: int, run: str) -> Retention:
+        """What stays of the checkpoints that ``run`` saved in the generations from ``since`` on."""
         return Retention(
             max_keep_ckpts=self.max_keep_ckpts,
             keep_every=self.keep_every or 0,
             unit="epoch" if self.by_epoch else "iteration",
             since=since,
+            run=run,
         )
 
     def best_records(self) -> BestRecords:

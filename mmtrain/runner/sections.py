@@ -36,7 +36,7 @@ def build_hooks(cfg: Any) -> HookList:
 
 
 def _build_hook(hook: Any, path: str) -> Any:
-    """Build one hook; ``priority`` beside its arguments overrides its class's, as in MMEngine."""
+    """Build one hook; ``priority`` next to its arguments overrides its class's, as in MMEngine."""
     if not isinstance(hook, Mapping) or "priority" not in hook:
         return build(HOOKS, hook, path=path)
     options = dict(hook)

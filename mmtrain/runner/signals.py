@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1 and Ctrl-C: noted, acted on at the end of a step, with a second one leaving at once."""
+"""SIGTERM, SIGUSR1 and Ctrl-C: recorded, and handled at the end of a step; a second one exits at once."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def starting() -> Iterator[None]:
     own_pid, previous = os.getpid(), {}
 
     def leave(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != own_pid:  # a child that was forked meanwhile
+        if os.getpid() != own_pid:  # a child that was forked in between
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return

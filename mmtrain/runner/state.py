@@ -17,7 +17,7 @@ from mmtrain.runner.run import Run
 from mmtrain.types import Stateful
 
 OPTIMIZER_KEYS = ("optimizer", "param_groups")
-"""What the optimizer has in state.json beside its tensors: restored with these, before the table."""
+"""The optimizer's entries in state.json besides its tensors: restored with these, before the table."""
 
 
 def small_state_table(run: Run, best: BestRecords) -> dict[str, Stateful]:
@@ -120,7 +120,7 @@ def restoring(what: str) -> Iterator[None]:
 
 
 def restore_small_state(run: Run, best: BestRecords, saved: Mapping[str, Any]) -> StateReport:
-    """Put back what `capture_small_state` gave.
+    """Restore what `capture_small_state` gave.
 
     A hook that is new, or gone, since the checkpoint was written is reported and keeps, or loses, its state.
     Raises CheckpointError when the position itself is missing.

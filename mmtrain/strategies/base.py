@@ -15,7 +15,7 @@ from mmtrain.types import MicroBatch, StepResult
 
 
 class SavedTensor(NamedTuple):
-    """What is known of a saved tensor before it is read: its whole shape and its type."""
+    """What is known of a saved tensor before it is read: its full shape and its type."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -34,7 +34,7 @@ class OptimizerState(NamedTuple):
 
 
 class TrainedTensor(NamedTuple):
-    """A parameter that trains: its memory here (a DTensor where the engine shards it), and its whole shape."""
+    """A parameter that trains: its memory here (a DTensor where the engine shards it), and its full shape."""
 
     tensor: Tensor
     shape: torch.Size
@@ -55,7 +55,7 @@ class Strategy(ABC):
     """Runs one model on one kind of engine.
 
     The order of calls is fixed: `setup`, `prepare`, then per iteration `forward_context` and `backward`, and `step` at
-    the end of a window, at last `teardown`. State goes in and out by plain parameter name, so that what one strategy
+    the end of a window, finally `teardown`. State goes in and out by plain parameter name, so that what one strategy
     saved another can read. The same config means the same mathematics on every strategy; an option that a strategy
     cannot honour is an error at `prepare`, never ignored.
 
@@ -68,7 +68,7 @@ class Strategy(ABC):
     optim: OptimWrapper | None
     device: torch.device
 
-    #: Whether a model whose own ``train_step`` runs forward and backward trains right under this engine.
+    #: Whether a model whose own ``train_step`` runs forward and backward trains correctly under this engine.
     takes_own_train_step = True
     #: Whether the gradients of a window can be multiplied at its end.
     rescales_gradients = True
@@ -89,6 +89,11 @@ class Strategy(ABC):
     def share_buffers(self) -> None:  # noqa: B027 (one process has nothing to share)
         """Give every rank rank 0's persistent buffers (running statistics); before evaluation and before a save."""
 
+    def check_in_step(self) -> None:  # noqa: B027 (few engines go wrong without an error)
+        """Raise RunError if ranks ran different parts of the model since the last check; before a save and around an
+        evaluation. A collective.
+        """
+
     @abstractmethod
     def setup(self) -> None:
         """Set up processes and choose ``device``; before anything is built."""
@@ -103,7 +108,7 @@ class Strategy(ABC):
         make_optim: Callable[[nn.Module], OptimWrapper] | None,
         compile_options: Mapping[str, Any] | None = None,
     ) -> None:
-        """Place and wrap the model, make the optimizer at the moment this engine wants it, compile where asked."""
+        """Place and wrap the model, create the optimizer when this engine needs it, and compile if requested."""
 
     @abstractmethod
     def forward_context(self, mb: MicroBatch) -> AbstractContextManager[Any]:
@@ -111,7 +116,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def backward(self, loss: Tensor, mb: MicroBatch) -> None:
-        """Add the gradients of ``loss``, which is already weighted and divided by ``mb.length``; exchange them if ``mb.is_last``."""
+        """Add the gradients of ``loss``, which has its weight in the window; exchange them if ``mb.is_last``."""
 
     @abstractmethod
     def step(self) -> StepResult:
@@ -158,13 +163,13 @@ class Strategy(ABC):
     def optimizer_targets(self, saved: Mapping[str, SavedTensor]) -> dict[str, Tensor]:
         """Memory for the saved optimizer tensors, to be filled and given to `load_optimizer_state`.
 
-        Sharded where the strategy shards its moments, so that each process reads only what it needs.
+        Sharded if the strategy shards its moments, so that each process reads only what it needs.
         """
         return {name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in saved.items()}
 
     @abstractmethod
     def load_optimizer_state(self, state: OptimizerState) -> None:
-        """Put back what `optimizer_state` gave; the optimizer keeps the tensors.
+        """Restore what `optimizer_state` gave; the optimizer keeps the tensors.
 
         Raises CheckpointError if the state does not belong to this optimizer.
         """

@@ -23,9 +23,9 @@ class DDPStrategy(TorchEngine):
 
     ``find_unused_parameters``, ``static_graph``, ``gradient_as_bucket_view``, ``broadcast_buffers`` and
     ``bucket_cap_mb`` are those of torch. ``sync_bn='torch'`` makes batch norm layers count the samples of all ranks, as
-    one process would. Gradients are exchanged in the backward of a window's last micro-batch alone.
+    one process would. Gradients are exchanged only in the backward of a window's last micro-batch.
 
-    Raises ConfigError for arguments that cannot be right.
+    Raises ConfigError for invalid arguments.
     """
 
     takes_own_train_step = False  # it calls the model past the wrapper, which then exchanges nothing
@@ -81,7 +81,7 @@ class DDPStrategy(TorchEngine):
 
     @property
     def evaluation_module(self) -> nn.Module:
-        """The model itself: ranks may have unequally many batches, and nothing is exchanged."""
+        """The model itself: ranks may have different numbers of batches, and nothing is exchanged."""
         return self.model
 
     def backward(self, loss: Tensor, mb: MicroBatch) -> None:

@@ -1,16 +1,19 @@
-"""torch's FSDP2 (``fully_shard``): parameters, gradients and moments are cut among the ranks."""
+"""torch's FSDP2 (``fully_shard``): parameters, gradients and moments are sharded over the ranks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmtrain import dist
 from mmtrain.errors import ConfigError
 from mmtrain.optim import OptimWrapper
 from mmtrain.registry import STRATEGIES
+from mmtrain.strategies.divisible import refuse_shards
+from mmtrain.strategies.fsdp_exchange import announce_exchanges
+from mmtrain.strategies.lockstep import Lockstep
 from mmtrain.strategies.mesh import mesh_shape
 from mmtrain.strategies.meta_init import initialise_blank
 from mmtrain.strategies.tensor_parallel import check_replicas_once, parallelise, plan_for
@@ -34,16 +37,16 @@ class FSDPStrategy(TorchEngine):
     * ``reshard_after_forward``: free gathered parameters after forward (less memory) or keep them until backward; the
       default is FSDP2's: free all but the root's, which the backward needs at once;
     * ``cpu_offload``: keep shards and optimizer in host memory (CUDA only; on the CPU they are there anyway);
-    * ``mesh``: ``dict(replicate=R, shard=S)`` for hybrid sharding: cut among S ranks, repeated R times;
+    * ``mesh``: ``dict(replicate=R, shard=S)`` for hybrid sharding: sharded over S ranks, repeated R times;
       ``dict(dp=D, tp=T)`` for tensor parallelism: T neighbouring ranks hold one copy of the model and work on the same
-      samples, and each of their parts is cut among D. What is left out is computed;
-    * ``tensor_parallel``: which layers are cut among those T, where not the model's own ``tensor_parallel_plan`` says
-      it: a dict of module names (``*`` stands for one part of a name) to ``'colwise'`` or ``'rowwise'``;
+      samples, and each of their parts is sharded over D. What is left out is computed;
+    * ``tensor_parallel``: which layers are split over those T, if not as the model's ``tensor_parallel_plan`` says: a
+      dict of module names (``*`` matches one part of a name) to ``'colwise'`` or ``'rowwise'``;
     * ``activation_checkpointing``: class names of modules that compute their forward again in backward;
-    * ``meta_init``: build the model without memory and initialise it by its ``init_weights()``, one whole parameter at
+    * ``meta_init``: build the model without memory and initialise it by its ``init_weights()``, one full parameter at
       a time. The values depend on the seed and not on the number of ranks; they are not those of an ordinary build.
 
-    Raises ConfigError for arguments that cannot be right, and for a model that cannot be cut as asked.
+    Raises ConfigError for invalid arguments, and for a model that cannot be split as requested.
     """
 
     forward_is_collective = True
@@ -130,8 +133,19 @@ class FSDPStrategy(TorchEngine):
         if compile_options is not None and not groups:
             model.compile(**compile_options)
         self.optim = make_optim(model) if make_optim is not None else None
+        if self.optim is not None:
+            refuse_shards(self.optim, self.mesh, type(self).__name__)
         if self._tp_mesh is not None and self.optim is not None:
             check_replicas_once(model, self.optim.optimizer, self._tp_mesh)
+        self._keep_in_step(model)
+
+    def _keep_in_step(self, model: nn.Module) -> None:
+        """Have the ranks compare what they run: FSDP2 itself would exchange parameters of different modules."""
+        hybrid = len(self.mesh.shape) > 1  # torch then exchanges gradients once more, past `announce_exchanges`
+        self._lockstep = Lockstep(type(self).__name__, dict(model.named_parameters()), defers=not hybrid)
+        announce_exchanges(model, self._lockstep)
+        for optimizer in self.optim.optimizers.values() if self.optim is not None else ():
+            optimizer.register_step_pre_hook(lambda *_: self._lockstep.end_update())
 
     def _groups(self, model: nn.Module) -> list[nn.Module]:
         if self._wrap:
@@ -159,6 +173,14 @@ class FSDPStrategy(TorchEngine):
             self.module.set_requires_gradient_sync(mb.is_last)  # type: ignore[operator]
             self._synchronises = mb.is_last
         return super().forward_context(mb)
+
+    def backward(self, loss: Tensor, mb: MicroBatch) -> None:
+        self._lockstep.in_backward = True
+        super().backward(loss, mb)
+        self._lockstep.end_backward()
+
+    def check_in_step(self) -> None:
+        self._lockstep.check()
 
     def forget_gathered(self) -> None:
         # Without reshard_after_forward a forward that no backward follows leaves them, and the next one would use them.

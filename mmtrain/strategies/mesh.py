@@ -1,4 +1,4 @@
-"""The mesh of ranks: which dimensions it has, and how long each is."""
+"""The mesh of ranks: its dimensions and their sizes."""
 
 from collections.abc import Mapping
 
@@ -17,7 +17,7 @@ _REFUSED = {
 def mesh_shape(asked: Mapping[str, int], world: int) -> dict[str, int]:
     """The dimensions of the mesh and their sizes, slowest first: replicate and shard, or dp, and tp if requested.
 
-    What is left out is computed. Raises ConfigError for what cannot be, and where the sizes do not fit the world.
+    What is left out is computed. Raises ConfigError for an impossible mesh, or one of another number of processes.
     """
     _check(asked)
     inner = {"tp": asked["tp"]} if asked.get("tp", 1) > 1 else {}

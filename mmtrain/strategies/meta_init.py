@@ -1,4 +1,4 @@
-"""Giving values to a model that was built without memory and sharded: one whole parameter in memory at a time."""
+"""Giving values to a model that was built without memory and sharded: one full parameter in memory at a time."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +22,7 @@ def initialise_blank(model: nn.Module, device: torch.device, ties: Sequence[Sequ
     """Allocate the shards of a model on the meta device and run its ``init_weights()``.
 
     ``ties`` are the names of parameters that were one before. Raises ConfigError if the model has no
-    ``init_weights``, and where that leaves a value blank.
+    ``init_weights``, or if that leaves a value unset.
     """
     init_weights = getattr(model, "init_weights", None)
     if not callable(init_weights):
@@ -61,9 +61,9 @@ def _put(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
 
 
 class _WholeDraws(TorchDispatchMode):
-    """Draws random values for a sharded tensor as for the whole one, and keeps this rank's part.
+    """Draws random values for a sharded tensor as for the full one, and keeps this rank's part.
 
-    So every rank uses up its generator alike, and the values do not depend on how many ranks there are. The draws are
+    So every rank advances its generator equally, and the values do not depend on the number of ranks. The draws are
     made on the CPU for the same reason.
     """
 

@@ -1,4 +1,4 @@
-"""Checkpoints in an engine's own format, for callers that do not know which engine wrote them.
+"""Checkpoints in the format of an engine, for callers that do not know which engine wrote them.
 
 A manifest's ``native`` entry is the description that `Strategy.native` gave. DeepSpeed is the only such engine today.
 """

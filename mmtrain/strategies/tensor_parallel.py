@@ -1,8 +1,8 @@
-"""Tensor parallelism: the linear layers of a plan are cut among neighbouring ranks, everything else is repeated there.
+"""Tensor parallelism: the linear layers of a plan are split over neighbouring ranks, everything else is repeated.
 
-A plan maps patterns of module names (``*`` stands for one part of a name) to ``'colwise'`` or ``'rowwise'``. A colwise
-layer is cut along its outputs and gives each rank its own part of them; a rowwise layer takes such parts, is cut along
-its inputs and adds up over ranks (Shoeybi et al., 2019, section 3). Between the two activations are cut; everywhere
+A plan maps patterns of module names (``*`` matches one part of a name) to ``'colwise'`` or ``'rowwise'``. A colwise
+layer is split along its outputs and gives each rank its part of them; a rowwise layer takes such parts, is split along
+its inputs and sums over ranks (Shoeybi et al., 2019, section 3). Between the two, activations are split; everywhere
 else they, and the parameters, are the same on all of these ranks.
 """
 
@@ -20,7 +20,7 @@ from mmtrain.errors import ConfigError, RunError
 from mmtrain.randomness import mix
 from mmtrain.strategies.wrapping import shared_parameters
 
-TOLERANCE = 1e-3  # between gradients that are the same but for rounding, relative to the sum of their magnitudes
+TOLERANCE = 1e-3  # between gradients that are equal up to rounding, relative to the sum of their magnitudes
 STYLES = ("colwise", "rowwise")
 _HOW = "strategy.tensor_parallel={'blocks.*.attention.qkv': 'colwise', 'blocks.*.attention.out': 'rowwise', ...}"
 
@@ -81,13 +81,13 @@ def _check_layer(name: str, module: nn.Module, style: str, size: int) -> None:
 
 
 def parallelise(model: nn.Module, mesh: Any, plan: Mapping[str, str]) -> None:
-    """Cut the layers of a plan from `plan_for` among the ranks of ``mesh``; every rank holds the whole model before.
+    """Split the layers of a plan from `plan_for` over the ranks of ``mesh``; before, every rank holds the full model.
 
-    What is drawn between a colwise and the following rowwise layer (dropout of attention) becomes another on each rank.
+    Random draws between a colwise and the following rowwise layer (dropout of attention) then differ between ranks.
     """
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-    # It warns once that what is cut twice takes two exchanges to put together.
+    # It warns once that a tensor that is split twice takes two exchanges to gather.
     logging.getLogger("torch.distributed.tensor._redistribute").setLevel(logging.ERROR)
     styles = {"colwise": ColwiseParallel, "rowwise": RowwiseParallel}
     layers = {name: styles[style]() for name, style in plan.items()}
@@ -103,11 +103,11 @@ def parallelise(model: nn.Module, mesh: Any, plan: Mapping[str, str]) -> None:
 
 
 class _OwnDraws:
-    """Lets torch's generator run on a stream of this rank's own where activations are cut.
+    """Lets torch's generator use a separate stream of this rank where activations are split.
 
     All ranks that share a copy of the model seed a step alike, so that dropout of repeated activations is the same on
-    them. Where activations are cut that would repeat one mask in every part. The stream's seed is drawn from the common
-    one, so that a forward that is computed again in backward draws the same.
+    them. Where activations are split, that would repeat one mask in every part. The stream's seed is drawn from the
+    common one, so that a forward that is computed again in backward draws the same.
     """
 
     def __init__(self, rank: int) -> None:
@@ -128,13 +128,13 @@ class _OwnDraws:
         return enter
 
     def leave(self) -> None:
-        """Go on with the common stream."""
+        """Continue with the common stream."""
         if self._inside is not None:
             self._generator.set_state(self._inside[1])
             self._inside = None
 
     def forget(self) -> None:
-        """Begin a forward, whatever an error, or a recomputation that ended early, left open."""
+        """Begin a forward; close what an error, or a recomputation that ended early, left open."""
         self._inside = None
 
 
@@ -148,7 +148,7 @@ def _draw(generator: torch.Generator) -> int:
     """Draw a number without waiting for the device."""
     if generator.device.type == "cuda":
         offset = generator.get_offset()
-        generator.set_offset(offset + 4)  # a multiple of four, as its Philox counter wants
+        generator.set_offset(offset + 4)  # a multiple of four, as its Philox counter requires
         return mix(generator.initial_seed(), offset)
     return int(torch.empty((), dtype=torch.int64).random_(generator=generator))
 
@@ -171,7 +171,7 @@ def check_replicas_once(model: nn.Module, optimizer: Optimizer, mesh: Any) -> No
         torch.distributed.all_gather(everyone, own, group=mesh.get_group())
         sums = torch.stack(everyone)
         apart = (sums.amax(0) - sums.amin(0)).amax(1) / sums[..., 1].amax(0).clamp_min(1e-30)
-        if apart.max() > TOLERANCE:  # clipping by a norm that differs spreads it to all: the worst is its cause
+        if apart.max() > TOLERANCE:  # clipping by a different norm spreads to all: the worst is the cause
             raise RunError(_apart(repeated[int(apart.argmax())][0]))
 
     handle = optimizer.register_step_pre_hook(check)

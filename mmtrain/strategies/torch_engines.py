@@ -1,4 +1,4 @@
-"""What strategies on torch share: the optimizer steps here, and state has the model's own names."""
+"""What strategies on torch share: the optimizer steps here, and state has the names in the model."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -15,7 +15,7 @@ from mmtrain.types import MicroBatch, StepResult
 
 
 class OwnOptimizer(Strategy):
-    """A strategy whose optimizer is torch's, over the parameters that the model's own names lead to."""
+    """A strategy whose optimizer is torch's, over the parameters under their names in the model."""
 
     def forward_context(self, mb: MicroBatch) -> AbstractContextManager[Any]:
         assert self.optim is not None
@@ -52,7 +52,7 @@ class OwnOptimizer(Strategy):
 
 
 class TorchEngine(OwnOptimizer):
-    """A strategy on torch's own wrappers; subclasses say how the model is wrapped and when gradients are exchanged."""
+    """A strategy on torch's wrappers; subclasses say how the model is wrapped and when gradients are exchanged."""
 
     def setup(self) -> None:
         if not dist.is_distributed():

@@ -24,8 +24,8 @@ def modules_of_class(model: nn.Module, names: Sequence[str], path: str) -> list[
 def modules_of_size(model: nn.Module, least: int) -> list[nn.Module]:
     """Modules with ``least`` parameters or more that no inner one has taken, inner ones first.
 
-    A module that shares a parameter with one outside of it is left to the root, and so are containers without a
-    forward of their own.
+    A module that shares a parameter with one outside of it is left to the root, and so are containers without
+    their own forward.
     """
     shared = {name for names in shared_parameters(model) for name in names}
     found: list[nn.Module] = []

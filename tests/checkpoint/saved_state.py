@@ -1,4 +1,4 @@
-"""What the tests of stores share: a state of all kinds, and the question whether a checkpoint holds exactly it."""
+"""What the tests of stores share: a state with values of all kinds, and the check that a checkpoint has exactly it."""
 
 from pathlib import Path
 

@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -59,7 +60,7 @@ def test_a_killed_run_leaves_no_lock_while_its_worker_still_runs(tmp_path):
         WorkDirLock(tmp_path).acquire(wait_seconds=0)
     holder.send_signal(signal.SIGKILL)
     holder.wait()
-    assert not holder.stdout.read(0)  # the worker still has the pipes, and so lives
+    assert not holder.stdout.read(0)  # the worker is still running: it has the pipes
     mine = WorkDirLock(tmp_path).acquire(wait_seconds=0)
     mine.release()
     end(holder)
@@ -67,7 +68,7 @@ def test_a_killed_run_leaves_no_lock_while_its_worker_still_runs(tmp_path):
 
 def test_a_run_that_is_about_to_end_is_waited_for(tmp_path):
     holder = hold(tmp_path)
-    holder.send_signal(signal.SIGKILL)  # and not waited for: as when the same command is started again at once
+    holder.send_signal(signal.SIGKILL)  # without waiting for it, as when the same command is started again at once
     WorkDirLock(tmp_path).acquire(wait_seconds=20).release()
     end(holder)
 
@@ -85,7 +86,9 @@ def test_a_second_lock_in_one_process_is_refused(tmp_path):
 
 def test_the_file_names_the_holder(tmp_path):
     with WorkDirLock(tmp_path):
-        record = json.loads((tmp_path / ".lock").read_text())  # reading it here drops the lock: only the test may
+        record = json.loads(
+            (tmp_path / ".lock").read_text()
+        )  # reading it in this process drops the lock, which is fine in a test
         assert (record["pid"], record["host"]) == (os.getpid(), socket.gethostname())
     assert (tmp_path / ".lock").read_text() == ""
 
@@ -138,3 +141,52 @@ def test_a_disk_that_fails_while_the_lock_is_released(tmp_path, monkeypatch):
         held.release()
     assert not held.held
     WorkDirLock(tmp_path).acquire(wait_seconds=0).release()
+
+
+@pytest.mark.parametrize("how", ["delete", "move", "lock only"])
+def test_a_directory_that_was_deleted_is_locked_again(tmp_path, how):
+    work = tmp_path / "work"
+    held = WorkDirLock(work).acquire()
+    assert held.renew() == ""
+    if how == "delete":
+        shutil.rmtree(work)
+    elif how == "move":
+        work.rename(tmp_path / "moved")
+    else:
+        (work / ".lock").unlink()
+    assert "was deleted or replaced" in held.renew()
+    assert held.renew() == ""
+    refused = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(HOLDER), str(work)], stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert f"is in use by process {os.getpid()}" in refused.stderr
+    held.release()
+    WorkDirLock(work).acquire(wait_seconds=0).release()
+
+
+def test_a_directory_that_was_deleted_and_belongs_to_another_run_now(tmp_path):
+    work = tmp_path / "work"
+    held = WorkDirLock(work).acquire()
+    shutil.rmtree(work)
+    other = hold(work)
+    for _ in range(2):
+        with pytest.raises(RunError, match=f"was deleted .* in use by process {other.pid} .* This run ends"):
+            held.renew()
+    held.release()
+    with pytest.raises(RunError, match=f"process {other.pid}"):
+        WorkDirLock(work).acquire(wait_seconds=0)
+    end(other)
+
+
+def test_a_file_system_whose_file_numbers_change_keeps_the_lock(tmp_path, monkeypatch):
+    held = WorkDirLock(tmp_path).acquire()
+    with monkeypatch.context() as patched:
+        patched.setattr(os.path, "samestat", lambda *_: False)
+        assert held.renew()
+    refused = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(HOLDER), str(tmp_path)], stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert f"is in use by process {os.getpid()}" in refused.stderr
+    held.release()

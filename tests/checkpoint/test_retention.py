@@ -40,7 +40,7 @@ def test_temporary_ones_are_deleted_when_a_newer_one_exists():
     assert to_delete(entries, Retention()) == ["t1"]
     assert to_delete([*entries, *permanent(20)], Retention()) == ["t1", "t2"]
     assert to_delete(entries, Retention(keep_temporary=2)) == []
-    assert to_delete(entries, Retention(keep_temporary=0)) == ["t1"]  # the newest of all stays
+    assert to_delete(entries, Retention(keep_temporary=0)) == ["t1"]  # the newest is always kept
 
 
 def test_the_newest_is_never_deleted():
@@ -50,3 +50,14 @@ def test_the_newest_is_never_deleted():
             doomed = to_delete(entries, Retention(keep, every, "iteration", temporary))
             assert "e3" not in doomed
             assert not entries or len(doomed) < len(entries)
+
+
+def test_copies_and_checkpoints_of_other_runs_are_neither_deleted_nor_counted():
+    own = [Entry(f"iter_{i}.pth", i, 0, run="a") for i in (10, 20, 30)]
+    copies = [Entry("kept", 10, 0, run="a", is_original=False), Entry("z", 40, 0, run="a", is_original=False)]
+    others = [Entry("iter_15.pth", 15, 0, run="b"), Entry("iter_50.pth", 50, 0)]
+    entries = sorted(own + copies + others, key=lambda entry: entry.iteration)
+    policy = Retention(max_keep_ckpts=1, run="a")
+    assert to_delete(entries, policy) == ["iter_10.pth", "iter_20.pth"]
+    assert to_delete(copies + others, policy) == []
+    assert to_delete(entries, Retention(max_keep_ckpts=4)) == ["iter_10.pth"], "of any run"

@@ -1,4 +1,5 @@
 import contextlib
+import shutil
 import threading
 
 import pytest
@@ -155,6 +156,26 @@ def test_retention_acts_after_each_save(make):
     assert hidden(store.root) == []
 
 
+def test_what_a_user_copied_renamed_or_linked_stays(make, tmp_path):
+    store = make()
+    retire = RetirePolicy(Retention(max_keep_ckpts=1))
+    save(store, 1), save(store, 2), save(store, 3)
+    shutil.copytree(store.root / "iter_1.pth", store.root / "before_lr_change")
+    shutil.copytree(store.root / "iter_1.pth", store.root / "iter_9.pth")
+    (store.root / "iter_2.pth").rename(store.root / "renamed")
+    (store.root / "iter_3.pth").rename(tmp_path / "iter_3.pth")
+    (store.root / "iter_3.pth").symlink_to(tmp_path / "iter_3.pth")
+    for iteration in (4, 5):
+        save(store, iteration, retire=retire)
+    assert store.prune(retire) == []
+    kept = ["before_lr_change", "iter_3.pth", "iter_5.pth", "iter_9.pth", "renamed"]
+    assert sorted(store.names()) == kept
+    pending = save(store, 9)
+    assert "is a copy of iter_1.pth; it is kept as iter_9.pth.foreign-" in pending.notices[0]
+    assert_holds(store.open("iter_9.pth"), 9)
+    assert_holds(store.open(next(store.root.glob("iter_9.pth.foreign-*"))), 1)
+
+
 def test_temporary_checkpoints_are_deleted_when_a_newer_one_exists(make):
     store = make()
     save(store, 1, retire=RetirePolicy())
@@ -279,7 +300,7 @@ def test_the_live_tensors_are_released(make):
     weakref.finalize(big, gone.set)
     store.save("a", {"model": {"x": big}}, blocking=False).wait()
     del big
-    assert gone.wait(120)  # a thread of a pool lets go of its job after it has said that it is done
+    assert gone.wait(120)  # a thread of a pool releases its job after it reports that it is done
 
 
 def test_nothing_is_written_to_the_disk_below_a_lost_mount(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -210,9 +211,18 @@ def test_prune_creates_nothing_in_a_directory_without_checkpoints(tmp_path, run)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_prune_leaves_copies_alone(work, run):
+    (work / "best.json").unlink(missing_ok=True)
+    shutil.copytree(work / "iter_7.pth", work / "before_lr_change")
+    status, out, _ = run("prune", work, "--keep", "1")
+    assert status == 0
+    assert "left alone: before_lr_change was not saved under this name" in out
+    assert sorted(CheckpointStore(work).names()) == ["before_lr_change", "iter_20.pth"]
+
+
 def test_prune_never_deletes_the_newest_good_one(work, run):
     (work / "best.json").unlink(missing_ok=True)
-    damaged = damage(work / "iter_20.pth")  # of the right size: only hashes tell
+    damaged = damage(work / "iter_20.pth")  # of the right size: only hashes show it
     status, out, _ = run("prune", work, "--keep", "1")
     assert status == 0
     assert f"left alone: iter_20.pth/{damaged}" in out

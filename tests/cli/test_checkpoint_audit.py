@@ -20,7 +20,7 @@ HOOKS = {"checkpoint": {"type": "CheckpointHook", "interval": 3}}
 
 
 def train(work, *, iterations=14, crash=None, ledger=True, **changes):
-    """Go on for ``iterations`` in all, or up to a crash that costs what was done since the last save."""
+    """Continue to ``iterations``, or up to a crash that loses what was done since the last save."""
     cfg = {
         "val_dataloader": None,
         "default_hooks": HOOKS,

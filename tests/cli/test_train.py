@@ -1,4 +1,4 @@
-"""The options of the train command that decide where a run begins."""
+"""The options of the train command that decide where a run starts."""
 
 import pytest
 

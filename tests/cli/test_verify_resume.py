@@ -26,7 +26,7 @@ class CountingPoints(NoisyPoints):
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """Writes a config file; the processes find `parts`, and `counting` beside it."""
+    """Writes a config file; the processes find `parts`, and `counting` next to it."""
     tests = next(path for path in sys.path if path.endswith("tests"))
     monkeypatch.setenv("PYTHONPATH", tests)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

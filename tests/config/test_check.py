@@ -1,4 +1,4 @@
-"""The check of a whole config: keys, sections, types and arguments, each fault with path, file, line and near name."""
+"""The check of a config: keys, sections, types and arguments, each fault with path, file, line and near name."""
 
 from datetime import timedelta
 
@@ -147,7 +147,7 @@ MISSPELT = {
     "stratgy": "strategy", "compil": "compile", "autoscale_lr": "auto_scale_lr", "experiment_nam": "experiment_name",
 }  # fmt: skip
 
-# A value that the key could hold, so that nothing but the name speaks for a variable.
+# A value that the key could hold, so that only the name shows that it is a variable.
 SAMPLE = {key: value for key, value in good().items()}
 
 VARIABLES = """

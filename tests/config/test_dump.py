@@ -33,7 +33,7 @@ def roundtrip(cfg, tmp_path):
 
 
 def plain(value):
-    """A config's values with nothing of MMEngine's dicts, so that == compares them."""
+    """A config's values as plain dicts, so that == compares them."""
     if isinstance(value, Config):
         value = value._cfg_dict
     if isinstance(value, dict):

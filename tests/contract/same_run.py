@@ -12,7 +12,7 @@ TOLERANCE = 1e-5
 
 
 def by_name(checkpoint, folder):
-    """The tensors of a checkpoint, also where DeepSpeed wrote them."""
+    """The tensors of a checkpoint, even if DeepSpeed wrote them."""
     native = checkpoint.manifest.meta.get("native")
     return nullcontext(checkpoint) if native is None else universal.opened(checkpoint.path, native, room=folder)
 

@@ -1,4 +1,4 @@
-"""What the strategies are compared on: a model with everything that sharding may get wrong, and one run of it."""
+"""What the strategies are compared on: a model with the cases that sharding may get wrong, and one run of it."""
 
 import random
 
@@ -14,7 +14,7 @@ VOCABULARY, LENGTH = 17, 6
 
 @DATASETS.register_module()
 class Tokens(torch.utils.data.Dataset):
-    """Token sequences with noise that depends on the sample alone."""
+    """Token sequences with noise that depends only on the sample."""
 
     def __init__(self, size=43):
         generator = torch.Generator().manual_seed(4)
@@ -67,7 +67,7 @@ class TinyLanguageModel(nn.Module):
 
 
 def changes(world, strategy=None, *, size=43, iterations=100, dropout=0.0, accumulation=2, **others):
-    """A config whose global batch is 8 whatever the world is."""
+    """A config whose global batch is 8 for any number of processes."""
     found = {
         "model": {"type": "TinyLanguageModel", "dropout": dropout},
         "train_dataloader": {"dataset": {"type": "Tokens", "size": size}, "batch_size": 8 // world},

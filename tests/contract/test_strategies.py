@@ -69,7 +69,7 @@ def train(pair):
 
 @pytest.fixture(scope="module")
 def reference(train, tmp_path_factory):
-    """One process, 100 iterations, 50 updates; the last batch of a pass has 3 samples, or 1."""
+    """One process, 100 iterations, 50 updates; the last batch of an epoch has 3 samples, or 1."""
     folder = tmp_path_factory.mktemp("reference")
     for size in (43, 41):
         train("single", folder / str(size), size=size)
@@ -104,7 +104,7 @@ def test_a_static_graph_does_not_change_results(pair, train, tmp_path):
 
 @pytest.mark.parametrize("name", quick_first(["ddp", "fsdp", "zero2", "zero3"], [*STRATEGIES, *BF16]))
 def test_a_resume_is_exact(train, tmp_path, name):
-    """Interrupted in a window after a checkpoint in mid-epoch, with dropout; everything that is left is the same."""
+    """Interrupted in a window after a checkpoint in the middle of an epoch, with dropout; all that is left is the same."""
     options = {"dropout": 0.2, "iterations": 40}
     train(name, tmp_path / "uninterrupted", **options)
     train(name, tmp_path / "broken", crash=["iteration", 23], **options)
@@ -115,7 +115,7 @@ def test_a_resume_is_exact(train, tmp_path, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddp", "zero2", "zero3"])
 def test_a_resume_of_three_ranks_is_exact(tmp_path, name):
-    """Sums over three are rounded by where they are made: no bucket may have moved."""
+    """The rounding of a sum over three depends on its bucket, so no bucket may have moved."""
     group = Group(3)
     options = {"world": 3, "dropout": 0.2, "iterations": 40, "strategy": STRATEGIES[name]}
     try:
@@ -147,7 +147,7 @@ def test_a_resume_moves_to_every_other_strategy(train, reference, tmp_path, move
 
 
 def moved(train, reference, folder, move):
-    """Every logged loss is that of the unmoved run: no sample is lost or repeated, or it would be another."""
+    """Every logged loss is that of the unmoved run, so no sample was lost or repeated."""
     train(move[0], folder, crash=["iteration", 35])
     train(move[1], folder)
     assert_same_run(folder, reference / "43")

@@ -1,4 +1,4 @@
-"""Data sets and helpers that the tests of this folder share."""
+"""Datasets and helpers that the tests of this folder share."""
 
 import os
 import random
@@ -24,7 +24,7 @@ class Noisy:
 
 
 class Counting:
-    """Counts its reads over all processes and tells in which process a sample was read."""
+    """Counts its reads over all processes and records which process read a sample."""
 
     def __init__(self, size=40):
         self.size = size
@@ -60,6 +60,73 @@ class Words(IterableDataset):
 
     def load_state_dict(self, state):
         self.at = state["at"]
+
+
+class Usual(Words):
+    """The pattern of most tutorials: a loaded position is used by the next `iter` only, and stays at the end."""
+
+    start = 0
+
+    def __iter__(self):
+        info = get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        numbers = range(worker, self.size, workers)
+        start, self.start = self.start, 0
+        for self.at in range(start + 1, len(numbers) + 1):
+            yield {"index": numbers[self.at - 1], "noise": torch.rand((), dtype=torch.float64)}
+
+    def load_state_dict(self, state):
+        self.start = self.at = state["at"]
+
+
+class WithPasses(Usual):
+    """Counts its passes, and shuffles by their number."""
+
+    passes = 0
+
+    def __iter__(self):
+        for sample in super().__iter__():
+            yield sample | {"index": sample["index"] + 1000 * self.passes}
+        self.passes += 1
+
+    def state_dict(self):
+        return {"at": self.at, "passes": self.passes}
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.passes = state["passes"]
+
+
+class Remainder(Usual):
+    """Its state at the end is that of a beginning."""
+
+    def state_dict(self):
+        info = get_worker_info()
+        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        return {"at": self.at % len(range(worker, self.size, workers))}
+
+
+class WithEpoch(Usual):
+    """Uses a loaded position only in the epoch that it is of, as Hugging Face's datasets do."""
+
+    epoch = 0
+    loaded = None
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        if self.loaded is not None and self.loaded["epoch"] == self.epoch:
+            self.start = self.loaded["at"]
+        self.loaded = None
+        for sample in super().__iter__():
+            yield sample | {"index": sample["index"] + 1000 * self.epoch}
+
+    def state_dict(self):
+        return {"at": self.at, "epoch": self.epoch}
+
+    def load_state_dict(self, state):
+        self.loaded = state
 
 
 class PlainWords(IterableDataset):

@@ -69,7 +69,7 @@ def test_an_mmengine_dataset_is_read_before_workers_start():
     assert next(read).data["value"].tolist() == [0, 1]
 
 
-class TellsStart(Noisy):
+class ReportsStartMethod(Noisy):
     def __getitem__(self, index):
         return torch.tensor(self.started)
 
@@ -79,7 +79,9 @@ def note_start(worker_id, num_workers, seed, offset):
 
 
 def test_worker_init_fn_gets_the_same_arguments_as_in_mmengine():
-    cfg = dict(dataset=TellsStart(4), batch_size=1, num_workers=1, worker_init_fn=dict(type=note_start, offset=9))
+    cfg = dict(
+        dataset=ReportsStartMethod(4), batch_size=1, num_workers=1, worker_init_fn=dict(type=note_start, offset=9)
+    )
     read = build_train_stream(cfg, seed=5)
     assert next(read).data.tolist() == [[0, 1, 5, 9]]
     read.close()

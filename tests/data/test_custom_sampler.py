@@ -19,7 +19,7 @@ def stream(sampler=None, dataset=None, batch_size=3, **options):
 
 
 class Backwards:
-    """Yields this rank's indices from the end, turned by the epoch."""
+    """Yields this rank's indices from the end, rotated by the epoch."""
 
     def __init__(self, dataset, seed=None):
         self.size = len(dataset)

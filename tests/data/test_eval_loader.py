@@ -1,4 +1,4 @@
-"""The passes of a validation."""
+"""The loaders of validation: every sample once, in order."""
 
 import pytest
 from _data_sets import Counting, Noisy, Words, global_states

@@ -1,4 +1,4 @@
-"""The ledger and its account: what ranks really read, over saves, restarts, other worlds, and with faults put in."""
+"""The ledger and its audit: what ranks really read, over saves, restarts, other numbers of ranks, and with faults."""
 
 import copy
 from dataclasses import replace
@@ -34,7 +34,7 @@ class Numbers(torch.utils.data.Dataset):
 
 
 class Ranks:
-    """``world`` ranks in this process, each with a stream and a ledger, in step; ``read`` is what they really got."""
+    """``world`` ranks in this process, each with a stream and a ledger, in lockstep; ``read`` is what they really got."""
 
     def __init__(self, monkeypatch, world=1, batch=12, size=100, *, accumulation=1, seed=SEED, **options):
         monkeypatch.setattr(dist, "world_size", lambda: world)
@@ -49,7 +49,7 @@ class Ranks:
         return self.exchange(value)
 
     def begin(self, state=None, *, at=None, moved_by=None):
-        """Start, or go on from a state at its position, or at another one."""
+        """Start, or continue from a state at its position or at another one."""
         if state is not None:
             for ledger in self.ledgers:
                 ledger.load_state_dict(copy.deepcopy(state["ledger"]))
@@ -63,7 +63,7 @@ class Ranks:
         return self
 
     def step(self, count=1, *, change=None):
-        """Iterations; ``change`` puts a fault into the batches of all ranks."""
+        """Do iterations; ``change`` puts a fault into the batches of all ranks."""
         for _ in range(count):
             batches = [next(stream) for stream in self.streams]
             micro = self.progress.iteration % self.accumulation
@@ -186,7 +186,7 @@ def test_the_digest_of_parts_adds_up():
     assert digest(0, swapped) != parts
 
 
-# ---- what is meant to be ---------------------------------------------------------------------------------------------
+# ---- by design ------------------------------------------------------------------------------------------------------
 def test_drop_last_is_reported_and_not_lost(ranks):
     state = ranks(2, size=100, drop_last=True).begin().step(20).save()
     assert totals(state) == (0, 0, 0)
@@ -202,13 +202,13 @@ def test_a_batch_that_no_longer_fits_the_end_of_an_epoch_is_dropped(ranks):
 
 @pytest.mark.parametrize("choice", ["restart", {"skip_iters": 2}])
 def test_data_moved_on_purpose_are_not_lost(ranks, choice):
-    state = ranks().begin().step(12).save()  # 44 samples into the second pass
+    state = ranks().begin().step(12).save()  # 44 samples into the second epoch
     at = (1, 0) if choice == "restart" else (0, 24)
     state = ranks().begin(state, at=at, moved_by=choice).step(10).save()
     assert totals(state) == (0, 0, 0)
     assert f"left at sample 36 by resume_data={choice!r}" in audit_text(state)
     assert f"entered at sample {at[1]} by resume_data={choice!r}" in audit_text(state)
-    state = ranks().begin(state).step(3).save()  # and goes on as ever
+    state = ranks().begin(state).step(3).save()  # and continues as usual
     assert totals(state) == (0, 0, 0)
     assert len(state["ledger"]["segments"]) == 2
 
@@ -251,7 +251,7 @@ def test_without_a_ledger_a_batch_has_no_indices():
     assert next(stream).indices is None
 
 
-# ---- faults put in ---------------------------------------------------------------------------------------------------
+# ---- faults ----------------------------------------------------------------------------------------------------------
 def test_a_sampler_that_jumps_over_a_sample(ranks, monkeypatch):
     sound = PositionSampler.batch_indices
 
@@ -263,7 +263,7 @@ def test_a_sampler_that_jumps_over_a_sample(ranks, monkeypatch):
 
     monkeypatch.setattr(PositionSampler, "batch_indices", faulty)
     state = ranks(2).begin().step(8).save()
-    state["ledger"]["position"] = [0, 97]  # where such a stream stands
+    state["ledger"]["position"] = [0, 97]  # the position of such a stream
     missing = order_of(state["ledger"]["segments"][0]["order"], 0).take(36, 37)[0]
     assert totals(state) == (1, 0, 0)
     assert f"sample {missing} was lost: position 36, between updates 3 and 4" in audit_text(state)
@@ -336,11 +336,11 @@ def change_digest(record):
     record["runs"][0][9] = "0123456789abcdef"
 
 
-def leave_out_a_run(record):
+def leave_out_a_span(record):
     del record["runs"][2]
 
 
-def say_it_twice(record):
+def repeat_a_span(record):
     record["runs"].append(list(record["runs"][0]))
 
 
@@ -348,19 +348,19 @@ def shorten(record):
     record["runs"][0][5] -= 1
 
 
-def go_back(record):
+def move_position_back(record):
     record["position"] = [1, 12]
 
 
-def go_far_back(record):
+def move_position_far_back(record):
     record["position"] = [0, 12]
 
 
-def go_forth(record):
+def move_position_forward(record):
     record["position"] = [1, 90]
 
 
-def forget_a_pass(record):
+def forget_an_epoch(record):
     record["runs"] = [run for run in record["runs"] if run[1] != 0]
 
 
@@ -368,13 +368,21 @@ def forget_a_pass(record):
     ("change", "kinds", "words"),
     [
         (change_digest, {"unproven"}, "not what the seed's order has there"),
-        (leave_out_a_run, {"lost"}, "was lost: position"),
-        (say_it_twice, {"repeated"}, "was repeated: read in update 1, 2 times"),
+        (leave_out_a_span, {"lost"}, "was lost: position"),
+        (repeat_a_span, {"repeated"}, "was repeated: read in update 1, 2 times"),
         (shorten, {"lost", "unproven"}, "between updates 7 and 9"),
-        (go_back, {"unproven"}, "the checkpoint is at sample 12 of the epoch, but samples up to 36 were read"),
-        (go_far_back, {"unproven"}, "the checkpoint is at sample 0 of the epoch, but samples up to 36 were read"),
-        (go_forth, {"lost"}, "after update 12"),
-        (forget_a_pass, {"lost"}, "never reached"),
+        (
+            move_position_back,
+            {"unproven"},
+            "the checkpoint is at sample 12 of the epoch, but samples up to 36 were read",
+        ),
+        (
+            move_position_far_back,
+            {"unproven"},
+            "the checkpoint is at sample 0 of the epoch, but samples up to 36 were read",
+        ),
+        (move_position_forward, {"lost"}, "after update 12"),
+        (forget_an_epoch, {"lost"}, "never reached"),
     ],
 )
 def test_a_record_that_was_changed_does_not_pass(ranks, change, kinds, words):

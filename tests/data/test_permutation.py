@@ -1,4 +1,4 @@
-"""The order of one pass."""
+"""The order of one epoch."""
 
 import numpy as np
 import pytest

@@ -23,7 +23,7 @@ def consumed(draw):
 
 
 def one_pass(all_ranks, offset=0):
-    """Read one pass on all ranks: a list of iterations, each the draws of all ranks."""
+    """Read one epoch on all ranks: a list of iterations, each the draws of all ranks."""
     iterations = []
     for draws in zip(*(sampler.batch_indices(0, offset) for sampler in all_ranks), strict=True):
         iterations.append(draws)

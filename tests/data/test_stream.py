@@ -80,7 +80,7 @@ def test_seek_reads_no_sample_before_the_position(num_workers):
     entered.seek(1_000_000, 32)
     assert dataset.reads.value == 0
     assert next(entered).samples == 4
-    # Workers hold at most prefetch_factor batches each, and one is asked for when one is handed over.
+    # Workers hold at most prefetch_factor batches each, and one is requested when one is returned.
     assert dataset.reads.value <= 4 * (1 if num_workers == 0 else 2 * 2 + 1)
     entered.close()
 
@@ -200,7 +200,7 @@ class Faulty(Noisy):
         return self.fault() if index == 6 else super().__getitem__(index)
 
 
-class PickyError(Exception):
+class UnpicklableError(Exception):
     """Cannot be made from its message alone, so it cannot be pickled."""
 
     def __init__(self, first, second):
@@ -211,8 +211,8 @@ def fail_plainly():
     raise ValueError("boom\n  on two lines")
 
 
-def fail_pickily():
-    raise PickyError("one", "two")
+def fail_unpicklably():
+    raise UnpicklableError("one", "two")
 
 
 def end_iteration():
@@ -237,9 +237,9 @@ def test_a_dataset_that_raises_is_named_with_index_and_cause(num_workers):
     assert isinstance(cause, ValueError)
     if num_workers:
         assert "fail_plainly" in str(cause.__cause__)
-    text, cause = message(stream(Faulty(fail_pickily), num_workers=num_workers))
-    assert "PickyError: one and two" in text
-    assert isinstance(cause, RuntimeError if num_workers else PickyError)
+    text, cause = message(stream(Faulty(fail_unpicklably), num_workers=num_workers))
+    assert "UnpicklableError: one and two" in text
+    assert isinstance(cause, RuntimeError if num_workers else UnpicklableError)
     text, _ = message(stream(Faulty(end_iteration), num_workers=num_workers))
     assert "dataset[6]" in text
     assert "StopIteration" in text

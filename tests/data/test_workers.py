@@ -35,7 +35,7 @@ def _a_hang_ends():
 
 @pytest.fixture
 def accelerator(monkeypatch):
-    """An accelerator that is only said to be there: the thread that pins memory runs, and marks what it would pin."""
+    """A pretended accelerator: the thread that pins memory runs, and marks what it would pin."""
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 3)
     monkeypatch.setattr(torch.accelerator, "set_device_index", devices.append)
@@ -286,7 +286,7 @@ def mark(worker_id):
     get_worker_info().dataset.started = worker_id + 10
 
 
-def test_worker_init_fn_sees_the_users_data_set():
+def test_worker_init_fn_gets_the_users_dataset():
     read = stream(ShowsWorker(), worker_init_fn=mark)
     batches = [next(read).data for _ in range(2)]
     read.close()

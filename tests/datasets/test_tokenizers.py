@@ -5,7 +5,7 @@ from mmtrain.datasets.tokenizers import ByteTokenizer, Tokenizer, encode_file, t
 
 
 class Words:
-    """A tokenizer with nothing beyond the three things that are asked for."""
+    """A tokenizer with only the three required attributes."""
 
     def __init__(self, words):
         self.words = words

@@ -1,4 +1,4 @@
-"""The train command in two processes, with a config that may hold trouble."""
+"""The train command in two processes, with a config that may contain a fault."""
 
 import sys
 import time
@@ -7,7 +7,7 @@ from pathlib import Path
 import strategy_parts
 from ranks import ROOT, outcomes, start_all
 
-SOON = 120  # seconds: where nobody told of a failure, the others would wait for 300 and more
+SOON = 120  # seconds: if a failure were not reported, the others would wait for 300 or more
 TRAIN = [sys.executable, str(ROOT / "tools" / "train.py")]
 
 
@@ -23,8 +23,8 @@ def write_config(folder, name, **changes):
     return path
 
 
-def with_trouble(folder, name, kind, rank, *, iteration=16, once=False, **changes):
-    hook = {"type": "Trouble", "kind": kind, "rank": rank, "iteration": iteration}
+def with_failure(folder, name, kind, rank, *, iteration=16, once=False, **changes):
+    hook = {"type": "FailOrHang", "kind": kind, "rank": rank, "iteration": iteration}
     if once:
         hook["marker"] = str(Path(folder) / "marker")
     hooks = [hook, *changes.pop("custom_hooks", ())]

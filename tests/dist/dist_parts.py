@@ -1,4 +1,4 @@
-"""Hooks that trouble one rank."""
+"""Hooks and other parts that fail or hang on one rank."""
 
 import os
 import signal
@@ -16,10 +16,10 @@ from mmtrain.registry import DATASETS, HOOKS
 
 
 @HOOKS.register_module()
-class Trouble:
+class FailOrHang:
     """At the end of an iteration, on one rank: raise, raise an MMTrainError, send itself a signal, or hang.
 
-    Happens once in the life of the file ``marker``, where one is given.
+    Happens only once if a file ``marker`` is given, which records it.
     """
 
     priority = "LOWEST"
@@ -44,14 +44,14 @@ class Trouble:
         os.kill(os.getpid(), getattr(signal, self.kind))
 
 
-def watch_again(seconds, position=None):
-    """From here on the watchdog of this process allows so many seconds without progress."""
+def restart_watchdog(seconds, position=None):
+    """Set how many seconds without progress the watchdog of this process allows."""
     launch.end_watch()
     launch.watch(seconds, position)
 
 
 @HOOKS.register_module()
-class Impatient:
+class ShortTimeout:
     """Shortens ``env_cfg.timeout`` after the first iteration: on a loaded machine, starting takes any time."""
 
     priority = "NORMAL"
@@ -61,7 +61,7 @@ class Impatient:
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         if runner.iter == 0:
-            watch_again(self.seconds, lambda: runner.progress.iteration)
+            restart_watchdog(self.seconds, lambda: runner.progress.iteration)
 
 
 @DATASETS.register_module()
@@ -96,10 +96,10 @@ class SlowTokens(Tokens):
 
 @HOOKS.register_module()
 class HangWhenBuilt:
-    """Never comes out of its constructor on one rank."""
+    """Its constructor never returns on one rank."""
 
     def __init__(self, rank):
-        watch_again(4)
+        restart_watchdog(4)
         if int(os.environ["RANK"]) == rank:
             time.sleep(600)
 

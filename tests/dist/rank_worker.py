@@ -1,7 +1,7 @@
-"""One rank of a standing group of processes: runs the jobs that come as JSON lines, answers with JSON lines.
+"""One rank of a persistent group of processes: runs the jobs that come as JSON lines, answers with JSON lines.
 
-A job is ``{"module": ..., "function": ..., "kwargs": {...}}``; an answer has ``result`` or ``error``. A standing group
-spares each test the seconds in which a process imports torch.
+A job is ``{"module": ..., "function": ..., "kwargs": {...}}``; an answer has ``result`` or ``error``. A persistent
+group saves each test the seconds in which a process imports torch.
 """
 
 import faulthandler
@@ -27,7 +27,7 @@ def main() -> None:
         try:
             function = getattr(importlib.import_module(job["module"]), job["function"])
             answer = {"result": function(**job["kwargs"])}
-        except BaseException as error:  # the group goes on
+        except BaseException as error:  # the group continues
             answer = {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()

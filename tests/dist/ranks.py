@@ -1,4 +1,4 @@
-"""Starts real processes: a standing group that runs jobs, or commands of which each rank runs one."""
+"""Starts real processes: a persistent group that runs jobs, or one command on each rank."""
 
 import json
 import os
@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PATHS = [str(ROOT), *(str(ROOT / "tests" / name) for name in (".", "dist", "contract", "strategies"))]
 
 
-SECONDS = 240  # for one job: where ranks wait for one another, they would do so for days
+SECONDS = 240  # for one job: ranks that wait for one another would do so for days
 
 
 class RankError(Exception):
@@ -25,9 +25,9 @@ _marks: list[socket.socket] = []
 
 
 def free_port() -> int:
-    """A port that neither the system gives away by itself nor another test process chooses.
+    """A port that the system does not give to others and that no other test process chooses.
 
-    The one after it is kept until this process ends: that tells the others.
+    The port after it is kept open until this process ends, which marks this one as taken.
     """
     draw = random.SystemRandom()  # tests seed the other one
     while True:
@@ -82,7 +82,7 @@ class Group:
         return [answer["result"] for answer in answers]
 
     def _give_up(self):
-        """Let every process write its stacks, and end it: the ranks wait for one another."""
+        """Let every process write its stacks, then end it, because the ranks wait for one another."""
         for process in self.processes:
             process.send_signal(signal.SIGABRT)
 

@@ -1,4 +1,4 @@
-"""One rank's failure, heard by the others; a dict stands for the store."""
+"""One rank's failure, as the others see it; a dict replaces the store."""
 
 import json
 import threading
@@ -10,7 +10,7 @@ import pytest
 from mmtrain.launch.alarm import ACKNOWLEDGED_KEY, FAILURE_KEY, REPORTED_KEY, Alarm, RankFailure
 
 
-class Shelf:
+class FakeStore:
     """The few methods of a torch store that an alarm uses."""
 
     def __init__(self):
@@ -40,13 +40,13 @@ class Shelf:
 
 
 @pytest.fixture
-def shelf():
-    return Shelf()
+def fake_store():
+    return FakeStore()
 
 
 @pytest.fixture
-def alarms(shelf):
-    """Makes alarms, notes with which status each would have ended its process, and closes them."""
+def alarms(fake_store):
+    """Makes alarms, records the status with which each would have ended its process, and closes them."""
     made, left, someone_left = [], {}, threading.Event()
 
     def make(rank, **options):
@@ -54,7 +54,7 @@ def alarms(shelf):
             left[rank] = status
             someone_left.set()
 
-        alarm = Alarm(shelf, rank, 2, leave=leave, **{"grace": 0.3} | options)
+        alarm = Alarm(fake_store, rank, 2, leave=leave, **{"grace": 0.3} | options)
         made.append(alarm)
         return alarm
 
@@ -72,12 +72,12 @@ def failure(rank, sentence="the disk is full", status=1, trace="Traceback ..."):
     return RankFailure(rank, sentence, status, trace)
 
 
-def test_rank_0_reports_why_another_rank_failed(alarms, shelf, tmp_path, capfd):
+def test_rank_0_reports_why_another_rank_failed(alarms, fake_store, tmp_path, capfd):
     alarms(0).errors = tmp_path / "errors"
     other = alarms(1)
     other.errors = tmp_path / "errors"
     assert other.report(failure(1, status=2)) == 2
-    assert REPORTED_KEY in shelf.values, "torchrun would end rank 0 before it has told"
+    assert REPORTED_KEY in fake_store.values, "torchrun would end rank 0 before it has reported"
     assert alarms.left_with() == {0: 2}
     lines = capfd.readouterr().err.strip().splitlines()
     assert lines[0] == "error: rank 1: the disk is full"
@@ -92,38 +92,38 @@ def test_an_error_on_all_ranks_is_reported_once(alarms, capfd):
     assert capfd.readouterr().err.strip() == "error: the disk is full"
 
 
-def test_a_broken_connection_is_not_the_cause(alarms, shelf, capfd):
-    """Rank 1 fails and goes; rank 0 then sees its collective fail, and tells rank 1's sentence instead."""
-    shelf.values[FAILURE_KEY] = json.dumps(asdict(failure(1)))
+def test_a_broken_connection_is_not_the_cause(alarms, fake_store, capfd):
+    """Rank 1 fails and exits; rank 0 then sees its collective fail, and reports rank 1's error instead."""
+    fake_store.values[FAILURE_KEY] = json.dumps(asdict(failure(1)))
     assert alarms(0).report(failure(0, "the run failed with RuntimeError: Connection closed by peer")) == 1
     assert capfd.readouterr().err.splitlines()[1] == "error: rank 1: the disk is full"
 
 
-def test_the_others_end_silently_when_rank_0_fails(alarms, shelf, capfd):
+def test_the_others_end_silently_when_rank_0_fails(alarms, fake_store, capfd):
     alarms(1)
-    shelf.values[FAILURE_KEY] = json.dumps({"rank": 0, "sentence": "x", "status": 2, "trace": ""})
+    fake_store.values[FAILURE_KEY] = json.dumps({"rank": 0, "sentence": "x", "status": 2, "trace": ""})
     assert alarms.left_with() == {1: 2}
-    assert shelf.values[ACKNOWLEDGED_KEY] == 1
+    assert fake_store.values[ACKNOWLEDGED_KEY] == 1
     assert capfd.readouterr().err == ""
 
 
-def test_a_lost_store_means_that_rank_0_is_gone(alarms, shelf, capfd):
+def test_a_lost_store_means_that_rank_0_is_gone(alarms, fake_store, capfd):
     alarms(1)
-    shelf.gone = True
+    fake_store.gone = True
     assert alarms.left_with() == {1: 1}
     assert "lost the connection to rank 0" in capfd.readouterr().err
 
 
-def test_a_rank_that_fails_because_rank_0_is_gone_reports_it(alarms, shelf, capfd):
+def test_a_rank_that_fails_because_rank_0_is_gone_reports_it(alarms, fake_store, capfd):
     alarm = alarms(1, grace=5)
-    shelf.gone = True
+    fake_store.gone = True
     assert alarm.report(failure(1, "RuntimeError: peer")) == 1
     assert "rank 1: lost the connection to rank 0" in capfd.readouterr().err
 
 
-def test_after_closing_nothing_happens(alarms, shelf):
+def test_after_closing_nothing_happens(alarms, fake_store):
     alarm = alarms(1)
     alarm.close()
-    shelf.gone = True
+    fake_store.gone = True
     assert "mmtrain-alarm" not in [thread.name for thread in threading.enumerate()]
     assert alarms.left == {}

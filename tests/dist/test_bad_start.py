@@ -1,4 +1,4 @@
-"""What cannot begin in several processes: one sentence, told by rank 0 alone, and nobody waits for ever."""
+"""What cannot start in several processes: rank 0 reports one sentence, and no rank waits forever."""
 
 import socket
 import sys
@@ -75,7 +75,7 @@ def test_a_failure_on_all_ranks_is_reported_once(monkeypatch):
 
 # ---- the real command ------------------------------------------------------------------------------------------------
 def check_reported(found, sentence, *, status=2):
-    """Rank 0 alone told one sentence, and soon."""
+    """Only rank 0 reported one sentence, and soon."""
     statuses, errors, seconds = found
     assert statuses == [status, status], errors
     assert sentence in first_line(errors[0]), errors[0]
@@ -108,7 +108,7 @@ def test_a_config_that_is_broken_everywhere(tmp_path):
 
 @pytest.mark.slow
 def test_under_torchrun_too(tmp_path):
-    """The agent ends rank 0 as soon as rank 1 has left: rank 1 waits until its failure is told."""
+    """The agent ends rank 0 as soon as rank 1 has left, so rank 1 waits until its failure is reported."""
     path = alone_on_rank_1(write_config(tmp_path, "one"), "raise ValueError('half a file')")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
     ((status, errors),) = outcomes(start_all([*command, *TRAIN[1:], str(path)], 1, RANK="", WORLD_SIZE=""), timeout=180)
@@ -123,7 +123,7 @@ def test_under_torchrun_too(tmp_path):
 @pytest.mark.parametrize(
     ("strategy", "sentence"),
     [
-        ({"mesh": {"shard": 3}}, "3 processes and 2 were started"),
+        ({"mesh": {"shard": 3}}, "3 processes, but 2 were started"),
         ({"wrap": ["TinyBlok"]}, "did you mean 'TinyBlock'"),
     ],
 )

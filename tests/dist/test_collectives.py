@@ -18,6 +18,6 @@ def test_an_exception_of_rank_0_keeps_its_message_on_every_rank(pair, kind, word
     assert all(words in said for said in found), found
 
 
-def test_the_group_goes_on_afterwards(pair):
+def test_the_group_continues_afterwards(pair):
     pair.run("evaluation_jobs", "on_main_raises", kind="torn")
     assert pair.run("evaluation_jobs", "on_main_raises", kind="plain") == ["ConfigError: no boxes"] * 2

@@ -1,4 +1,4 @@
-"""What each launcher's variables say."""
+"""The variables of each launcher."""
 
 import pytest
 

@@ -1,18 +1,18 @@
-"""The real command in real processes: who speaks, who stops, and how soon."""
+"""The real command in real processes: which rank reports, which ranks stop, and how soon."""
 
 import re
 import sys
 from importlib.util import find_spec
 
 import pytest
-from commands import SOON, first_line, run, with_trouble, write_config
+from commands import SOON, first_line, run, with_failure, write_config
 from exactness import assert_same, left_behind
 from ranks import ROOT, free_port, outcomes, start_all
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """What an undisturbed run of two processes leaves: started as torchrun does, without any flag."""
+    """What an uninterrupted run of two processes leaves; it is started as torchrun does, without any flag."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     statuses, errors, _ = run(write_config(folder, "uninterrupted"))
     assert statuses == [0, 0], errors
@@ -49,7 +49,7 @@ def test_an_error_on_all_ranks_is_reported_only_by_rank_0(tmp_path):
     ],
 )
 def test_an_error_on_one_rank(tmp_path, kind, rank, cause):
-    statuses, errors, seconds = run(with_trouble(tmp_path, "bad", kind, rank))
+    statuses, errors, seconds = run(with_failure(tmp_path, "bad", kind, rank))
     assert statuses == [1, 1]
     assert first_line(errors[0]) == cause
     assert first_line(errors[1]) == ""
@@ -60,7 +60,7 @@ def test_an_error_on_one_rank(tmp_path, kind, rank, cause):
 
 @pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(uninterrupted, tmp_path, rank):
-    path = with_trouble(tmp_path, "broken", "SIGTERM", rank, once=True)
+    path = with_failure(tmp_path, "broken", "SIGTERM", rank, once=True)
     statuses, errors, _ = run(path)
     assert statuses == [75, 75], errors
     assert (tmp_path / "broken" / "iter_16.pth" / "manifest.json").exists()
@@ -73,7 +73,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(uninterrupted, tmp_path
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_rank_ends_the_others(uninterrupted, tmp_path, rank):
-    path = with_trouble(tmp_path, "broken", "SIGKILL", rank, iteration=26, once=True)
+    path = with_failure(tmp_path, "broken", "SIGKILL", rank, iteration=26, once=True)
     statuses, errors, seconds = run(path)
     assert statuses[rank] == -9
     assert statuses[1 - rank] == 1
@@ -105,7 +105,7 @@ def test_torchrun_restarts_a_killed_rank_and_the_result_is_the_same(tmp_path, st
     changes = {"strategy": strategy, "model": {"type": "TinyLanguageModel", "width": 8}}
     statuses, errors, _ = run(write_config(tmp_path, "uninterrupted", **changes))
     assert statuses == [0, 0], errors
-    path = with_trouble(tmp_path, "broken", "SIGKILL", 1, iteration=26, once=True, **changes)
+    path = with_failure(tmp_path, "broken", "SIGKILL", 1, iteration=26, once=True, **changes)
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1",
         f"--master-port={free_port()}", str(ROOT / "tools" / "train.py"), str(path),

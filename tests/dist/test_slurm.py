@@ -1,4 +1,4 @@
-"""The sbatch file that ships, run by bash as SLURM would, with programs that stand in for srun and scontrol."""
+"""tools/slurm_train.sbatch, run by bash as SLURM would, with programs that replace srun and scontrol."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ else:
 
 
 class Cluster:
-    """One job: starts the script as SLURM does, signals the tasks of srun, and notes what scontrol was asked."""
+    """One job: starts the script as SLURM does, signals the tasks of srun, and records the calls of scontrol."""
 
     def __init__(self, folder, job, tasks=2):
         self.folder = folder

@@ -1,4 +1,4 @@
-"""A run in which nothing moves any more is ended, and says where it stood: real processes that really hang."""
+"""A run without progress is ended, and reports where it was: real processes that really hang."""
 
 import os
 import signal
@@ -7,7 +7,7 @@ import threading
 import time
 
 import pytest
-from commands import SOON, TRAIN, first_line, run, with_trouble, write_config
+from commands import SOON, TRAIN, first_line, run, with_failure, write_config
 from parts import make_runner
 from ranks import environment, outcomes, start_all
 
@@ -16,7 +16,7 @@ from mmtrain.launch import group
 from mmtrain.launch.stacks import RankLocation
 from mmtrain.launch.watchdog import Watchdog, find_cause
 
-SHORT = {"custom_hooks": [{"type": "Impatient", "seconds": 4}]}
+SHORT = {"custom_hooks": [{"type": "ShortTimeout", "seconds": 4}]}
 
 
 def stacks(work_dir):
@@ -42,7 +42,7 @@ def alone(path):
 
 
 def test_a_hook_that_hangs_on_rank_1(tmp_path):
-    statuses, errors, seconds = run(with_trouble(tmp_path, "stuck", "hang", 1, **SHORT))
+    statuses, errors, seconds = run(with_failure(tmp_path, "stuck", "hang", 1, **SHORT))
     assert statuses == [1, 1], errors
     cause = first_line(errors[0])
     assert cause.startswith(
@@ -61,7 +61,7 @@ def test_a_hook_that_hangs_on_rank_1(tmp_path):
 
 @pytest.mark.slow
 def test_a_hook_that_hangs_on_rank_0(tmp_path):
-    statuses, errors, _ = run(with_trouble(tmp_path, "stuck", "hang", 0, **SHORT))
+    statuses, errors, _ = run(with_failure(tmp_path, "stuck", "hang", 0, **SHORT))
     assert statuses == [1, 1], errors
     assert first_line(errors[0]).startswith("error: rank 0: no progress for 4 seconds")
     assert "after_train_iter (dist_parts.py:" in first_line(errors[0])
@@ -89,8 +89,8 @@ def test_a_dataset_that_hangs_on_rank_1(tmp_path, workers):
 @pytest.mark.slow
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_a_stopped_rank_is_named_by_the_other(tmp_path, stopped):
-    """It cannot write its stacks. Rank 0 holds the store, so without it the others cannot compare notes."""
-    processes = start_all([*TRAIN, str(with_trouble(tmp_path, "stuck", "SIGSTOP", stopped, **SHORT))], 2)
+    """It cannot write its stacks. Rank 0 has the store, so without it the others cannot exchange anything."""
+    processes = start_all([*TRAIN, str(with_failure(tmp_path, "stuck", "SIGSTOP", stopped, **SHORT))], 2)
     other = processes[1 - stopped]
     try:
         _, errors = other.communicate(timeout=180)
@@ -98,7 +98,7 @@ def test_a_stopped_rank_is_named_by_the_other(tmp_path, stopped):
         assert f"rank {stopped}" in first_line(errors)
         assert "did not answer" in first_line(errors)
         assert list(stacks(tmp_path / "stuck")) == [f"hang_rank_{1 - stopped}.txt"]
-        # A launcher kills what is left; where there is none, it ends by itself once it goes on.
+        # A launcher kills what is left; without one, the rank ends by itself once it continues.
         processes[stopped].send_signal(signal.SIGCONT)
         processes[stopped].communicate(timeout=180)
         assert processes[stopped].returncode == 1

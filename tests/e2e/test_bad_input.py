@@ -1,4 +1,4 @@
-"""What a user gets for each mistake: one sentence that names the place and the remedy, the right status, no traceback."""
+"""What a user gets for each mistake: one sentence with the place and the remedy, the right status, no traceback."""
 
 import os
 import subprocess
@@ -32,7 +32,7 @@ class DetachedLoss(VectorLoss):
 
 
 def train(folder, text, *options, env=None):
-    """Run the real command on a config text; the lines of standard error that are no log lines."""
+    """Run the real command on a config text; the lines of standard error that are not log lines."""
     path = Path(folder) / "config.py"
     path.write_text(text)
     (Path(folder) / "more_parts.py").write_text(MORE_PARTS)

@@ -31,7 +31,7 @@ def start(path, *options):
 
 
 def errors_of(process):
-    """What it wrote to stderr, once it has ended."""
+    """What a process wrote to stderr, once it has ended."""
     try:
         return process.communicate(timeout=300)[1]
     finally:
@@ -55,7 +55,7 @@ def with_signal(folder, name, number, iteration):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """What an undisturbed run leaves."""
+    """What an uninterrupted run leaves."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     status, errors = run(write_config(folder, "uninterrupted", **LONG))
     assert status == 0, errors
@@ -154,7 +154,7 @@ def test_a_signal_before_training_exits_with_status_75(tmp_path, number):
 
 
 def test_an_out_dir_is_locked_like_the_work_dir(tmp_path):
-    """Two runs of one name in two work dirs: their checkpoints would lie in the same directory."""
+    """Two runs of one name in two work dirs: their checkpoints would be in the same directory."""
     hook = {"default_hooks": {"checkpoint": {"type": "CheckpointHook", "out_dir": str(tmp_path / "saved")}}}
     wait = [{"type": "Wait", "marker": str(tmp_path / "go")}]
     (tmp_path / "other").mkdir()

@@ -88,7 +88,7 @@ def hosts(tmp_path):
         found.set_up()
     except OSError as error:
         found.take_down()
-        pytest.skip(f"this system lets nobody make namespaces for two hosts: {error}")
+        pytest.skip(f"this system does not allow namespaces for two hosts: {error}")
     yield found
     found.take_down()
 
@@ -114,7 +114,7 @@ def test_a_run_on_two_hosts_continues_after_one_was_killed(hosts, tmp_path):
         [*command, str(ROOT / "tools" / "train.py"), str(uninterrupted)], env=environment, check=True, timeout=300
     )
 
-    trouble = {"type": "Trouble", "kind": "SIGKILL", "rank": 1, "iteration": 36, "marker": str(tmp_path / "marker")}
+    trouble = {"type": "FailOrHang", "kind": "SIGKILL", "rank": 1, "iteration": 36, "marker": str(tmp_path / "marker")}
     config = write_config(tmp_path / "run.py", tmp_path / "disk" / "work", custom_hooks=[trouble])
     statuses, errors = hosts.run(config)
     assert (tmp_path / "marker").exists(), errors

@@ -19,7 +19,7 @@ class Accuracy(BaseMetric):
 
 
 class Counter:
-    """A metric that owes nothing to MMEngine."""
+    """A metric that does not use MMEngine."""
 
     dataset_meta = None
 
@@ -50,7 +50,7 @@ def test_metrics_are_those_of_mmengines_evaluator():
             evaluator.process(data_samples=batch, data_batch={"x": 1})
     assert ours.evaluate(3) == theirs.evaluate(3) == {"acc/top1": 2 / 3, "acc/count": 3}
     ours.process(data_samples=[{"right": 0}])
-    assert ours.evaluate(1) == {"acc/top1": 0.0, "acc/count": 1}  # it began anew
+    assert ours.evaluate(1) == {"acc/top1": 0.0, "acc/count": 1}  # it started again
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ class Crash(BaseException):
 
 
 class FaultyFiles(LocalFiles):
-    """What happens at call ``at`` is said by ``mode``.
+    """``mode`` says what happens at call ``at``.
 
     ``count``: nothing ever fails; ``once``: it raises; ``from``: it and all later ones raise; ``crash``: nothing has
     any effect from then on; ``power``: the same, and files that were never fsynced lose their second half; ``kill``:

@@ -52,7 +52,7 @@ class Faults:
 
 
 def train(work_dir: Path) -> None:
-    """Two epochs and a half with everything that writes: checkpoints, retention, the best, weights alone."""
+    """Two and a half epochs with everything that writes: checkpoints, retention, the best, exported weights."""
     checkpoint = {
         "type": "CheckpointHook", "interval": 3, "max_keep_ckpts": 2, "keep_every": 6, "weights_interval": 6,
         "save_best": "accuracy", "async_save": os.environ["FAULT_ASYNC"] == "1",

@@ -1,4 +1,4 @@
-"""A run is killed, or its disk fails, in any call of any of its saves: the next start ends as if nothing had been."""
+"""A run is killed, or its disk fails, in any call of any of its saves: the next start ends as if nothing had happened."""
 
 import json
 import os
@@ -38,7 +38,7 @@ class Runs:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["sync", "async"])
 def undisturbed(request, tmp_path_factory):
-    """The process, what an undisturbed run leaves behind, and how many calls its saves took."""
+    """The process, what an uninterrupted run leaves behind, and how many calls its saves took."""
     runs = Runs(asynchronous=request.param)
     uninterrupted = tmp_path_factory.mktemp("runs") / "uninterrupted"
     assert runs.train(uninterrupted) == 0
@@ -47,7 +47,7 @@ def undisturbed(request, tmp_path_factory):
 
 
 def everything(work_dir: Path) -> dict:
-    """What the run leaves behind: what is compared everywhere, and what is in the directory."""
+    """What the run leaves behind: the values to compare, and what is in the directory."""
     names = sorted(path.name for path in work_dir.iterdir() if not path.name.startswith("20"))
     weights = {path.name: path.read_bytes() if path.is_file() else None for path in (work_dir / "weights").iterdir()}
     best = (work_dir / "best.json").read_text()
@@ -55,7 +55,7 @@ def everything(work_dir: Path) -> dict:
 
 
 def check(uninterrupted: dict, work_dir: Path, mode: str, where: str) -> None:
-    """After a kill everything is as in the undisturbed run; a save that failed is not made up for, its file is absent."""
+    """After a kill everything is as in the uninterrupted run; the file of a failed save is missing."""
     found = everything(work_dir)
     if mode != "kill":
         assert set(found["names"]) <= {*uninterrupted["names"], *EVERY_SAVE}, where

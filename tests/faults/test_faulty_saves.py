@@ -39,7 +39,7 @@ def copies(template: Path, tmp_path: Path, scene: str):
 
 
 def check_after(root: Path, scene: str, *, saved: bool | None) -> None:
-    """What holds after any fault. ``saved``: whether the save said that it succeeded; None if it died."""
+    """What holds after any fault. ``saved``: whether the save reported success; None if the process ended."""
     iteration, name = SCENES[scene][:2]
     visible = sorted(path.name for path in root.iterdir() if not path.name.startswith("."))
     assert set(visible) <= {"iter_10.pth", "iter_20.pth", name, "last_checkpoint"}
@@ -68,7 +68,7 @@ def test_the_process_ends_in_any_call(template, tmp_path, scene, mode):
 
 
 def attempt(scene: str, root: Path, files: FaultyFiles, *, blocking: bool = True) -> str | None:
-    """The save's error, None where it succeeded."""
+    """The save's error, None if it succeeded."""
     try:
         play(scene, root, files, blocking=blocking)
     except CheckpointError as error:
@@ -125,7 +125,7 @@ def test_the_same_store_continues_after_any_fault(template, tmp_path):
 
 
 def test_sigkill_in_any_call(template, tmp_path):
-    """Real processes, killed in the act; every third call of each scene."""
+    """Real processes, killed during the call; every third call of each scene."""
     roots = []
     for scene in SCENES:
         for k, root in copies(template, tmp_path, scene):

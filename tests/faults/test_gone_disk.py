@@ -180,14 +180,14 @@ def test_a_run_continues_while_its_directory_is_away(tmp_path, monkeypatch, capf
         "train_cfg": {"max_iters": 20, "val_interval": 5},
         "visualizer": backends,
     }
-    make_runner(tmp_path / "whole", **options).train()
+    make_runner(tmp_path / "uninterrupted", **options).train()
     capfd.readouterr()
     make_runner(tmp_path / "run", custom_hooks=[away], **options).train()
     assert disk.calls > 10
     assert away.saved == ["iter_5.pth", "iter_15.pth", "iter_20.pth"]
     assert json.loads((tmp_path / "run" / "best.json").read_text())["loss"]["checkpoint"] in away.saved
-    told = capfd.readouterr().err
-    assert f"checkpoint iter_10.pth could not be written: [Errno {code}]" in told
-    assert told.count("TensorboardVisBackend cannot write") == 1
+    printed = capfd.readouterr().err
+    assert f"checkpoint iter_10.pth could not be written: [Errno {code}]" in printed
+    assert printed.count("TensorboardVisBackend cannot write") == 1
     found = left_behind(tmp_path / "run")
-    assert_same(left_behind(tmp_path / "whole") | {"state": None}, found | {"state": None})
+    assert_same(left_behind(tmp_path / "uninterrupted") | {"state": None}, found | {"state": None})

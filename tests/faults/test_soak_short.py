@@ -1,4 +1,4 @@
-"""The short form of benchmarks/soak.py: a handful of SIGKILLs at random moments of real runs, none lost, none differing.
+"""The short form of benchmarks/soak.py: a few SIGKILLs at random moments of real runs; no run is lost or differs.
 
 In full: ``python benchmarks/soak.py --kills 200``.
 """

@@ -9,7 +9,7 @@ from mmtrain.types import StepResult
 
 
 class Recorder:
-    """A logger and a writer that remember."""
+    """A logger and a writer that record what they get."""
 
     def __init__(self):
         self.infos, self.warnings, self.lines, self.flushes = [], [], [], 0

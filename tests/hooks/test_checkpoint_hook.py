@@ -6,20 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from parts import Journal, Net, make_runner
+from parts import Journal, Net, config, make_runner
 from safetensors.torch import load_file
 
 from mmtrain.checkpoint.format.manifest import decode, encode
 from mmtrain.errors import ConfigError, RunError
 from mmtrain.hooks import CheckpointHook, EMAHook
 from mmtrain.registry import MODELS
+from mmtrain.runner import FlexibleRunner
 
 
 class Runner:
-    """Just enough of a runner to note what is asked of it."""
+    """A minimal runner that records the requests."""
 
     def __init__(self, by_epoch=False, end=20):
         self.asked, self.iter, self.epoch, self.end = [], 0, 0, end
+        self.max_iters, self.logger, self.lines = end, self, []
         self.train_loop, self.by_epoch = self, by_epoch
 
     @property
@@ -28,6 +30,19 @@ class Runner:
 
     def request_save(self, reason, **options):
         self.asked.append((self.iter + 1, reason, options))
+
+    def info(self, form, *arguments):
+        self.lines.append(form % arguments)
+
+
+class Saved:
+    """Notes which checkpoints were saved."""
+
+    def __init__(self):
+        self.names = []
+
+    def after_save_checkpoint(self, runner, entry):
+        self.names.append(entry)
 
 
 def iterations(hook, end=20):
@@ -54,7 +69,7 @@ def test_save_begin():
 
 
 def test_weights_have_their_own_interval():
-    asked = iterations(CheckpointHook(weights_interval=8, save_last=False))
+    asked = iterations(CheckpointHook(interval=-1, weights_interval=8, save_last=False))
     assert asked == [(8, "weights", {"weights_only": True}), (16, "weights", {"weights_only": True})]
 
 
@@ -75,6 +90,50 @@ def test_epochs():
         if runner.asked:
             asked_at.append(runner.epoch + 1)
     assert asked_at == [2, 4]
+
+
+def epochs(hook, end):
+    runner = Runner(by_epoch=True)
+    hook.before_train(runner)
+    for runner.epoch in range(end):
+        hook.after_train_epoch(runner)
+    return runner
+
+
+@pytest.mark.parametrize("options", [{}, {"save_best": "loss"}, {"max_keep_ckpts": 5}, {"weights_interval": 4}])
+def test_without_an_interval_every_epoch_or_ten_times_is_saved(options):
+    assert len(epochs(CheckpointHook(**options), 4).asked) - 4 == ("weights_interval" in options)
+    for end, every in [(20, 2), (5, 1), (100, 10), (10_000, 1000), (12_000, 1000)]:
+        due = [at for at, why, _ in iterations(CheckpointHook(**options), end) if why == "interval"]
+        assert due == list(range(every, end + 1, every))
+    hook = CheckpointHook(**options)
+    assert hook.every_seconds == 900
+    assert hook.save_policy.max_keep_ckpts == options.get("max_keep_ckpts", 3)
+
+
+@pytest.mark.parametrize("options", [{"interval": 7}, {"interval": -1}, {"every_seconds": 60}])
+def test_what_says_when_replaces_all_defaults(options):
+    hook = CheckpointHook(**options)
+    assert (hook.every_seconds, hook.save_policy.max_keep_ckpts) == (options.get("every_seconds"), -1)
+    due = [at for at, why, _ in iterations(hook) if why == "interval"]
+    assert due == ([7, 14] if options.get("interval") == 7 else [])
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({}, "every epoch, every 15 minutes, at the end; the newest 3 are kept"),
+        ({"interval": 2, "save_last": False}, "every 2 epochs; all are kept"),
+        ({"interval": 500, "by_epoch": False, "max_keep_ckpts": 3, "save_begin": 1000},
+         "every 500 iterations from iteration 1,000, at the end; the newest 3 are kept"),
+        ({"interval": 1, "every_seconds": 30, "save_best": "acc"},
+         "every epoch, every 30 seconds, at the best acc, at the end; all are kept"),
+        ({"interval": -1}, "at the end; all are kept. A run that is killed before starts over: set interval or every_seconds"),
+        ({"interval": -1, "save_last": False}, "none; all are kept. A run that is killed before starts over: set interval or every_seconds"),
+    ],
+)  # fmt: skip
+def test_one_line_at_the_start_says_when_checkpoints_are_saved(options, line):
+    assert epochs(CheckpointHook(**options), 0).lines == [f"Checkpoints: {line}"]
 
 
 @pytest.mark.parametrize(
@@ -124,7 +183,7 @@ def test_a_template_without_a_number_is_refused(tmp_path):
 
 
 def test_a_template_counts_in_one_unit(tmp_path):
-    """Epochs and iterations under one template would take each other's names."""
+    """Epochs and iterations under one template would have the same names."""
     clock = iter(range(99)).__next__
     hook = {"type": "CheckpointHook", "filename_tmpl": "model_{}", "clock": clock, "every_seconds": 4}
     plan = {"train_cfg": {"by_epoch": True, "max_epochs": 2, "max_iters": None, "val_interval": 9}}
@@ -211,7 +270,7 @@ class _Settings:
 
 @MODELS.register_module()
 class PretrainedNet(Net):
-    """Has what a Hugging Face model is known by."""
+    """Has the attributes by which a Hugging Face model is recognised."""
 
     config = _Settings()
     save_pretrained = None
@@ -231,6 +290,22 @@ def test_retention_keeps_the_newest_and_the_multiples(tmp_path):
     make_runner(tmp_path, default_hooks=hook).train()
     there = {path.name for path in tmp_path.glob("*.pth")}
     assert there == {"iter_8.pth", "iter_16.pth", "iter_18.pth", "iter_20.pth"}
+
+
+def test_retention_deletes_only_what_this_run_saved(tmp_path):
+    """Copies and what another run saved, under whatever name, stay; over a resume it is the same run."""
+    make_runner(tmp_path / "other", train_cfg={"max_iters": 7}).train()
+    work = tmp_path / "work"
+    shutil.copytree(tmp_path / "other" / "iter_7.pth", work / "iter_7.pth")
+    hook = {"checkpoint": {"type": "CheckpointHook", "interval": 2, "max_keep_ckpts": 1}}
+    make_runner(work, default_hooks=hook, train_cfg={"max_iters": 6}, resume="iter_7.pth").release()
+    make_runner(work, default_hooks=hook, train_cfg={"max_iters": 6}).train()
+    shutil.copytree(work / "iter_6.pth", work / "before_lr_change")
+    shutil.copytree(tmp_path / "other" / "iter_7.pth", work / "iter_70.pth")
+    make_runner(work, default_hooks=hook, train_cfg={"max_iters": 12}, resume="iter_6.pth").train()
+    make_runner(work, default_hooks=hook, train_cfg={"max_iters": 16}, resume="iter_12.pth").train()
+    there = {path.name for path in work.iterdir() if path.is_dir() and path.name[:2] != "20"}
+    assert there == {"iter_7.pth", "before_lr_change", "iter_70.pth", "iter_12.pth", "iter_16.pth"}
 
 
 @pytest.mark.parametrize(("mode", "status"), [("continue", "continues"), ("stop", "stops")])
@@ -278,7 +353,7 @@ def test_a_failed_save_does_not_hide_why_the_run_ends(tmp_path, monkeypatch, cap
 
         def before_train_iter(self, runner, batch_idx, data_batch=None):
             if runner.iter == 5:
-                monkeypatch.setattr(runner.checkpointer, "finish", lambda _: None)  # the failure is not noticed yet
+                monkeypatch.setattr(runner.checkpointer, "finish", lambda _: None)  # the failure is not reported yet
             if runner.iter == 6:
                 raise ValueError("a bug of the user's")
 
@@ -288,7 +363,7 @@ def test_a_failed_save_does_not_hide_why_the_run_ends(tmp_path, monkeypatch, cap
     with pytest.raises(ValueError, match="a bug of the user's"):
         runner.train()
     assert "iter_6.pth was not saved: [Errno 28] No space left on device" in capfd.readouterr().err
-    make_runner(tmp_path, default_hooks=hook).release()  # the lock was given back
+    make_runner(tmp_path, default_hooks=hook).release()  # the lock was released
 
 
 def test_what_a_kill_left_undone_is_done_at_the_next_start(tmp_path):
@@ -302,6 +377,7 @@ def test_what_a_kill_left_undone_is_done_at_the_next_start(tmp_path):
     manifest = tmp_path / "iter_15.pth" / "manifest.json"
     older = decode(manifest.read_bytes())
     older.position["iteration"] = 15
+    older.name = "iter_15.pth"
     manifest.write_bytes(encode(older))
     make_runner(tmp_path, resume=True, **options).train()
     assert (tmp_path / "best.json").read_text() == recorded
@@ -342,3 +418,27 @@ def test_the_published_models_are_read_by_mmengine(tmp_path):
     assert {path.name for path in tmp_path.glob("*.pth")} == names  # the same contents have the same name
     with pytest.raises(ConfigError, match="is a weights file, which has no position"):
         make_runner(tmp_path, resume=True, load_from=str(written["iter_20"])).train()
+
+
+@pytest.mark.parametrize(
+    ("train_cfg", "names", "line"),
+    [
+        ({"by_epoch": True, "max_epochs": 5}, ["epoch_3.pth", "epoch_4.pth", "epoch_5.pth"], "every epoch"),
+        ({"max_iters": 40}, ["iter_32.pth", "iter_36.pth", "iter_40.pth"], "every 4 iterations"),
+    ],
+)
+def test_a_config_without_a_checkpoint_entry_saves_regularly(tmp_path, capfd, train_cfg, names, line):
+    saved = Saved()
+    cfg = config(tmp_path, log_level="INFO", custom_hooks=[saved])
+    cfg["train_cfg"] = train_cfg
+    del cfg["default_hooks"]["checkpoint"]
+    FlexibleRunner.from_cfg(cfg).train()
+    assert f"Checkpoints: {line}, every 15 minutes, at the end; the newest 3 are kept" in capfd.readouterr().err
+    assert len(saved.names) == {5: 5, 40: 10}[list(train_cfg.values())[-1]]
+    assert sorted(path.name for path in tmp_path.glob("*.pth")) == names
+
+
+def test_checkpoint_none_switches_saving_off_and_says_so(tmp_path, capfd):
+    make_runner(tmp_path, log_level="INFO", default_hooks={"checkpoint": None}).train()
+    assert "Checkpoints: only on SIGTERM, SIGUSR1 and Ctrl-C, because" in capfd.readouterr().err
+    assert not list(tmp_path.glob("*.pth"))

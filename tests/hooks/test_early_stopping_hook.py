@@ -139,5 +139,5 @@ def test_a_run_that_ended_early_ends_at_once_when_it_is_started_again(tmp_path, 
     assert train(patience=2) == 15
     errors = capfd.readouterr().err
     assert errors.count("loss did not improve in 2 validations") == 2
-    assert "--resume" not in errors  # it would not go on
+    assert "--resume" not in errors  # it would not continue
     assert train(patience=3) == 20

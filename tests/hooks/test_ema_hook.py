@@ -19,7 +19,7 @@ class Net(nn.Module):
 
 
 def shake(model, generator):
-    """Stand for an optimizer step: new weights and new running statistics."""
+    """Replace an optimizer step: new weights and new running statistics."""
     with torch.no_grad():
         for value in [*model.parameters(), model.norm.running_mean, model.norm.running_var]:
             value.add_(torch.randn(value.shape, generator=generator))

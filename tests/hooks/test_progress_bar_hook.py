@@ -21,7 +21,7 @@ def terminal(monkeypatch):
     made.close()
 
 
-def test_the_bar_costs_nothing_where_there_is_no_terminal(make_runner, capsys):
+def test_the_bar_costs_nothing_without_a_terminal(make_runner, capsys):
     runner = make_runner()
     hook = ProgressBarHook()
     hook.before_train(runner)

@@ -94,7 +94,7 @@ def steps_of(folder):
     return lines
 
 
-# Three starts over 44 samples, six iterations a pass at 8 and three at 16; the third was killed before it saved.
+# Three starts over 44 samples, six iterations per epoch at 8 and three at 16; the third was killed before it saved.
 AT_8 = LogPosition(iteration=0, samples=0, global_batch=8, mean_batch=44 / 6)
 AT_16 = LogPosition(iteration=10, samples=148, global_batch=16, mean_batch=44 / 3)
 BACK_AT_8 = LogPosition(iteration=26, samples=192, global_batch=8, mean_batch=44 / 6)
@@ -135,7 +135,7 @@ def test_logs_of_epochs_of_unknown_length_keep_everything_before_the_position(tm
     later = log_of(tmp_path / "2", [2, 3], start=LogPosition(1, 32, global_batch=32))
     cut_logs([log, later], LogPosition(2, 20, 16))
     assert (steps_of(log), steps_of(later)) == ([1, 2, 3, 4], [])
-    cut_logs([log], LogPosition(0, 0, 16))  # it never saved, and is begun again
+    cut_logs([log], LogPosition(0, 0, 16))  # it never saved, and is started again
     assert steps_of(log) == []
 
 

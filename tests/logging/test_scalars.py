@@ -211,7 +211,7 @@ def test_a_state_restores_the_readers_that_exist_and_those_that_come_later():
     assert restored.reader("new").read() == {}
 
 
-def test_a_reader_that_is_gone_is_no_longer_saved():
+def test_a_removed_reader_is_no_longer_saved():
     saved = Scalars()
     saved.reader("gone")
     record(saved, x=1.0)

@@ -31,7 +31,7 @@ def test_shapes_and_loss_of_a_fresh_model(positions):
     output = model(input_ids=tokens, labels=labels)
     assert list(output) == ["loss"]
     assert output["loss"].shape == ()
-    assert abs(float(output["loss"].detach()) - math.log(256)) < 0.5  # it knows nothing yet
+    assert abs(float(output["loss"].detach()) - math.log(256)) < 0.5  # it has not learned anything yet
     both = model(input_ids=tokens, labels=labels, return_logits=True)
     expected = torch.nn.functional.cross_entropy(both["logits"].flatten(0, 1), labels.flatten())
     torch.testing.assert_close(both["loss"], expected)

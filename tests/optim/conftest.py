@@ -1,4 +1,4 @@
-"""MMEngine's own optim package is the reference of these tests; its import warns of what torch has deprecated."""
+"""MMEngine's optim package is the reference of these tests; its import gives deprecation warnings of torch."""
 
 import warnings
 

@@ -1,4 +1,4 @@
-"""The rules of paramwise_cfg against MMEngine's own constructor."""
+"""The rules of paramwise_cfg against MMEngine's constructor."""
 
 import copy
 
@@ -11,7 +11,7 @@ from mmtrain.optim import build_optim_wrapper
 
 
 class DeformConv2d(nn.Module):
-    """Stands for mmcv's, whose offsets come from a convolution of its own."""
+    """Replaces mmcv's, whose offsets come from a separate convolution."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Every schedule against MMEngine's own scheduler of the same name, stepped as its ParamSchedulerHook steps it."""
+"""Every schedule against MMEngine's scheduler of the same name, stepped as its ParamSchedulerHook steps it."""
 
 import math
 import warnings

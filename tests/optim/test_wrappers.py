@@ -76,7 +76,7 @@ def test_accumulation_equals_the_big_batch(length):
 
 
 def test_the_last_window_is_divided_by_its_true_length():
-    """7 micro-batches in windows of 3, the last one of 1: as the loop says, and as the wrapper counts by itself."""
+    """7 micro-batches in windows of 3, the last one of 1: set by the loop, and counted by the wrapper."""
     inputs, targets = make_data(7)
     looped, counted, reference = make_model(), make_model(), make_model()
     by_loop, alone, optimizer = OptimWrapper(sgd(looped), 3), OptimWrapper(sgd(counted), 3), sgd(reference)
@@ -177,7 +177,7 @@ def test_update_params_keeps_its_result_for_the_loop_once():
 
 
 def test_a_train_step_written_for_mmengine():
-    """backward, step and zero_grad one by one, as a model with a train_step of its own may call them."""
+    """backward, step and zero_grad one by one, as a model with its own train_step may call them."""
     ours, theirs = make_model(), make_model()
     wrapper, optimizer = OptimWrapper(sgd(ours)), sgd(theirs)
     with wrapper.optim_context(ours):

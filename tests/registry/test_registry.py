@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning
 
 @pytest.fixture
 def registered():
-    """Registers classes for one test and takes them out again."""
+    """Registers classes for one test and removes them again."""
     done = []
 
     def register(registry, cls, **options):

@@ -69,7 +69,7 @@ def test_the_written_config_gives_the_same_run(tmp_path):
     assert len(logged(tmp_path / "second", "loss")) == 9
 
 
-class GoElsewhere:
+class ChangeDirectory:
     """User's code that changes the current directory."""
 
     def __init__(self, there):
@@ -87,7 +87,11 @@ def test_relative_directories_are_relative_to_the_start(tmp_path, monkeypatch, o
     hooks = {"checkpoint": {"type": "CheckpointHook", "interval": 7, "out_dir": out_dir}}
     for max_iters in (7, 14):
         monkeypatch.chdir(here)
-        changes = {"default_hooks": hooks, "custom_hooks": [GoElsewhere(there)], "train_cfg": {"max_iters": max_iters}}
+        changes = {
+            "default_hooks": hooks,
+            "custom_hooks": [ChangeDirectory(there)],
+            "train_cfg": {"max_iters": max_iters},
+        }
         make_runner("work", resume=True, **changes).train()
     assert not any(there.iterdir())
     assert {path.name for path in (here / (out_dir or "") / "work").glob("iter_*")} == {"iter_7.pth", "iter_14.pth"}
@@ -138,7 +142,7 @@ def test_an_end_that_cannot_be_determined(tmp_path, train_cfg, message):
 
 
 class Endless(torch.utils.data.IterableDataset):
-    """Numbers without end, with a position that it keeps itself."""
+    """Numbers without end, with a position in its state."""
 
     def __init__(self):
         self.at = 0
@@ -200,7 +204,7 @@ def test_a_default_hook_can_be_changed_or_removed(tmp_path):
 
 @LOOPS.register_module()
 class Counted(TrainLoop):
-    """A loop of a user's own."""
+    """A user's loop."""
 
     steps = 0
 

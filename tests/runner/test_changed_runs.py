@@ -1,4 +1,4 @@
-"""A run that goes on with another config: what is honoured, counted anew, or refused."""
+"""A run that continues with another config: what is honoured, recounted, or refused."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def test_a_run_whose_larger_batch_counts_fewer_iterations_keeps_and_finds_its_ch
 
 def test_a_run_that_went_back_keeps_and_finds_its_checkpoints(work, capfd):
     start(work, resume="iter_7.pth", train_cfg={"max_iters": 12}, **KEEP_2)
-    # The same command must be able to begin at the same place again, so what was named stays.
+    # The same command must be able to start there again, so the named checkpoint is kept.
     assert checkpoints(work) == ["iter_7.pth", "iter_10.pth", "iter_12.pth"]
     printed(capfd)
     start(work, resume=True, train_cfg={"max_iters": 16}, **KEEP_2)
@@ -70,7 +70,7 @@ def test_the_current_learning_rate_and_decay_apply(work, capfd):
 def test_half_the_batch_doubles_the_iterations(work, capfd):
     delete_checkpoints(
         work, "iter_20.pth"
-    )  # stands at iteration 14 at batch 8: 2 passes of 6, and 16 samples of the third
+    )  # now at iteration 14 at batch 8: 2 epochs of 6, and 16 samples of the third
     runner = start(
         work, resume=True, train_dataloader={"batch_size": 4}, optim_wrapper={"accumulative_counts": 2}, train_cfg={"max_iters": 40}
     )  # fmt: skip
@@ -113,7 +113,7 @@ def start_at(work, batch, iterations, *, resume=True, hooks=SAVING_EVERY_2):
 
 
 def history(work):
-    """(step, samples) of the lines of all starts; what TensorBoard holds must be the same."""
+    """(step, samples) of the lines of all starts; TensorBoard's must be the same."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     lines, points = [], []
@@ -145,7 +145,7 @@ def test_logs_hold_every_sample_once_over_changes_of_the_batch(tmp_path, capfd):
     assert history(tmp_path) == at_8 + at_16
     start_at(tmp_path, 8, 34)
     assert history(tmp_path) == at_8 + at_16 + counted([8, 8], first=32, samples=236)
-    # Back to where the first batch size was left, by name: the rest of the old way goes.
+    # Back to the last checkpoint of the first batch size, by name: later logs are removed.
     start_at(tmp_path, 8, 16, resume="iter_8.pth")
     assert history(tmp_path) == at_8[:16]
 
@@ -200,7 +200,7 @@ def test_other_data_on_request(work):
 
 
 def test_a_switch_of_data_is_done_once(work, tmp_path, capfd):
-    """The same command, started again after a stop, goes on in the new data."""
+    """The same command, started again after a stop, continues in the new data."""
     switched = {
         "resume": True, "resume_data": "restart", "train_dataloader": {"dataset": {"type": "NoisyPoints", "size": 80}},
         "param_scheduler": None,
@@ -220,7 +220,7 @@ def test_a_switch_of_data_is_done_once(work, tmp_path, capfd):
 
 @DATASETS.register_module()
 class PointsInARow(IterableDataset):
-    """Points that can only be iterated over, and know how far they are."""
+    """Points that can only be iterated over, with a position."""
 
     def __init__(self):
         self.points, self.at = NoisyPoints(augment=False), 0

@@ -20,7 +20,7 @@ def test_a_fingerprint_is_the_datasets_or_its_class_and_length():
 
 
 class Files(list):
-    """Data that know what they are made of."""
+    """Data with a fingerprint."""
 
     def __init__(self, name, size=4):
         super().__init__(range(size))
@@ -31,7 +31,7 @@ class Files(list):
 
 
 class Annotated(BaseDataset):
-    """The same as MMEngine's wrappers want it."""
+    """The same with what MMEngine's wrappers need."""
 
     def __init__(self, files):
         self.files = files

@@ -1,6 +1,6 @@
-"""A run that crashed and was resumed leaves, bit for bit, what an undisturbed one leaves.
+"""A run that crashed and was resumed leaves bit for bit what an uninterrupted one leaves.
 
-The cases are chosen so that every pair of values of two factors stands in at least one of them. The full product runs
+The cases are chosen so that every pair of values of two factors is in at least one of them. The full product runs
 with ``pytest -m slow tests/runner/test_exact_resume.py``.
 """
 
@@ -44,7 +44,7 @@ FACTORS = {
     "seed": [5, None],
 }
 
-# Scalars that tell how long a save took; they belong to the step at which it ended.
+# Scalars that measure saves; they belong to the step at which it ended.
 SAVES = ("save_time", "save_stall", "save_bytes")
 
 STOPS = {
@@ -168,7 +168,7 @@ def test_several_optimizers(tmp_path, accumulation):
 
 
 @MODELS.register_module()
-class CarelessAdversaries(Adversaries):
+class AdversariesLeavingGradients(Adversaries):
     """Its second loss leaves gradients in the part that its first optimizer trains."""
 
     def train_step(self, data, optim_wrapper):
@@ -181,14 +181,14 @@ class CarelessAdversaries(Adversaries):
 def test_gradients_that_are_not_saved_are_reported_once(tmp_path, capfd):
     pair = {name: {"optimizer": {"type": "SGD", "lr": 0.01}} for name in ("gen", "disc")}
     make_runner(
-        tmp_path, model={"type": "CarelessAdversaries"}, param_scheduler=None, log_level="INFO",
+        tmp_path, model={"type": "AdversariesLeavingGradients"}, param_scheduler=None, log_level="INFO",
         optim_wrapper={"optimizer": None, "constructor": "OneForEachPart", **pair},
     ).train()  # fmt: skip
     assert capfd.readouterr().err.count("train_step leaves gradients behind (disc.0.weight)") == 1
 
 
 def test_the_curves_of_tensorboard(tmp_path):
-    """No point twice, none missing, whichever of the event files of the starts it lies in."""
+    """No point is there twice or missing, over the event files of all starts."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
     visualizer = {"type": "Visualizer", "vis_backends": [{"type": "TensorboardVisBackend"}]}
@@ -210,7 +210,7 @@ def test_the_curves_of_tensorboard(tmp_path):
 
 @MODELS.register_module()
 class Counting(Net):
-    """A model with state that is no tensor, and with a tensor that only ``get_extra_state`` knows."""
+    """A model with state that is not a tensor, and with a tensor that only ``get_extra_state`` returns."""
 
     def __init__(self):
         super().__init__()

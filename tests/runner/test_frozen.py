@@ -3,7 +3,7 @@
 import pytest
 import torch
 from parts import make_runner
-from starts import forget
+from starts import delete_checkpoints
 
 from mmtrain.errors import CheckpointError
 
@@ -12,7 +12,7 @@ def test_frozen_parameters_can_be_left_out(tmp_path):
     hook = {"checkpoint": {"type": "CheckpointHook", "interval": 7, "save_frozen": False, "async_save": False}}
     runner = make_runner(tmp_path, model={"frozen": True}, default_hooks=hook)
     runner.train()
-    forget(tmp_path, "iter_20.pth")
+    delete_checkpoints(tmp_path, "iter_20.pth")
     resumed = make_runner(tmp_path, model={"frozen": True}, default_hooks=hook, resume=True)
     names = resumed.start.checkpoint.tensor_names("model")
     assert "first.weight" not in names

@@ -19,10 +19,10 @@ def test_skipped_iterations_are_rescaled_too():
 
 
 def test_iterations_of_other_data_keep_their_share():
-    """The passes so far were longer than those of today's data, so they say nothing of the iterations done."""
+    """The epochs so far were longer than those of today's data, so they do not determine the iterations done."""
     at = Progress(epoch=5, offset=30, samples=50_030, iteration=5003, epoch_iteration=3)
     assert rescale(at, BatchGeometry(10, 1, 1000), BatchGeometry(5, 1, 40), same_data=False).iteration == 10006
-    later = rescale(at, BatchGeometry(10, 1, 20), BatchGeometry(5, 1, 40))  # at the next restart: passes of 20 now
+    later = rescale(at, BatchGeometry(10, 1, 20), BatchGeometry(5, 1, 40))  # at the next restart: now epochs of 20
     assert (later.iteration, later.epoch_iteration) == (10006, 6)
 
 

@@ -1,4 +1,4 @@
-"""The first losses of a tiny run, bit for bit: a refactoring moves no number."""
+"""The first losses of a tiny run, bit for bit: a refactoring must not change them."""
 
 import struct
 

@@ -1,4 +1,4 @@
-"""Who runs at which hook point, in which order, and what is refused."""
+"""Which hooks run at which point, in which order, and what is refused."""
 
 import pytest
 from mmengine.hooks import Hook as MMEngineHook

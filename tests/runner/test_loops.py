@@ -11,7 +11,7 @@ from mmtrain.runner.train_schedule import TrainSchedule
 
 
 class Plain(nn.Module):
-    """No dropout and no batch norm: what it learns depends on the data and the maths alone."""
+    """No dropout and no batch norm: what it learns depends only on the data and the mathematics."""
 
     def __init__(self):
         super().__init__()
@@ -58,7 +58,7 @@ def test_hooks_run_in_the_order_of_the_loop(tmp_path):
 
 
 def test_epochs_and_iterations_are_one_loop(tmp_path):
-    # 44 samples in batches of 8: 6 iterations a pass.
+    # 44 samples in batches of 8: 6 iterations per epoch.
     by_iter = make_runner(tmp_path / "iter", train_cfg={"max_iters": 12}).train()
     by_epoch = make_runner(tmp_path / "epoch", train_cfg={"by_epoch": True, "max_iters": None, "max_epochs": 2}).train()
     assert torch.equal(weights(by_iter), weights(by_epoch))
@@ -66,7 +66,7 @@ def test_epochs_and_iterations_are_one_loop(tmp_path):
 
 
 def test_the_mathematics_are_those_of_a_bare_loop(tmp_path):
-    """Same data, same seed: bit-identical to the loop one would write by hand."""
+    """Same data, same seed: bit-identical to a loop written by hand."""
     model = make_runner(
         tmp_path,
         model=Plain(),
@@ -333,7 +333,7 @@ def test_when_validation_is_due():
 
 
 def test_asking_for_the_names_of_metrics_changes_nothing(tmp_path):
-    """It runs the model; batch norm's statistics and the generators must not notice, nor a frozen layer's mode."""
+    """It runs the model, without changing batch norm's statistics, the generators or a frozen layer's mode."""
     runner = make_runner(tmp_path)
     runner.model.train()
     runner.model.norm.eval()

@@ -1,4 +1,4 @@
-"""Where a run begins: the table of docs/resume.md, and damaged checkpoints."""
+"""Where a run starts: the table of docs/resume.md, and damaged checkpoints."""
 
 import json
 import shutil
@@ -173,7 +173,7 @@ def test_the_run_stops_when_none_is_good(work):
         damage(work / name / "state.json", "flipped")
     with pytest.raises(CheckpointError, match=r"iter_20\.pth.*state\.json.*iter_7\.pth"):
         make_runner(work, resume=True)
-    make_runner(work, resume=False).release()  # the lock was given back
+    make_runner(work, resume=False).release()  # the lock was released
 
 
 @pytest.mark.parametrize("pointer", ["nowhere.pth", "", None, "../../etc"])

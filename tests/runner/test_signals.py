@@ -1,4 +1,4 @@
-"""Signals are noted once, handlers put back, and a second signal leaves at once."""
+"""Signals are recorded once, handlers are restored, and a second signal exits at once."""
 
 import os
 import signal

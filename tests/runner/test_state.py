@@ -48,7 +48,7 @@ def test_best_records_in_the_former_state_of_the_hook_are_read(trained, fresh):
 
 
 def test_a_scalar_log_state_without_readers_is_given_to_every_reader(trained, fresh):
-    """As versions with one reader for all wrote it."""
+    """As written by versions with one reader for all."""
     state = capture_small_state(trained, trained.checkpointer.best)
     state["log"] = {"ranks": [{"values": {"loss": [1.0, 3.0]}, "folded": {}}]}
     restore_small_state(fresh, fresh.checkpointer.best, state)

@@ -1,4 +1,4 @@
-"""Runs that note what they consume twice: in the ledger, and in a journal that shares no code with it."""
+"""Runs that record twice what they consume: in the ledger, and in a journal that shares no code with it."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ class NumberedModel(strategy_parts.TinyLanguageModel):
 
 @HOOKS.register_module()
 class SampleJournal:
-    """A line for every iteration: the numbers that the model was given, in which update of which pass."""
+    """A line for every iteration: the numbers that the model was given, in which update of which epoch."""
 
     priority = "LOWEST"
 
@@ -50,7 +50,7 @@ class SampleJournal:
 
 
 def train(work_dir, *, start=0, batch=12, size=100, iterations=24, accumulation=2, crash=None, interval=4):
-    """Go on to ``iterations``, or up to a crash, in all processes there are; a job of a group."""
+    """Continue to ``iterations``, or up to a crash, in all processes; a job of a group."""
     world = dist.world_size()
     cfg = strategy_parts.changes(world, iterations=iterations, accumulation=accumulation)
     cfg["model"]["type"] = "NumberedModel"
@@ -84,10 +84,10 @@ def by_ledger(record):
 
 
 def by_journal(work_dir, *, updates):
-    """Update to samples, and pass to samples, of ``updates`` updates in all.
+    """Update to samples, and epoch to samples, of ``updates`` updates.
 
-    What was done after the checkpoint that a later start resumed is left out. A rank without a sample of its own is
-    given another's, which is not counted.
+    What was done after the checkpoint that a later start resumed is left out. A rank without a sample gets
+    another's, which is not counted.
     """
     lines = {}
     for path in Path(work_dir).glob("*_*.txt"):

@@ -1,4 +1,4 @@
-"""Jobs for a pair of processes: what a strategy does to a model, looked at from inside."""
+"""Jobs for a pair of processes: what a strategy does to a model, seen from inside."""
 
 import parts
 import strategy_parts
@@ -11,7 +11,7 @@ from mmtrain.registry import MODELS
 
 @MODELS.register_module()
 class Initialised(strategy_parts.TinyLanguageModel):
-    """Has an init_weights that gives every value; ``forgets`` leaves one out, ``masked`` a buffer of truth values."""
+    """Has an init_weights that gives every value; ``forgets`` leaves one out, ``masked`` a boolean buffer."""
 
     def __init__(self, forgets=False, masked=False, **kwargs):
         super().__init__(**kwargs)
@@ -40,7 +40,7 @@ def make(work_dir, world=2, **changes):
 
 
 def layout(work_dir, **changes):
-    """Local and whole number of elements of each parameter, and the classes that became a group."""
+    """Local and full number of elements of each parameter, and the classes that became a group."""
     runner = make(work_dir, **changes)
     sizes = {
         n: [getattr(p, "to_local", lambda p=p: p)().numel(), p.numel()] for n, p in runner.model.named_parameters()
@@ -51,7 +51,7 @@ def layout(work_dir, **changes):
 
 
 def refused(work_dir, **changes):
-    """What is said of a config that cannot be."""
+    """The error of an invalid config."""
     try:
         make(work_dir, **changes).train()
     except Exception as error:
@@ -73,7 +73,7 @@ def initial_weights(work_dir, meta_init, layers=2):
 
 
 def written_weights(work_dir, **changes):
-    """Train, and give the sum of each whole weight."""
+    """Train, and return the sum of each full weight."""
     runner = make(work_dir, **changes)
     runner.train()
     return {name: full_tensor_of(value).double().sum().item() for name, value in runner.strategy.model_state().items()}
@@ -150,7 +150,7 @@ def synchronised(work_dir, strategy):
 
 @MODELS.register_module()
 class TrainsItself(strategy_parts.TinyLanguageModel):
-    """Runs forward and backward past whatever wraps it."""
+    """Runs forward and backward without the wrapper."""
 
     def train_step(self, data, optim_wrapper):
         losses = self(**data)
@@ -159,7 +159,7 @@ class TrainsItself(strategy_parts.TinyLanguageModel):
 
 
 @MODELS.register_module()
-class Neglects(strategy_parts.TinyLanguageModel):
+class UnusedLayer(strategy_parts.TinyLanguageModel):
     """Never uses a layer on ``ranks``."""
 
     def __init__(self, ranks, **kwargs):
@@ -183,7 +183,7 @@ class Scaled(strategy_parts.TinyLanguageModel):
 
 
 def buckets(work_dir, **changes):
-    """The bytes of DDP's buckets, the first to be exchanged first, and whether they were cut anew in training."""
+    """The bytes of DDP's buckets, the first to be exchanged first, and whether they were rebuilt in training."""
     runner = make(work_dir, **changes)
     runner.train()
     ddp = runner.strategy.module
@@ -217,8 +217,8 @@ def train_in_fp16(work_dir, stage, scale_power, **options):
     return strategy_parts.train(work_dir, world=2, strategy=strategy, **options)
 
 
-def state_there_and_back(work_dir, **changes):
-    """Names of tensors that are another after state was taken by name, spoilt, and put back; or not the model's own."""
+def changed_by_state_round_trip(work_dir, **changes):
+    """Names of tensors that differ after state was taken by name, overwritten, and restored; or are not the model's."""
     runner = make(work_dir, **changes)
     runner.train()
     strategy = runner.strategy
@@ -273,3 +273,22 @@ def train_with_a_full_disk(work_dir, fails_on, **options):
         return strategy_parts.train(work_dir, world=2, **options)
     finally:
         native.writer = original
+
+
+def exact_over_a_crash(work_dir, **changes):
+    """Train undisturbed, and with a crash and a resume; "" if both leave the same behind, else what is different."""
+    import exactness
+
+    undisturbed, broken = f"{work_dir}/undisturbed", f"{work_dir}/broken"
+    options = {"world": dist.world_size(), "iterations": 20, **changes}
+    try:
+        strategy_parts.train(undisturbed, **options)
+        strategy_parts.train(broken, crash=("iteration", 17), **options)
+        strategy_parts.train(broken, **options)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    try:  # on every rank: a store opens a checkpoint together
+        exactness.assert_same(exactness.left_behind(undisturbed), exactness.left_behind(broken))
+    except AssertionError as error:
+        return f"different: {error}"
+    return ""

@@ -1,4 +1,4 @@
-"""Jobs for groups of processes that hold one copy of a GPT among them."""
+"""Jobs for groups of processes that share one copy of a GPT."""
 
 import hashlib
 from typing import ClassVar
@@ -25,8 +25,8 @@ class GPTTokens(strategy_parts.Tokens):
 
 
 @DATASETS.register_module()
-class NotingTokens(GPTTokens):
-    """Notes which samples this process reads."""
+class RecordingTokens(GPTTokens):
+    """Records which samples this process reads."""
 
     read: ClassVar[list[int]] = []
 
@@ -36,7 +36,7 @@ class NotingTokens(GPTTokens):
 
 
 @DATASETS.register_module()
-class OwnTokens(GPTTokens):
+class RankDividedTokens(GPTTokens):
     """Divides its samples among all ranks."""
 
     def __getitem__(self, index):
@@ -44,7 +44,7 @@ class OwnTokens(GPTTokens):
 
 
 @DATA_SAMPLERS.register_module()
-class OwnSampler:
+class RankDividedSampler:
     """Divides the samples among all ranks."""
 
     def __init__(self, dataset, seed):
@@ -59,7 +59,7 @@ class OwnSampler:
 
 @MODELS.register_module()
 class TinyGPT(GPT):
-    """Biases, tied weights, frozen layers (one cut, one whole), and parts that do not divide among two ranks."""
+    """Biases, tied weights, frozen layers (one split, one not), and parts that do not divide among two ranks."""
 
     def __init__(self, **options):
         size = {"layers": 2, "heads": 2, "width": 10, "bias": True}
@@ -107,7 +107,7 @@ class TokenCount(BaseMetric):
 
 @METRICS.register_module()
 class GathersItself(TokenCount):
-    """Puts results together in its own way."""
+    """Combines results in its own way."""
 
     def evaluate(self, size):
         return self.compute_metrics(self.results)
@@ -128,7 +128,7 @@ def changes(mesh=None, *, dropout=0.0, model=None, size=43, **options):
 
 
 def train(work_dir, mesh=None, *, crash=None, **options):
-    """One run, or one that is interrupted. Returns this rank's parameters that are whole on it, as a digest."""
+    """One run, or one that is interrupted. Returns this rank's parameters that are not split, as a digest."""
     ema = {"type": "EMAHook", "momentum": 0.1}
     runner = exactness.train(work_dir, crash=crash, hooks=[ema], **changes(mesh, **options))
     digest = hashlib.sha256()
@@ -139,9 +139,9 @@ def train(work_dir, mesh=None, *, crash=None, **options):
 
 
 def refused(work_dir, mesh=None, *, own_samples=False, **options):
-    """What is said of a config that cannot be; with ``own_samples`` of data that differ between ranks."""
+    """The error of an invalid config; with ``own_samples``, of data that differ between ranks."""
     if own_samples:
-        options["train_dataloader"] = {"dataset": {"type": "OwnTokens", "size": 43}, "batch_size": 8}
+        options["train_dataloader"] = {"dataset": {"type": "RankDividedTokens", "size": 43}, "batch_size": 8}
     try:
         make(work_dir, mesh, **options).train()
     except Exception as error:
@@ -154,7 +154,7 @@ def make(work_dir, mesh=None, **options):
 
 
 def updates(work_dir, mesh):
-    """How many of six updates were applied, one of which overflows in a cut layer's gradient on rank 1."""
+    """How many of six updates were applied, one of which overflows in a split layer's gradient on rank 1."""
     wrapper = {"type": "AmpOptimWrapper", "dtype": "float16", "accumulative_counts": 1, "clip_grad": {"max_norm": 0.5},
                "optimizer": {"type": "AdamW", "lr": 0.01}}  # fmt: skip
     runner = make(work_dir, mesh, optim_wrapper={**wrapper, "loss_scale": {"init_scale": 2.0**10}})
@@ -179,19 +179,19 @@ def validated(work_dir, mesh=None, **options):
 
 
 def read(work_dir, mesh):
-    """The samples that this process reads in two passes, with a ledger."""
-    NotingTokens.read.clear()
-    dataset = {"type": "NotingTokens", "size": 97}
+    """The samples that this process reads in two epochs, with a ledger."""
+    RecordingTokens.read.clear()
+    dataset = {"type": "RecordingTokens", "size": 97}
     size = 8 * mesh["tp"] // dist.world_size()
     make(
         work_dir, mesh, train_dataloader={"dataset": dataset, "batch_size": size}, val_dataloader=None,
         train_cfg={"max_iters": 26, "val_interval": 100, "ledger": True},
     ).train()  # fmt: skip
-    return NotingTokens.read
+    return RecordingTokens.read
 
 
 def initial_weights(work_dir, mesh, **options):
-    """The whole weights before training, as a digest."""
+    """The full weights before training, as a digest."""
     runner = make(work_dir, mesh, **options)
     digest = hashlib.sha256()
     for name, value in sorted(runner.strategy.model_state().items()):
@@ -203,7 +203,7 @@ def initial_weights(work_dir, mesh, **options):
 
 
 def opening(work_dir, mesh):
-    """What the run says of itself at its beginning."""
+    """The log lines at the start of a run."""
     runner = make(work_dir, mesh)
     lines = opening_lines(runner)
     runner.release()

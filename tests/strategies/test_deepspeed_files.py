@@ -1,4 +1,4 @@
-"""The directory that DeepSpeed's engine leaves inside our transaction: what is in it, what reads it, what damages it."""
+"""The directory that DeepSpeed's engine leaves inside mmtrain's transaction: what is in it, what reads it, what damages it."""
 
 import os
 import shutil
@@ -134,7 +134,7 @@ class Payload:
 
 
 def poison(work, name, marker):
-    """Put code into a file, and give the manifest its hash, as someone who means harm would."""
+    """Put code into a file, and its hash into the manifest, as an attacker would."""
     folder = work / "iter_28.pth"
     contents = torch.load(folder / name, weights_only=False)
     torch.save({**contents, "extra": Payload(marker)}, folder / name)
@@ -252,7 +252,7 @@ def test_moments_that_the_universal_format_drops_are_refused(pair, tmp_path, sta
 
 @pytest.mark.slow
 def test_round_robin_is_resumed_as_it_is_and_refused_elsewhere(pair, tmp_path):
-    """DeepSpeed's converter gives parameters the values of others then: it must not be believed."""
+    """DeepSpeed's converter gives parameters the values of others then, so it must not be used."""
     strategy = {"type": "DeepSpeedStrategy", "zero_optimization": {"stage": 2, "round_robin_gradients": True}}
     options = {"strategy": strategy, "work_dir": str(tmp_path), "world": 2}
     pair.run("strategy_parts", "train", **options, iterations=14)
@@ -269,7 +269,7 @@ def test_round_robin_is_resumed_as_it_is_and_refused_elsewhere(pair, tmp_path):
 @pytest.mark.parametrize("options", [{}, {"round_robin_gradients": True}, {"parameter_alignment": True}, {"stage": 3}])
 def test_masters_are_found_by_name(pair, tmp_path, options):
     strategy = {"type": "DeepSpeedStrategy", "zero_optimization": {"stage": 2, **options}}
-    for result in pair.run("strategy_jobs", "state_there_and_back", work_dir=str(tmp_path), strategy=strategy):
+    for result in pair.run("strategy_jobs", "changed_by_state_round_trip", work_dir=str(tmp_path), strategy=strategy):
         assert result == []
 
 

@@ -1,4 +1,4 @@
-"""What DeepSpeed's config may say: keys, presets, and what must agree with the run's own config."""
+"""What DeepSpeed's config may say: keys, presets, and what must agree with the run's config."""
 
 import json
 from importlib.util import find_spec

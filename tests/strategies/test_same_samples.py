@@ -1,6 +1,6 @@
-"""With one global batch, any number of processes consumes the same samples in the same updates; and after a move, too.
+"""With one global batch, any number of processes consumes the same samples in the same updates, also when it changes.
 
-By the ledger, and by a journal of what the model was given.
+This is checked by the ledger, and by a journal of what the model was given.
 """
 
 import ledger_jobs
@@ -10,7 +10,7 @@ from ranks import Group
 
 from mmtrain.cli.checkpoint import main
 
-SIZES = (100, 97)  # the last batch of a pass has 4 samples, or 1: fewer than there are ranks
+SIZES = (100, 97)  # the last batch of an epoch has 4 samples, or 1: fewer than there are ranks
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def processes():
 
 @pytest.fixture(scope="module")
 def alone(processes, tmp_path_factory):
-    """What one process does without a stop, by the size of the data set."""
+    """What one process does without a stop, by the size of the dataset."""
     folders = {size: tmp_path_factory.mktemp("alone") / "run" for size in SIZES}
     for size, folder in folders.items():
         processes(1, folder, size=size)
@@ -87,7 +87,7 @@ def test_a_change_of_processes_in_the_middle_of_an_epoch(processes, alone, tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_a_change_of_processes_and_batch_size(processes, tmp_path, capsys, size):
-    """The batch changes with the world, so the updates differ; every sample is still there once."""
+    """The batch changes with the number of processes, so the updates differ; every sample is still there once."""
     for start, (world, batch, crash, end) in enumerate([(2, 12, 7, 24), (3, 24, 8, 24), (1, 8, None, 36)]):
         processes(world, tmp_path / "run", start=start, batch=batch, crash=crash, iterations=end, size=size)
     consumed(tmp_path / "run", capsys, size=size)

@@ -41,7 +41,7 @@ def groups(pair):
 
 @pytest.fixture(scope="module")
 def train(groups):
-    """Trains on ``world`` processes; the ranks of one copy of the model must end with the same whole parameters."""
+    """Trains on ``world`` processes; the ranks of one copy of the model must end with the same full parameters."""
 
     def start(mesh, work_dir, world=None, **options):
         tp = (mesh or {}).get("tp", 1)
@@ -135,7 +135,7 @@ def test_a_metric_counts_each_sample_once(groups, tmp_path):
 # ---- resume ------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("mesh", [TP2, pytest.param(SQUARE, marks=pytest.mark.slow)], ids=str)
 def test_a_resume_is_exact(train, tmp_path, mesh):
-    """Interrupted inside a window after a checkpoint in mid-epoch, with dropout in and outside of the cut layers."""
+    """Interrupted inside a window after a checkpoint in the middle of an epoch, with dropout in and outside of split layers."""
     options = {"dropout": 0.2, "iterations": 24}
     train(mesh, tmp_path / "uninterrupted", **options)
     train(mesh, tmp_path / "broken", crash=["iteration", 19], **options)
@@ -165,7 +165,7 @@ def test_a_resume_moves_to_another_mesh(train, reference, tmp_path, first, then)
 # ---- samples -----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("mesh", [TP2, pytest.param(SQUARE, marks=pytest.mark.slow)], ids=str)
 def test_each_sample_is_read_once_by_one_copy_of_the_model(groups, tmp_path, capsys, mesh):
-    """97 samples, two passes of 13 iterations, the last of one sample: with two copies one rank stands in."""
+    """97 samples, two epochs of 13 iterations, the last of one sample: with two copies one rank has a stand-in."""
     world = 2 * mesh.get("dp", 1)
     read = groups(world).run("tensor_parallel_jobs", "read", work_dir=str(tmp_path), mesh=mesh)
     assert all(read[rank] == read[rank - rank % 2] for rank in range(world)), "ranks of one copy read the same"
@@ -188,7 +188,7 @@ def test_ranks_of_one_copy_that_read_different_samples_are_found(groups, tmp_pat
     "mesh", [TP2, SQUARE, {"dp": 3, "tp": 2}, HYBRID, {"replicate": 2, "shard": 3, "tp": 2}], ids=str
 )
 def test_the_written_shards_are_the_tensors(mesh):
-    """Every rank's part of every parameter lies at its place, and the parts that are written cover it once."""
+    """Every rank's part of every parameter is at its place, and the written parts cover it once."""
     world = math.prod(mesh.values())
     full, pieces = None, {}
     threads = [ThreadPoolExecutor(1) for _ in range(world)]  # torch keeps what it knows of meshes apart by thread
@@ -206,7 +206,7 @@ def test_the_written_shards_are_the_tensors(mesh):
 
 
 def boxes_of(rank, world, mesh):
-    """What rank ``rank`` of a world that is not there would hold."""
+    """What rank ``rank`` of a simulated world would hold."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
     from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -266,7 +266,7 @@ def test_recomputed_activations_have_the_same_dropout(train, tmp_path):
 
 # ---- what is refused ---------------------------------------------------------------------------------------------------
 HEADS3 = {"heads": 3, "width": 12}
-OWN_SAMPLER = {"dataset": {"type": "GPTTokens", "size": 21}, "batch_size": 8, "sampler": {"type": "OwnSampler"}}
+OWN_SAMPLER = {"dataset": {"type": "GPTTokens", "size": 21}, "batch_size": 8, "sampler": {"type": "RankDividedSampler"}}
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ OWN_SAMPLER = {"dataset": {"type": "GPTTokens", "size": 21}, "batch_size": 8, "s
         (DP2, {"strategy": {"tensor_parallel": {"head": "colwise"}}}, ["strategy.tensor_parallel", "mesh=dict(tp=2)"]),
         (TP2, {"model": {"type": "TinyLanguageModel"}, "strategy": {"wrap": None}}, ["TinyLanguageModel has no tensor_parallel_plan()", "give a plan"]),
         (TP2, {"compile": True}, ["compile", "strategy.mesh.tp"]),
-        (TP2, {"val_dataloader": OWN_SAMPLER}, ["val_dataloader.sampler", "OwnSampler", "'DefaultSampler'"]),
+        (TP2, {"val_dataloader": OWN_SAMPLER}, ["val_dataloader.sampler", "RankDividedSampler", "'DefaultSampler'"]),
         (TP2, {"val_evaluator": {"type": "GathersItself"}}, ["GathersItself", "val_evaluator", "compute_metrics"]),
     ],
 )  # fmt: skip

@@ -1,1 +1,1 @@
-"""Reading weights of other programs, without running anything in them, and writing weights for them."""
+"""Reading weights from other programs, without running code in them, and writing weights for them."""

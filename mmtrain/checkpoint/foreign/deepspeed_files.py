@@ -2,9 +2,10 @@
 
 The float32 masters of trained parameters are divided over the ranks' ``*_optim_states.pt``, in the order of
 ``param_shapes``; frozen parameters and buffers are in ``*_model_states.pt`` (see DeepSpeed's ``zero_to_fp32.py``).
-Nothing in the files is run.
+No code in the files is run.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
@@ -16,8 +17,12 @@ from torch import Tensor
 
 from mmtrain.checkpoint.foreign import safe_pickle
 from mmtrain.errors import CheckpointError
+from mmtrain.files import read_bounded
+from mmtrain.printable import reason
 
 MODEL_FILE = "mp_rank_00_model_states.pt"
+_TAG_LIMIT = 4096  # bytes of the file ``latest``
+_VALUES_LIMIT = 1_000_000  # values of one file that a comparison takes; shared parts of a pickle can be any number
 _SUFFIX = "_states.pt"
 _RANK = re.compile(r"zero_pp_rank_(\d+)_mp_rank_00_(?:optim|model)_states\.pt$")
 
@@ -39,9 +44,11 @@ def model_files(folder: Path) -> list[Path]:
 
 def tag_folder(folder: Path) -> Path | None:
     """The folder that ``latest`` in ``folder`` names, if it is one in it."""
-    latest = folder / "latest"
-    tag = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else ""
-    return folder / tag if tag not in ("", "..") and Path(tag).name == tag else None
+    try:
+        tag = read_bounded(folder / "latest", _TAG_LIMIT).decode("utf-8", "replace").strip()
+    except OSError:
+        return None
+    return folder / tag if tag not in ("", "..") and "\0" not in tag and Path(tag).name == tag else None
 
 
 def refuse_partitioned_model(folder: Path) -> None:
@@ -105,8 +112,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         masters = _stage_3(optims, models[0]) if "fp32_flat_groups" in optims[0] else _stages_1_2(optims, models[0])
         names = resolve_names(models, masters, partitioned=len(models) > 1)
         return {name: masters[found] if isinstance(found, str) else found for name, found in names.items()}
-    except (KeyError, IndexError, RuntimeError) as error:
-        raise CheckpointError(f"{folder}: its files do not fit together ({error!r})") from error
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(f"{folder}: its files do not fit together ({reason(error)})") from error
 
 
 def _stages_1_2(optims: Sequence[Mapping[str, Any]], model: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -138,14 +145,23 @@ def _stage_3(optims: Sequence[Mapping[str, Any]], model: Mapping[str, Any]) -> d
 
 
 def contents(folder: Path) -> Iterator[tuple[str, Any]]:
-    """The name and the contents of each of DeepSpeed's files; objects of its classes are replaced by class names."""
+    """The name and the contents of each of DeepSpeed's files; objects of its classes are replaced by class names.
+
+    Raises CheckpointError where a file cannot be read, or holds itself.
+    """
     for path in sorted([*folder.glob("*_optim_states.pt"), *folder.glob("*_model_states.pt")]):
-        yield path.name, _plain(safe_pickle.load(path)[0])
+        values = itertools.count(1)
+        try:
+            yield path.name, _plain(safe_pickle.load(path)[0], values)
+        except (OverflowError, RecursionError) as error:
+            raise CheckpointError(f"{path}: it has too many values, or holds itself") from error
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, values: Iterator[int]) -> Any:
+    if next(values) > _VALUES_LIMIT:
+        raise OverflowError
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: _plain(item, values) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_plain(item, values) for item in value]
     return type(value).__name__ if isinstance(value, safe_pickle.Inert) else value

@@ -20,7 +20,7 @@ from mmtrain.checkpoint.reader import Checkpoint
 from mmtrain.checkpoint.write.plain_files import replacing, write_weights
 from mmtrain.errors import CheckpointError, ConfigError
 
-#: What a published model may hold; ``ema_state_dict`` where the run keeps running averages.
+#: What a published model may hold; ``ema_state_dict`` if the run keeps running averages.
 PUBLISHED = ("meta", "state_dict", "ema_state_dict")
 _HOOKS = "hooks."
 
@@ -109,9 +109,9 @@ def write_mmengine(path: Path, weights: Mapping[str, Tensor], meta: Mapping[str,
 
 
 def publish(checkpoint: Checkpoint, keys: Collection[str]) -> Path:
-    """MMEngine's published model: ``<checkpoint's stem>-<8 digits of its sha256>.pth`` beside the checkpoint.
+    """MMEngine's published model: ``<checkpoint's stem>-<8 digits of its sha256>.pth`` next to the checkpoint.
 
-    ``keys`` are among `PUBLISHED`. ``state_dict`` holds the running averages where the run has them, and
+    ``keys`` are among `PUBLISHED`. ``state_dict`` holds the running averages if the run has them, and
     ``ema_state_dict`` the weights themselves then, as MMEngine's EMAHook swaps them. Raises CheckpointError if it
     cannot be written.
     """
@@ -136,7 +136,7 @@ def publish(checkpoint: Checkpoint, keys: Collection[str]) -> Path:
 
 
 def mmengine_meta(manifest: Manifest) -> dict[str, Any]:
-    """What MMEngine keeps beside the weights, as far as a checkpoint of ours knows it."""
+    """The metadata that MMEngine keeps with the weights, as far as an mmtrain checkpoint has it."""
     return {
         "epoch": manifest.epoch,
         "iter": manifest.iteration,

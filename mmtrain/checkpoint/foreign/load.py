@@ -5,6 +5,7 @@ of another program are not read; only an mmtrain checkpoint can be resumed.
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,12 @@ from mmtrain.checkpoint.foreign.matching import revise
 from mmtrain.checkpoint.format.manifest import MANIFEST
 from mmtrain.checkpoint.reader import open_checkpoint
 from mmtrain.errors import CheckpointError
+from mmtrain.files import check_regular, read_bounded
+from mmtrain.printable import reason
 
+_INDEX = ".index.json"
+_INDEX_LIMIT = 64 << 20  # bytes
+_LONGEST_NAME = 255  # bytes on common file systems
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "model_state")
 _HF_FILES = (
     "model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin",
@@ -54,8 +60,13 @@ def load_weights(
 
     Raises CheckpointError for a source that is missing, damaged, of an unknown kind, or contains code.
     """
-    with fetched(str(source)) as path:
-        weights = _read(path, section=section, verify=verify)
+    try:
+        with fetched(str(source)) as path:
+            weights = _read(path, section=section, verify=verify)
+    except CheckpointError:
+        raise
+    except Exception as error:  # files of unknown origin: each library that reads them has errors of its own
+        raise CheckpointError(f"{source}: it cannot be read as weights ({reason(error)})") from error
     weights.source = str(source)
     names = revise(weights.tensors, revise_keys)
     weights.tensors = {names[name]: tensor for name, tensor in weights.tensors.items()}
@@ -63,7 +74,7 @@ def load_weights(
 
 
 def _read(path: Path, *, section: str, verify: bool) -> Weights:
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110 - unlike Path.exists it takes any name
         raise CheckpointError(f"{path}: no such file or directory")
     if not path.is_dir():
         return _read_file(path)
@@ -89,7 +100,8 @@ def _read(path: Path, *, section: str, verify: bool) -> Weights:
 
 
 def _read_file(path: Path, *, kind: str | None = None) -> Weights:
-    if path.name.endswith(".index.json"):
+    check_regular(path.stat(), path)
+    if path.name.endswith(_INDEX):
         return _read_sharded(path, kind or "sharded weights")
     if path.suffix == ".safetensors":
         return Weights(_read_safetensors(path), kind or "safetensors", str(path))
@@ -100,25 +112,38 @@ def _read_file(path: Path, *, kind: str | None = None) -> Weights:
     if not tensors:
         raise CheckpointError(f"{path}: it contains no tensors by name (found {_described(contents)})")
     for name, value in tensors.items():
-        if value.layout != torch.strided or value.is_quantized:
-            kind = "quantized" if value.is_quantized else "sparse"
+        problem = _not_dense(value)
+        if problem:
             raise CheckpointError(
-                f"{path}: {name!r} is a {kind} tensor, expected a dense one; convert it before saving"
+                f"{path}: {name!r} is a {problem} tensor, expected a dense one; convert it before saving"
             )
     return Weights(tensors, kind or found, str(path), ignored)
 
 
+def _not_dense(tensor: Tensor) -> str:
+    """What keeps the values of a tensor from being copied, "" for nothing."""
+    if tensor.is_quantized:
+        return "quantized"
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout != torch.strided:
+        return "sparse"
+    return "" if tensor.device.type == "cpu" else f"{tensor.device.type}-device"
+
+
 def _read_sharded(path: Path, kind: str) -> Weights:
     try:
-        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = json.loads(read_bounded(path, _INDEX_LIMIT))["weight_map"]
         files = sorted({str(file) for file in weight_map.values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: not an index of sharded weights ({error!r})") from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not an index of sharded weights ({reason(error)})") from error
     merged = Weights({}, kind, str(path))
     for file in files:
-        if Path(file).name != file:
-            raise CheckpointError(f"{path}: it lists {file!r}, which is not a file beside it")
-        if not (path.parent / file).exists():
+        if file.endswith(_INDEX):
+            raise CheckpointError(f"{path}: it lists {file!r}, which is an index itself, expected files of weights")
+        if Path(file).name != file or len(file) > _LONGEST_NAME:
+            raise CheckpointError(f"{path}: it lists {file[:_LONGEST_NAME]!r}, which is not a file beside it")
+        if not os.path.exists(path.parent / file):  # noqa: PTH110 - unlike Path.exists it takes any name
             raise CheckpointError(f"{path.parent / file}: missing, though {path.name} lists it")
         part = _read_file(path.parent / file)
         merged.tensors |= part.tensors
@@ -133,7 +158,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: it cannot be read as safetensors ({error})") from error
+        raise CheckpointError(f"{path}: it cannot be read as safetensors ({reason(error)})") from error
 
 
 def _unwrap(contents: Any, path: Path) -> tuple[Mapping[str, Any], str]:

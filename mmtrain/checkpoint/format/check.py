@@ -14,6 +14,7 @@ from typing import Any
 from mmtrain.errors import CheckpointError
 
 JSON_LIMIT = 1 << 30  # bytes of one JSON file of a checkpoint
+_LONGEST = 1024  # characters of a file's path in a checkpoint
 _CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -68,7 +69,7 @@ def parse(data: bytes, where: str) -> Any:
 def one(value: Any, kind: Kind, path: str) -> None:
     """Raise ValueError, naming the field ``path``, for a value that is not of its kind."""
     if not kind.holds(value):
-        raise ValueError(f"{path} is {_shown(value)}, expected {kind.title}")
+        raise ValueError(f"{path[:_LONGEST]} is {_shown(value)}, expected {kind.title}")
 
 
 def fields(document: Any, kinds: Mapping[str, Kind], path: str, *, required: bool = False) -> None:
@@ -78,7 +79,7 @@ def fields(document: Any, kinds: Mapping[str, Kind], path: str, *, required: boo
         if name in document:
             one(document[name], kind, f"{path}.{name}")
         elif required:
-            raise ValueError(f"{path}.{name} is missing")
+            raise ValueError(f"{path[:_LONGEST]}.{name} is missing")
 
 
 def values(document: Any, kind: Kind, path: str) -> None:
@@ -90,7 +91,7 @@ def values(document: Any, kind: Kind, path: str) -> None:
 
 def inside(path: Any, where: str) -> None:
     """Refuse what is not the name of a file inside the checkpoint's directory."""
-    if isinstance(path, str) and not _CONTROL.search(path):
+    if isinstance(path, str) and len(path) <= _LONGEST and not _CONTROL.search(path):
         pure = PurePosixPath(path)
         if not pure.is_absolute() and ".." not in pure.parts and pure.parts:
             return

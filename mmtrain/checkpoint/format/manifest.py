@@ -135,6 +135,11 @@ class Manifest:
         return int(self.meta.get("generation", 0))
 
     @property
+    def run(self) -> str:
+        """The run that saved it, drawn at a fresh start and kept over resumes in the same directory; "" if unknown."""
+        return str(self.meta.get("run") or self.meta.get("began", ""))
+
+    @property
     def epoch(self) -> int:
         """Epochs that were complete when it was saved."""
         return int(self.position.get("epoch", 0))

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from mmtrain.dtensor import is_dtensor
 from mmtrain.errors import CheckpointError
+from mmtrain.printable import reason
 
 _NUMPY_TYPE = re.compile(r"[<>|=][?a-zA-Z]\d*(\[\w+\])?")  # what dtype.str gives: "<f8", "<M8[ns]"
 _MALFORMED = (LookupError, ValueError, TypeError, AttributeError, OverflowError, RuntimeError, struct.error)
@@ -73,7 +74,7 @@ def _join(document: Any, tensors: Mapping[str, Tensor]) -> Any:
     try:
         return decoder(document, tensors)
     except _MALFORMED as error:
-        raise CheckpointError(f"the state contains a malformed {tag} value: {error!r}") from error
+        raise CheckpointError(f"the state contains a malformed {tag} value: {reason(error)}") from error
 
 
 class _Blanks(dict[str, Tensor]):

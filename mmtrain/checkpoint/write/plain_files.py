@@ -1,4 +1,4 @@
-"""Small files beside checkpoints, each written atomically: JSON records, and weights alone for other programs."""
+"""Small files beside checkpoints, each written atomically: JSON records, and weights for other programs."""
 
 import contextlib
 import json

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from mmtrain.checkpoint import process_identity
 from mmtrain.checkpoint.format.manifest import MANIFEST
+from mmtrain.checkpoint.format.verify import read_manifest
+from mmtrain.errors import CheckpointError
 from mmtrain.files import Files, read_bounded, replacing, write_new
 
 POINTER = "last_checkpoint"
@@ -76,10 +78,11 @@ class Transaction:
         return notices
 
     def _aside(self, final: Path) -> tuple[Path, str]:
-        if final.is_dir() and any((final / known).exists() for known in _OURS):
+        why = _why_kept(final)
+        if not why:
             return self.root / f".{self.name}.old-{self.token}", ""
         kept = self.root / f"{self.name}.foreign-{self.token.rpartition('-')[2]}"
-        return kept, f"{final} was not written by mmtrain; it is kept as {kept.name}"
+        return kept, f"{final} {why}; it is kept as {kept.name}"
 
     def abort(self) -> list[str]:
         """Remove the partial directory; return notices on what could not be removed. Never raises OSError."""
@@ -90,6 +93,17 @@ class Transaction:
                 remove_tree(self.directory, self._files)
 
         return attempt(remove, f"the partial directory {self.directory.name} could not be removed")
+
+
+def _why_kept(final: Path) -> str:
+    """Why what is in the place of a new checkpoint is not an earlier save of it, which the new one replaces; or ""."""
+    if not (final.is_dir() and any((final / known).exists() for known in _OURS)):
+        return "was not written by mmtrain"
+    try:
+        name = read_manifest(final).name
+    except CheckpointError:  # a damaged one
+        return ""
+    return "" if name == final.name else f"is a copy of {name}"
 
 
 def write_pointer(root: Path, name: str, files: Files) -> None:

@@ -10,6 +10,7 @@ from mmtrain.cli.checkpoint.find import find_checkpoint, is_checkpoint, work_dir
 from mmtrain.cli.checkpoint.text import counted, echo, table
 from mmtrain.data.ledger_audit import EpochAudit, audit_ledger
 from mmtrain.errors import CheckpointError
+from mmtrain.printable import reason
 
 
 def audit(arguments: argparse.Namespace) -> int:
@@ -31,7 +32,7 @@ def audit(arguments: argparse.Namespace) -> int:
         segments = _segments(record["segments"])
         done = f"{counted(position['update'], 'update')}, {counted(position['samples'], 'sample')}"
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
-        raise CheckpointError(f"{checkpoint.path}: its ledger is malformed ({error!r})") from error
+        raise CheckpointError(f"{checkpoint.path}: its ledger is malformed ({reason(error)})") from error
     echo(f"{checkpoint.path}: {done}")
     echo("\n".join(["", *segments, "", *_epochs(epochs)]))
     notices = [(one, text) for one in epochs for text in one.notices]

@@ -12,7 +12,7 @@ from mmtrain.errors import ConfigError, RunError
 
 
 def prune(arguments: argparse.Namespace) -> int:
-    """Delete the checkpoints that the policy does not keep. Damaged ones are neither counted nor deleted."""
+    """Delete the checkpoints that the policy does not keep. Damaged ones and copies are neither counted nor deleted."""
     for option, value in (("--keep", arguments.keep), ("--keep-every", arguments.keep_every)):
         if value is not None and value < 1:
             raise ConfigError(f"{option} is {value}; expected 1 or more")
@@ -47,6 +47,9 @@ def _prune(root: Path, policy: Retention, *, dry_run: bool) -> int:
         raise RunError(f"a checkpoint in {root} could not be deleted: {error}") from error
     for name in doomed:
         echo(f"{'would delete' if dry_run else 'deleted'} {name} ({size(entries[name].bytes)})")
+    for entry in entries.values():
+        if not entry.is_original:
+            echo(f"left alone: {entry.name} was not saved under this name")
     for problem in problems:
         echo(f"left alone: {problem}")
     freed = size(sum(entries[name].bytes for name in doomed))

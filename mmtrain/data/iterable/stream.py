@@ -4,7 +4,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 from mmtrain.data.collate import resolve_collate
-from mmtrain.data.iterable.reader import IterableReader, ReadRequest, ReadResult, keeps_state
+from mmtrain.data.iterable.reader import (
+    IterableReader,
+    ReadRequest,
+    ReadResult,
+    keeps_state,
+    set_epoch,
+    shuffles_in_buffer,
+)
 from mmtrain.data.options import LoaderContext, WorkerOptions, split_options
 from mmtrain.data.sampler import check_sizes
 from mmtrain.data.stream import Stream
@@ -59,9 +66,9 @@ class IterableStream(Stream):
         self._context = context
         self._readers = max(1, workers.num_workers)
         self._pool = WorkerPool(reader, workers, path=context.path)
-        self._stateful = keeps_state(self.dataset)
-        if saves_position and not self._stateful:
-            self.notices.append(self._position_notice())
+        self._stateful = keeps_state(self.dataset) or (reader.replays and saves_position)
+        if saves_position and (reader.replays or not self._stateful):
+            self.notices.append(self._position_notice(replays=reader.replays))
         if context.world_size > 1:
             even = " and give all ranks the same number of batches" if saves_position else ""  # training alone needs it
             self.notices.append(
@@ -70,9 +77,15 @@ class IterableStream(Stream):
             )
         self._begin_at(0, 0, None)
 
-    def _position_notice(self) -> str:
+    def _position_notice(self, *, replays: bool) -> str:
+        kind = type(self.dataset).__name__
+        if replays:
+            return (
+                f"{self._context.path}.dataset: {kind} shuffles in a buffer that its state_dict does not hold, so a "
+                "resumed run reads and drops its epoch up to its position; a map-style dataset avoids that"
+            )
         return (
-            f"{self._context.path}.dataset: {type(self.dataset).__name__} has no state_dict and load_state_dict, so "
+            f"{self._context.path}.dataset: {kind} has no state_dict and load_state_dict, so "
             "its position cannot be saved: a resumed run restarts its epoch"
         )
 
@@ -152,8 +165,8 @@ class IterableStream(Stream):
                 yield ReadRequest(epoch, idle=True)
             number += 1
 
-    def _take(self) -> tuple[int, ReadResult] | None:
-        """Return the next batch and its worker, or None at the end of the epoch."""
+    def _take(self, states: list[StateDict | None]) -> tuple[int, ReadResult] | None:
+        """Return the next batch and its worker, or None at the end of the epoch; note the states of ends."""
         while len(self._ended) < self._readers:
             request, result = self._pool.take()
             worker = self._answering
@@ -163,19 +176,28 @@ class IterableStream(Stream):
             if not result.ended:
                 return worker, result
             self._ended.add(worker)
-            self._states[worker] = result.state
+            states[worker] = result.state
         self._ended.clear()
         self._reading += 1
         return None
 
     def _start(self) -> None:
+        self._enter_epoch()
         self._pool.start(self._requests(self._turn))
         self._started = True
-        self._ahead = self._take()
+        self._ahead = self._take(self._states)
         if self._ahead is None:
             if not self._offset:
                 self._raise_no_batch()
             self._epoch, self._offset, self._turn = self._reading, 0, 0  # nothing was left of the epoch
+
+    def _enter_epoch(self) -> None:
+        """Tell this process's copy of the dataset the epoch, before its workers do so with theirs.
+
+        Hugging Face's datasets keep it in memory that all processes share, so there it must change before any worker
+        reads.
+        """
+        set_epoch(self.dataset, self._reading)
 
     def _raise_no_batch(self) -> NoReturn:
         raise NoBatchError(
@@ -187,13 +209,15 @@ class IterableStream(Stream):
         if not self._started:
             self._start()
         if self._ahead is None:
-            self._ahead = self._take()
+            self._enter_epoch()
+            self._ahead = self._take(self._states)
         if self._ahead is None:
             self._raise_no_batch()
         worker, result = self._ahead
-        self._states[worker] = result.state
-        self._turn = (worker + 1) % self._readers
-        self._ahead = self._take()
+        states = [*self._states]
+        states[worker] = result.state
+        ahead = self._take(states)  # before anything of this stream's state changes: it may be interrupted
+        self._ahead, self._states, self._turn = ahead, states, (worker + 1) % self._readers
         samples = result.samples * self._context.world_size
         epoch_end = self._ahead is None
         if epoch_end:
@@ -233,11 +257,14 @@ class ForeignStream(IterableStream):
                 "generators, so random augmentation differs after a resume; a dict with the dataset saves both"
             )
 
-    def _position_notice(self) -> str:
+    def _position_notice(self, *, replays: bool) -> str:
+        kind = type(self.dataset).__name__
+        has = "without state_dict and load_state_dict"
+        if shuffles_in_buffer(getattr(self.dataset, "dataset", None)):
+            has = "over a dataset that shuffles in a buffer, which no state_dict holds"
         return (
-            f"{self._context.path}: {type(self.dataset).__name__} is a ready-made object without state_dict and "
-            "load_state_dict, so a resumed run reads and drops every batch of its epoch up to its position; a dict "
-            "with the dataset is resumed without reading anything"
+            f"{self._context.path}: {kind} is a ready-made object {has}, so a resumed run reads and drops every batch "
+            "of its epoch up to its position; a dict with the dataset is resumed without reading anything"
         )
 
     @property

@@ -1,4 +1,4 @@
-"""A group of data worker processes, each with a socket of its own: requests go out, answers come back in order."""
+"""A group of data worker processes, each with its own socket: requests go out, answers come back in order."""
 
 import os
 import pickle

@@ -16,14 +16,14 @@ T = TypeVar("T")
 
 @dataclass(kw_only=True, eq=False)
 class _OfMomentum:
-    """Beside a curve: a schedule of the momentum."""
+    """Combined with a curve: a schedule of the momentum."""
 
     param_name: str = field(default="momentum", init=False)
 
 
 @dataclass(kw_only=True, eq=False)
 class _OfAnyValue:
-    """Beside a curve: a schedule of the group value that the argument ``param_name`` names."""
+    """Combined with a curve: a schedule of the group value that the argument ``param_name`` names."""
 
     param_name: str
 

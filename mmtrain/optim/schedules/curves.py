@@ -137,7 +137,7 @@ class CosineAnnealing(CosineFloor):
     """``floor + (entry - floor) * (1 + cos(pi * t / T_max)) / 2``; ``T_max`` defaults to the length of the span.
 
     Past ``T_max`` the value rises again, and towards the config's value instead of the one found at ``begin``: so does
-    MMEngine's recursion, which (like PyTorch's) starts afresh from the floor.
+    MMEngine's recursion, which (like PyTorch's) starts again from the floor.
     """
 
     T_max: float | None = None
@@ -216,7 +216,7 @@ class OneCycle(Schedule):
 
     The 1cycle policy of https://arxiv.org/abs/1708.07120. It sets the value whatever was found at ``begin``, and
     ``eta_max / div_factor`` is from then on the base value of later schedules in the list. ``eta_max`` may be a list
-    with one value for each group. ``end`` defaults to ``begin + total_steps`` where ``total_steps`` is given.
+    with one value for each group. ``end`` defaults to ``begin + total_steps`` if ``total_steps`` is given.
     """
 
     eta_max: float | Sequence[float]

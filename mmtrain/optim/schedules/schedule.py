@@ -29,7 +29,7 @@ class Horizon:
 
     @property
     def epochs(self) -> int | None:
-        """The run's true length in epochs, the last one begun counting as a whole one."""
+        """The run's true length in epochs, counting an incomplete last one."""
         if self.max_epochs is not None:
             return self.max_epochs
         if self.max_iters is None or not self.iterations_per_epoch:
@@ -41,19 +41,19 @@ class Horizon:
 class Schedule:
     """How one value of the optimizer's groups runs over the span ``[begin, end)``; its last value holds afterwards.
 
-    A schedule of your own derives from this class, is registered in ``PARAM_SCHEDULERS`` and gives `multiple`::
+    A custom schedule derives from this class, is registered in ``PARAM_SCHEDULERS`` and implements `multiple`::
 
         @PARAM_SCHEDULERS.register_module()
         class InverseRootLR(Schedule):
             def multiple(self, t):
                 return (t + 1) ** -0.5
 
-    (its own arguments: decorate it with ``dataclass(kw_only=True, eq=False)`` and name them as fields, or write an
-    ``__init__`` that hands the rest to ``super().__init__``). It needs no state and no ``step``.
+    (for further arguments, decorate it with ``dataclass(kw_only=True, eq=False)`` and write them as fields, or write an
+    ``__init__`` that passes the rest to ``super().__init__``). It needs no state and no ``step``.
 
     * ``param_name``: the key of the groups that it sets; ``momentum`` means ``betas[0]`` in optimizers that have betas;
-    * ``begin``, ``end``: in iterations, or epochs where ``by_epoch`` is set; ``end`` defaults to the run's true length;
-    * ``convert_to_iter_based``: ``begin`` and ``end`` (and the schedule's own lengths) are given in epochs, the value
+    * ``begin``, ``end``: in iterations, or epochs if ``by_epoch`` is set; ``end`` defaults to the run's true length;
+    * ``convert_to_iter_based``: ``begin`` and ``end`` (and the schedule's other lengths) are given in epochs, the value
       runs by iterations;
     * ``last_step``, ``verbose``: MMEngine's arguments, accepted and not needed: the position is the run's.
     """
@@ -66,7 +66,7 @@ class Schedule:
     last_step: int = -1
     verbose: bool = False
 
-    # Where the schedule begins and ends, in its own unit; `place` sets them.
+    # Where the schedule begins and ends, in its unit; `place` sets them.
     epoch_unit = False
     start = 0
     length = 0
@@ -75,7 +75,7 @@ class Schedule:
     # Whether `multiple` and `floor` describe a step from one value to the next, so that it may overlap with others.
     chainable = True
 
-    # ---- what a schedule of one's own gives ----
+    # ---- what a custom schedule implements ----
     def multiple(self, t: int) -> float:
         """The multiple of the value found at ``begin`` that holds at step ``t`` of the span, 0 <= t < ``length``."""
         raise NotImplementedError(f"{type(self).__name__} gives no multiple(t)")
@@ -115,9 +115,9 @@ class Schedule:
         return type(self).floor is Schedule.floor and self.keeps_source
 
     def settle(self, per_epoch: int) -> None:
-        """Check the own arguments and compute what `multiple` needs; ``start`` and ``length`` are known.
+        """Check the arguments of the subclass and compute what `multiple` needs; ``start`` and ``length`` are known.
 
-        Own lengths are multiplied by ``per_epoch`` (1 unless ``convert_to_iter_based``). Raises ConfigError.
+        Its lengths are multiplied by ``per_epoch`` (1 unless ``convert_to_iter_based``). Raises ConfigError.
         """
 
     # ---- where it begins and ends ----

@@ -47,7 +47,7 @@ class ParamTrack:
         self.segments = compose(timed, self._horizon, self.initial, groups=count)
         self._latest_first = self.segments[::-1]
         if len(self.segments) == 1 and not self.plateaus and self.segments[0].begun(0, 0):
-            # The common case without its questions; this runs in every iteration.
+            # The common case, without the checks below; this runs in every iteration.
             self.values = self.segments[0].values  # type: ignore[method-assign]
 
     @property
@@ -160,7 +160,7 @@ class ScheduleSet:
         return {name: plateau.state_dict() for name, plateau in self._plateaus.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> list[str]:
-        """Put back what `state_dict` gave, by name; returns one sentence for each one that has no counterpart."""
+        """Restore what `state_dict` gave, by name; returns one sentence for each one that has no counterpart."""
         saved, today = set(state_dict), set(self._plateaus)
         for name in saved & today:
             self._plateaus[name].load_state_dict(state_dict[name])

@@ -1,7 +1,7 @@
-"""DeepSpeed's config against the run's: what both say must be equal; what DeepSpeed leaves open the run decides.
+"""DeepSpeed's config against the run's: values in both must be equal; the run decides what DeepSpeed leaves open.
 
 The mathematics of a run are in ``optim_wrapper`` and ``train_dataloader``, as on every strategy. DeepSpeed's config may
-repeat them, or say "auto"; where it says something else, the run is refused with both places named.
+repeat them, or say "auto"; if it says something else, the run is refused with both places named.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ _HALF = {"bf16": "bfloat16", "fp16": "float16"}
 def settled(options: Options, cfg: Any, *, world: int, device: torch.device) -> dict[str, Any]:
     """The config for ``deepspeed.initialize``, every "auto" filled in from the run's config.
 
-    Raises ConfigError if the two contradict one another.
+    Raises ConfigError if the two contradict each other.
     """
     optim = _said(cfg.get("optim_wrapper"))
     values = {key: value for key, value in options.values.items() if not (value == "auto" or key in _HALF)}
@@ -42,7 +42,7 @@ def settled(options: Options, cfg: Any, *, world: int, device: torch.device) -> 
 
 
 def _said(optim: Any) -> Mapping[str, Any]:
-    """``optim_wrapper`` as its arguments, also where the config holds a wrapper that is built already."""
+    """``optim_wrapper`` as its arguments, even if the config holds a wrapper that is already built."""
     if not isinstance(optim, OptimWrapper):
         return optim if isinstance(optim, Mapping) else {}
     said: dict[str, Any] = {"type": type(optim), "accumulative_counts": optim.accumulative_counts}

@@ -15,7 +15,7 @@ import torch
 from mmtrain.errors import CheckpointError, ConfigError
 
 _logger = logging.getLogger("mmtrain.deepspeed")
-# What its files hold beside tensors and plain values; `torch.load` takes nothing else.
+# What its files hold besides tensors and plain values; `torch.load` allows nothing else.
 _SAFE = {
     "deepspeed.runtime.fp16.loss_scaler": ("LossScaler", "DynamicLossScaler"),
     "deepspeed.runtime.zero.config": ("ZeroStageEnum",),
@@ -55,7 +55,7 @@ def quiet() -> Iterator[None]:
 
 
 def leave_group() -> None:
-    """Leave the process group, and have DeepSpeed forget what it knew of it: a later run makes another."""
+    """Leave the process group, and reset what DeepSpeed knows of it: a later run makes another."""
     from deepspeed import comm
 
     if comm.comm.cdb is not None:
@@ -66,7 +66,7 @@ def leave_group() -> None:
 
 
 def _redirect_log() -> None:
-    """Warnings of DeepSpeed go into the run's log; its handlers, which write to stdout, are taken off."""
+    """Warnings of DeepSpeed go into the run's log; its handlers, which write to stdout, are removed."""
     from deepspeed.utils import logger
 
     logger.handlers[:] = [_ToRunLog()]
@@ -81,9 +81,9 @@ class _ToRunLog(logging.Handler):
 
 
 def _leave_kernels_out(deepspeed: Any) -> None:
-    """Have it talk through torch where its own kernels were not built when it was installed.
+    """Let it communicate through torch if its kernels were not built when it was installed.
 
-    Else it compiles the one for shared memory at start: half a minute, and an error without a compiler.
+    Otherwise it compiles the one for shared memory at start: half a minute, and an error without a compiler.
     """
     from deepspeed.git_version_info import installed_ops
     from deepspeed.ops import __compatible_ops__
@@ -95,9 +95,9 @@ def _leave_kernels_out(deepspeed: Any) -> None:
 
 @contextlib.contextmanager
 def plain_files(what: str) -> Iterator[None]:
-    """Every ``torch.load`` inside takes tensors, plain values and DeepSpeed's few data classes, whatever it asks for.
+    """Every ``torch.load`` inside allows only tensors, plain values and DeepSpeed's few data classes.
 
-    Raises CheckpointError, naming ``what``, for a file that holds anything else; nothing in it was run.
+    Raises CheckpointError, naming ``what``, for a file that holds anything else; none of its code was run.
     """
     variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # wins over weights_only=False, which DeepSpeed passes
     before = os.environ.get(variable)

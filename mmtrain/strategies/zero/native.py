@@ -1,4 +1,4 @@
-"""DeepSpeed's own checkpoint files: written inside our transaction, read as plain data."""
+"""DeepSpeed's checkpoint files: written inside mmtrain's transaction, read as plain data."""
 
 import json
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ FORMAT = "deepspeed"
 
 
 def describe(engine: Any, dtype: torch.dtype) -> dict[str, Any]:
-    """What must be equal for the files to be read as they are: ranks, stage, type, and how parameters were cut."""
+    """What must be equal for the files to be read as they are: ranks, stage, type, and how parameters were divided."""
     return {
         "format": FORMAT,
         "version": library.load().__version__,
@@ -42,13 +42,13 @@ def _layout(engine: Any) -> str:
 
 
 def fits(description: Mapping[str, Any], engine: Any, dtype: torch.dtype) -> bool:
-    """Whether this engine can take files of that description as they are."""
+    """Whether this engine can read files of that description as they are."""
     own = describe(engine, dtype)
     return all(description.get(key) == own[key] for key in own if key != "version")
 
 
 def writer(engine: Any, *, exclude_frozen: bool, dtype: torch.dtype) -> Native:
-    """What writes the engine's files into a directory, on every rank and without a collective on the way."""
+    """Return the function that writes the engine's files into a directory, on every rank and without a collective."""
     from deepspeed.checkpoint import (
         UNIVERSAL_CHECKPOINT_INFO,
         UNIVERSAL_CHECKPOINT_VERSION_KEY,
@@ -56,7 +56,7 @@ def writer(engine: Any, *, exclude_frozen: bool, dtype: torch.dtype) -> Native:
     )
 
     universal = {UNIVERSAL_CHECKPOINT_INFO: {UNIVERSAL_CHECKPOINT_VERSION_KEY: UNIVERSAL_CHECKPOINT_VERSION_VALUE}}
-    engine._copy_recovery_script = lambda _: None  # it copies scripts beside the checkpoint, outside of it
+    engine._copy_recovery_script = lambda _: None  # it copies scripts next to the checkpoint
     prologue = getattr(engine.optimizer, "checkpoint_event_prologue", None)
     epilogue = getattr(engine.optimizer, "checkpoint_event_epilogue", None)
 

@@ -1,7 +1,7 @@
-"""Model and optimizer state by plain parameter name, whatever DeepSpeed has flattened and cut among the ranks.
+"""Model and optimizer state by plain parameter name, whatever DeepSpeed has flattened and divided over the ranks.
 
-A trained parameter's float32 master is a stretch of a flat tensor, of which each rank may hold a part. `fragments` says
-where; everything else here is copying. What is gathered is whole, on the CPU, on every rank, one parameter at a time.
+A trained parameter's float32 master is a slice of a flat tensor, of which each rank may hold a part. `fragments` says
+where; everything else here is copying. Parameters are gathered one at a time, completely, on the CPU of every rank.
 Functions that gather are collectives.
 """
 
@@ -231,9 +231,9 @@ def whole_optimizer(model: nn.Module, engine: Any, optim: OptimWrapper) -> dict[
 
 @torch.no_grad()
 def load_optimizer(model: nn.Module, engine: Any, optim: OptimWrapper, state: OptimizerState) -> None:
-    """Put back what `whole_optimizer`, or another strategy, gave.
+    """Restore what `whole_optimizer`, or another strategy, gave.
 
-    Raises CheckpointError for a parameter that is not trained here, and where parameters that share a flat tensor have
+    Raises CheckpointError for a parameter that is not trained here, and if parameters that share a flat tensor have
     differing step counts, which DeepSpeed cannot represent.
     """
     trained = {name: (_shape(parameter), fragment) for name, parameter, fragment in _trained(model, engine)}

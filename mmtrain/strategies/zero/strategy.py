@@ -14,8 +14,11 @@ from mmtrain.errors import ConfigError
 from mmtrain.optim import OptimWrapper
 from mmtrain.registry import STRATEGIES
 from mmtrain.strategies.base import Native, OptimizerState, SavedTensor, Strategy, TrainedTensor
+from mmtrain.strategies.divisible import refuse_flat_partitions
+from mmtrain.strategies.lockstep import Lockstep
 from mmtrain.strategies.state_dict import broadcast_buffers
 from mmtrain.strategies.zero import library, native, shards
+from mmtrain.strategies.zero.announce import announce_end, announce_exchanges
 from mmtrain.strategies.zero.config_check import settled
 from mmtrain.strategies.zero.inputs import cast_inputs
 from mmtrain.strategies.zero.options import check_models, joined
@@ -69,6 +72,7 @@ class DeepSpeedStrategy(Strategy):
         self._config: dict[str, Any] = {}
         self._own_group = False
         self.engine: Any = None
+        self._lockstep: Lockstep | None = None
 
     # ---- building -----------------------------------------------------------------------------------------------
     def setup(self) -> None:
@@ -115,11 +119,17 @@ class DeepSpeedStrategy(Strategy):
             )
         self._initialise(self.optim)
         self.forward_is_collective = self.stage == 3
+        if self.stage > 0 and dist.world_size() > 1:
+            name = f"{type(self).__name__} (ZeRO stage {self.stage})"
+            self._lockstep = Lockstep(name, dict(model.named_parameters()))
+            announce_exchanges(model, self._lockstep, self.stage)
 
     def _initialise(self, optim: OptimWrapper) -> None:
         deepspeed = library.load()
         config = {**self._config, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
         _refuse_what_deepspeed_changes(optim, self.stage, self.dtype)
+        if self.stage > 0 or self.dtype is not torch.float32:
+            refuse_flat_partitions(optim, f"ZeRO stage {self.stage}")
         _refuse_scalars(self.model)
         rates = [group["lr"] for group in optim.param_groups]
         if self.stage == 0 and self.dtype is not torch.float32:
@@ -161,6 +171,8 @@ class DeepSpeedStrategy(Strategy):
     def backward(self, loss: Tensor, mb: MicroBatch) -> None:
         # The loop has divided the loss by the true length of the window. In stage 0 DeepSpeed takes a loss that is the
         # model's own output (a window of one) for a backward that was called past it, and divides it by its own length.
+        if self._lockstep is not None:
+            announce_end(loss, self._lockstep, self.stage, is_last=mb.is_last)
         self.engine.backward(loss.view_as(loss) if self.stage == 0 else loss, scale_wrt_gas=False)
 
     def step(self) -> StepResult:
@@ -174,11 +186,17 @@ class DeepSpeedStrategy(Strategy):
             if optim.skip_nonfinite and not bool(torch.isfinite(norm)):  # alike on all ranks: gradients are averaged
                 engine.zero_grad()
                 return StepResult(norm, applied=False)
+        if self._lockstep is not None:
+            self._lockstep.end_update(look=False)
         engine.step()
         if not self._plain and (optim.want_grad_norm or optim.clip_grad is not None):
             found = engine.get_global_grad_norm()  # None with zero_optimization.compute_grad_norm=False
             norm = None if found is None else torch.as_tensor(found, dtype=torch.float32)
         return StepResult(norm, applied=engine.was_step_applied())
+
+    def check_in_step(self) -> None:
+        if self._lockstep is not None:
+            self._lockstep.check()
 
     def share_buffers(self) -> None:
         broadcast_buffers(self.model)

@@ -1,7 +1,7 @@
 """Tensors by name from the files of another world, stage or strategy, through DeepSpeed's universal format.
 
 DeepSpeed's own converter (`deepspeed.checkpoint.ds_to_universal`) takes the shards apart into one folder for each
-parameter. That folder is made where the run writes, never inside the checkpoint, and is gone afterwards.
+parameter. That folder is made in the work dir, never inside the checkpoint, and is removed afterwards.
 """
 
 import argparse
@@ -133,7 +133,7 @@ class Universal:
         return list(self._readers[section])
 
     def read(self, section: str, name: str) -> Tensor:
-        """One whole tensor."""
+        """One full tensor."""
         with library.plain_files(str(self.path)):
             return self._readers[section][name][1]()
 

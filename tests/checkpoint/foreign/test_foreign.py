@@ -172,10 +172,10 @@ def test_files_without_weights_are_refused(tmp_path):
             load_weights(tmp_path / name)
 
 
-# ---- nothing in a file is ever run
+# ---- no code in a file is ever run
 
 
-class Evil:
+class Malicious:
     def __init__(self, function, *arguments):
         self.call = function, arguments
 
@@ -209,7 +209,7 @@ def test_a_malicious_pickle_runs_no_code(tmp_path, save, place):
         folder = tmp_path / f"{number}"
         folder.mkdir()
         file = folder / targets[number % 3]
-        save(PLACES[place](Evil(function, *arguments)), file)
+        save(PLACES[place](Malicious(function, *arguments)), file)
         with pytest.raises(CheckpointError, match=rf"{file.name}: refused, it contains code.*{function.__name__}"):
             load_weights(folder if number % 3 else file)
         assert not marker.exists()

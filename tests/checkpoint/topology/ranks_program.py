@@ -38,7 +38,7 @@ def sections(model: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
 
 
 class FullDisk(LocalFiles):
-    """Full for one write of one rank, when told so."""
+    """A disk that is full for one write of one rank, when the test asks for it."""
 
     full = False
 
@@ -54,7 +54,7 @@ def save(root: Path) -> None:
     files = FullDisk()
     store = CheckpointStore(root, fs=files)
     model = sharded_model()
-    with torch.no_grad():  # as DDP leaves them between two forwards: rank 0's are the ones that count
+    with torch.no_grad():  # as under DDP between two forwards: rank 0's count
         model[3].running_mean.fill_(rank + 1)
     for iteration, blocking in ((1, True), (2, False)):
         pending = store.save(
@@ -66,7 +66,7 @@ def save(root: Path) -> None:
             blocking=blocking,
         )
         works = torch.ones(3)
-        for _ in range(20):  # collectives of training go on beside
+        for _ in range(20):  # collectives of training continue at the same time
             torch.distributed.all_reduce(works)
         pending.wait_staged()
         pending.wait()

@@ -1,4 +1,4 @@
-"""Checkpoints whose ranks do not share a disk, as far as one process can show it; tests/dist/test_own_disks.py has the
+"""Checkpoints whose ranks do not share a disk, as far as one process can test it; tests/dist/test_separate_disks.py uses
 processes."""
 
 from dataclasses import replace
@@ -44,7 +44,7 @@ def test_disks_are_described():
     [
         ({0: [0, 2], 1: [0, 2], 2: [0, 2], 3: [0, 2]}, {0: 0, 1: 0, 2: 0, 3: 0}),
         ({0: [0], 1: [0], 2: [2], 3: [2]}, {0: 0, 1: 0, 2: 2, 3: 2}),
-        ({0: [0], 1: [0, 2], 2: [2], 3: [2]}, {0: 0, 1: 0, 2: 0, 3: 0}),  # one that sees both files is proof enough
+        ({0: [0], 1: [0, 2], 2: [2], 3: [2]}, {0: 0, 1: 0, 2: 0, 3: 0}),  # one rank that sees both files is enough
         ({0: [0, 2], 2: [2, 4], 4: [4], 5: [5]}, {0: 0, 2: 0, 4: 0, 5: 5}),
     ],
 )
@@ -97,4 +97,4 @@ def test_a_directory_is_verified_for_the_parts_that_it_has(parted, tmp_path):
     assert faults() == set()
     assert files_here(tmp_path, parted) == ["c", "part_00001.json", "tensors.json"]
     (tmp_path / "part_00000.json").write_bytes(contents["part_00000.json"])
-    assert faults() == {"a"}, "both parts together are the whole"
+    assert faults() == {"a"}, "both parts together are complete"

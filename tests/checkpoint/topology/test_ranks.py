@@ -51,7 +51,7 @@ def test_saved_by_two_loaded_by_one_and_three(tmp_path):
         steps = [key for key in checkpoint.tensor_names("optimizer") if key.endswith("/step")]
         assert [float(checkpoint.read("optimizer", key)) for key in steps]
         writers = {p.file for key in steps for p in checkpoint.tensor_info("optimizer", key).shards}
-        assert len(writers) == 2, "whole tensors of the optimizer are spread over the ranks"
+        assert len(writers) == 2, "full tensors of the optimizer are spread over the ranks"
 
     shard = load_file(tmp_path / "iter_1.pth" / "model" / "rank_00001_part_00000.safetensors")
     assert torch.equal(shard["0.weight"], expected["0.weight"][4:])

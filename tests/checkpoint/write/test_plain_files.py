@@ -6,7 +6,7 @@ from mmtrain.checkpoint.write.plain_files import write_json
 
 
 @pytest.mark.parametrize("kind", ["link to a folder", "link to a file", "file", "hard link"])
-def test_what_lies_under_the_temporary_name_is_deleted_and_not_followed(tmp_path, kind):
+def test_leftovers_under_the_temporary_name_are_deleted_and_not_followed(tmp_path, kind):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "best.json").write_text("precious")

@@ -1,4 +1,4 @@
-"""Nodes that do not share a disk, as processes with a directory of their own under the same relative name."""
+"""Nodes that do not share a disk: processes with their own directories under the same relative name."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,7 @@ from ranks import Group, RankError
 from mmtrain.checkpoint import CheckpointStore, open_checkpoint
 from mmtrain.errors import CheckpointError
 
-OWN, SHARED = [0, 1], [0, 0]
+SEPARATE, SHARED = [0, 1], [0, 0]
 STRATEGIES = {"ddp": {"type": "DDPStrategy"}, "fsdp": {"type": "FSDPStrategy", "wrap": ["TinyBlock"]}}
 HOOKS = {
     "logger": {"type": "LoggerHook", "interval": 1},
@@ -45,11 +45,11 @@ def warnings(folder):
 
 @pytest.fixture(scope="module", params=["ddp", "fsdp"])
 def runs(request, pair, tmp_path_factory):
-    """An undisturbed run in a shared directory, and one on own disks that was stopped at iteration 34."""
+    """An uninterrupted run in a shared directory, and one on separate disks that was stopped at iteration 34."""
     folder, kind = tmp_path_factory.mktemp(request.param), request.param
-    pair.run("own_disk_jobs", "train", folder=str(folder / "uninterrupted"), nodes=SHARED, **options(kind))
+    pair.run("separate_disk_jobs", "train", folder=str(folder / "uninterrupted"), nodes=SHARED, **options(kind))
     crash = ["iteration", 34]
-    pair.run("own_disk_jobs", "train", folder=str(folder / "broken"), nodes=OWN, crash=crash, **options(kind))
+    pair.run("separate_disk_jobs", "train", folder=str(folder / "broken"), nodes=SEPARATE, crash=crash, **options(kind))
     return kind, left_behind(folder / "uninterrupted" / "node0" / "work"), folder / "broken"
 
 
@@ -59,8 +59,8 @@ def broken(runs, tmp_path):
     return tmp_path / "run"
 
 
-def resume(pair, kind, folder, nodes=OWN):
-    return pair.run("own_disk_jobs", "train", folder=str(folder), nodes=nodes, **options(kind))
+def resume(pair, kind, folder, nodes=SEPARATE):
+    return pair.run("separate_disk_jobs", "train", folder=str(folder), nodes=nodes, **options(kind))
 
 
 def test_every_node_keeps_its_part_and_resumes_exactly(pair, runs, broken):
@@ -77,14 +77,14 @@ def test_every_node_keeps_its_part_and_resumes_exactly(pair, runs, broken):
 
 
 def test_a_shared_directory_is_one_part(pair, tmp_path):
-    assert pair.run("own_disk_jobs", "disks", folder=str(tmp_path), nodes=SHARED) == [[[0, 0], []]] * 2
-    assert pair.run("own_disk_jobs", "disks", folder=str(tmp_path / "b"), nodes=OWN) == [[[0, 1], []]] * 2
-    pair.run("own_disk_jobs", "save", folder=str(tmp_path), nodes=SHARED, iterations=[1])
+    assert pair.run("separate_disk_jobs", "disks", folder=str(tmp_path), nodes=SHARED) == [[[0, 0], []]] * 2
+    assert pair.run("separate_disk_jobs", "disks", folder=str(tmp_path / "b"), nodes=SEPARATE) == [[[0, 1], []]] * 2
+    pair.run("separate_disk_jobs", "save", folder=str(tmp_path), nodes=SHARED, iterations=[1])
     assert "parts" not in (tmp_path / "node0" / "work" / "iter_1.pth" / "manifest.json").read_text()
 
 
 def test_a_directory_that_one_rank_cannot_create_is_reported_on_all(pair, tmp_path):
-    messages = pair.run("own_disk_jobs", "refused", folder=str(tmp_path), nodes=OWN)
+    messages = pair.run("separate_disk_jobs", "refused", folder=str(tmp_path), nodes=SEPARATE)
     assert messages[0] == messages[1]
     assert "rank 1" in messages[0]
 
@@ -151,8 +151,8 @@ def test_one_process_continues_from_copied_parts(runs, broken):
 # ---- the store ------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def store(pair, tmp_path):
-    def run(function, nodes=OWN, **kwargs):
-        return pair.run("own_disk_jobs", function, folder=str(tmp_path), nodes=nodes, **kwargs)
+    def run(function, nodes=SEPARATE, **kwargs):
+        return pair.run("separate_disk_jobs", function, folder=str(tmp_path), nodes=nodes, **kwargs)
 
     return run
 
@@ -249,10 +249,10 @@ def test_an_exact_step_that_is_damaged_on_one_node_is_refused_on_all(store, tmp_
 
 
 def test_other_data_on_a_rank_is_refused(pair):
-    messages = pair.run("own_disk_jobs", "facts", values=["Tokens:43", "Tokens:44"])
+    messages = pair.run("separate_disk_jobs", "facts", values=["Tokens:43", "Tokens:44"])
     expected = "data set in train_dataloader (fingerprint) differs between ranks: rank 1 has Tokens:44, rank 0 has"
     assert messages[0] == messages[1] == f"{expected} Tokens:43; do so"
-    assert pair.run("own_disk_jobs", "facts", values=["Tokens:43"] * 2) == ["", ""]
+    assert pair.run("separate_disk_jobs", "facts", values=["Tokens:43"] * 2) == ["", ""]
 
 
 @pytest.mark.parametrize("runs", ["ddp"], indirect=True)
@@ -263,7 +263,7 @@ def test_a_kill_between_two_renames_loses_only_that_step(pair, runs, tmp_path, r
     try:
         with pytest.raises(RankError):
             first.run(
-                "own_disk_jobs", "train_until_killed", folder=str(tmp_path), nodes=OWN, name="iter_20.pth", rank=rank,
+                "separate_disk_jobs", "train_until_killed", folder=str(tmp_path), nodes=SEPARATE, name="iter_20.pth", rank=rank,
                 **options(kind),
             )  # fmt: skip
     finally:
@@ -283,7 +283,7 @@ def test_two_nodes_with_two_ranks_each(tmp_path, kind):
     try:
         for name, run_nodes, crash in (("uninterrupted", [0] * 4, None), ("broken", nodes, ["iteration", 34])):
             group.run(
-                "own_disk_jobs", "train", folder=str(tmp_path / name), nodes=run_nodes, crash=crash, **options(kind)
+                "separate_disk_jobs", "train", folder=str(tmp_path / name), nodes=run_nodes, crash=crash, **options(kind)
             )
         broken = tmp_path / "broken"
         flip(broken / "node1" / "work" / "iter_30.pth" / "rng" / "rank_00003.safetensors")
@@ -306,13 +306,13 @@ def test_zero_3_keeps_parts_and_lower_stages_are_refused(tmp_path):
     def train(name, nodes, stage=3, **more):
         strategy = {"type": "DeepSpeedStrategy", "zero_optimization": {"stage": stage}}
         arguments = {**options("ddp"), "strategy": strategy, **more}
-        return group.run("own_disk_jobs", "train", folder=str(tmp_path / name), nodes=nodes, **arguments)
+        return group.run("separate_disk_jobs", "train", folder=str(tmp_path / name), nodes=nodes, **arguments)
 
     try:
         uninterrupted = train("uninterrupted", SHARED)
-        train("broken", OWN, crash=["iteration", 34])
-        assert train("broken", OWN) == uninterrupted
-        messages = train("refused", OWN, stage=1)
+        train("broken", SEPARATE, crash=["iteration", 34])
+        assert train("broken", SEPARATE) == uninterrupted
+        messages = train("refused", SEPARATE, stage=1)
         assert messages[0].replace("node0", "node1") == messages[1]
         assert "with ZeRO stage 1 only DeepSpeed's rank 0 writes the weights" in messages[0]
     finally:

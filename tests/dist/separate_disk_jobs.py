@@ -1,4 +1,4 @@
-"""Jobs of ranks that do not share a disk: each node has a directory of its own, under the same relative name."""
+"""Jobs of ranks that do not share a disk: each node has its own directory, under the same relative name."""
 
 import contextlib
 import os
@@ -18,8 +18,8 @@ from mmtrain.errors import MMTrainError
 
 
 @contextlib.contextmanager
-def at_home(folder, nodes):
-    """Stand in this rank's node's directory; ``nodes`` gives each rank's node."""
+def in_node_directory(folder, nodes):
+    """Change to the directory of this rank's node; ``nodes`` gives each rank's node."""
     home, before = Path(folder) / f"node{nodes[dist.rank()]}", Path.cwd()
     home.mkdir(parents=True, exist_ok=True)
     os.chdir(home)
@@ -30,8 +30,8 @@ def at_home(folder, nodes):
 
 
 def train(folder, nodes, **options):
-    """`strategy_parts.train` in the work dir ``work`` of each node. What is refused is returned as text."""
-    with at_home(folder, nodes):
+    """`strategy_parts.train` in the work dir ``work`` of each node. A refusal is returned as text."""
+    with in_node_directory(folder, nodes):
         try:
             return strategy_parts.train("work", world=len(nodes), **options)
         except MMTrainError as error:
@@ -39,7 +39,7 @@ def train(folder, nodes, **options):
 
 
 def train_until_killed(folder, nodes, name, rank, **options):
-    """As `train`, but ``rank`` is killed where it would rename ``name`` into place."""
+    """As `train`, but ``rank`` is killed before it renames ``name`` into place."""
     rename = LocalFiles.rename
 
     def deadly(self, old, new):
@@ -52,15 +52,15 @@ def train_until_killed(folder, nodes, name, rank, **options):
 
 
 def disks(folder, nodes):
-    with at_home(folder, nodes):
+    with in_node_directory(folder, nodes):
         found = find_disks(Path("work"))
         dist.barrier()
         return [list(found.leaders), sorted(path.name for path in Path("work").iterdir())]
 
 
 def refused(folder, nodes, write=None):
-    """What `find_disks` raises where rank 1's directory cannot be made."""
-    with at_home(folder, nodes):
+    """What `find_disks` raises if rank 1's directory cannot be made."""
+    with in_node_directory(folder, nodes):
         if dist.rank() == 1:
             Path("work").write_text("a file")
         try:
@@ -71,14 +71,14 @@ def refused(folder, nodes, write=None):
 
 
 def sweep(folder, nodes, faulty_rank, error=28):
-    """Let each call of one rank's save fail once; what came of each save, and what is good on all disks afterwards."""
+    """Let each call of one rank's save fail once; returns each save's result, and what is good on all disks afterwards."""
     sys.path.append(str(Path(__file__).resolve().parents[1] / "faults"))
     from faulty_files import FaultyFiles
 
     from mmtrain.checkpoint import Retention, RetirePolicy
 
     found, at, calls = [], 0, 1
-    with at_home(folder, nodes):
+    with in_node_directory(folder, nodes):
         while at <= calls:  # at 0 nothing fails
             mine = dist.rank() == faulty_rank
             files = FaultyFiles("once" if mine else "count", at if mine else 0, error)
@@ -140,7 +140,7 @@ def tensors(iteration):
 
 def save(folder, nodes, iterations, call=None, text="", extra=(), blocking=True):
     """Save; return the error message of each save, or "". Rank 0's state must be on all disks."""
-    with at_home(folder, nodes):
+    with in_node_directory(folder, nodes):
         store = CheckpointStore("work", fs=Faulty(call, text))
         messages = []
         for iteration in iterations:
@@ -165,7 +165,7 @@ def write(directory, name):
 
 def load(folder, nodes, verify="full"):
     """The newest good one: its name, what was skipped, and whether its contents are what was saved."""
-    with at_home(folder, nodes):
+    with in_node_directory(folder, nodes):
         store = CheckpointStore("work")
         checkpoint, problems = store.newest_good(verify)
         messages = sorted(str(problem).replace("\n", " ") for problem in problems)
@@ -191,7 +191,7 @@ def _local(tensor):
 
 
 def open_exactly(folder, nodes, name):
-    with at_home(folder, nodes):
+    with in_node_directory(folder, nodes):
         store = CheckpointStore("work")
         try:
             return store.open_on_all(name).name
