@@ -14,6 +14,7 @@ from mmtrain.data.sampler import (
     InfiniteSampler,
     PositionSampler,
     check_sizes,
+    sizes_from,
 )
 from mmtrain.errors import ConfigError
 from mmtrain.progress import iterations_per_epoch
@@ -73,6 +74,12 @@ class CustomSampler:
     def iterations_left(self, epoch: int, offset: int) -> int:
         left = len(self._indices(epoch)) - offset // self._context.world_size
         return iterations_per_epoch(left, self._batch_size, drop_last=self._drop_last)
+
+    def sizes_ahead(self, epoch: int, offset: int, count: int) -> list[int]:
+        world_size = self._context.world_size
+        left = len(self._indices(epoch)) - offset // world_size
+        sizes = sizes_from(left, self._length, self._batch_size, count, drop_last=self._drop_last)
+        return [size * world_size for size in sizes]
 
     def batch_indices(self, epoch: int, offset: int) -> Iterator[BatchIndices]:
         world_size = self._context.world_size

@@ -43,6 +43,10 @@ class IndexSource(Protocol):
     def iterations_left(self, epoch: int, offset: int) -> int:
         """Iterations from an offset to the end of its epoch."""
 
+    def sizes_ahead(self, epoch: int, offset: int, count: int) -> list[int]:
+        """Samples of each of the ``count`` iterations from a position on, over all ranks."""
+        ...
+
     def batch_indices(self, epoch: int, offset: int) -> Iterator[BatchIndices]:
         """Yield the batches from this position on, epoch after epoch, without end."""
         ...
@@ -58,6 +62,19 @@ def rank_slice(offset: int, count: int, rank: int, world_size: int) -> tuple[int
     each, extra = divmod(count, world_size)
     start = offset + rank * each + min(rank, extra)
     return start, start + each + (rank < extra)
+
+
+def sizes_from(left: int, size: int, batch: int, count: int, *, drop_last: bool) -> list[int]:
+    """Sizes of the next ``count`` batches of up to ``batch``, with ``left`` samples left of an epoch of ``size``."""
+    if left >= count * batch:
+        return [batch] * count
+    sizes: list[int] = []
+    while len(sizes) < count:
+        if left < (batch if drop_last else 1):
+            left = size
+        sizes.append(min(batch, left))
+        left -= sizes[-1]
+    return sizes
 
 
 def check_sizes(size: int, batch_size: Any, *, world_size: int, drop_last: bool, path: str) -> None:
@@ -135,6 +152,9 @@ class PositionSampler:
 
     def iterations_left(self, epoch: int, offset: int) -> int:
         return iterations_per_epoch(self.size - offset, self.global_batch, drop_last=self.drop_last)
+
+    def sizes_ahead(self, epoch: int, offset: int, count: int) -> list[int]:
+        return sizes_from(self.size - offset, self.size, self.global_batch, count, drop_last=self.drop_last)
 
     def batch_indices(self, epoch: int, offset: int) -> Iterator[BatchIndices]:
         epoch, offset = self.normalise(epoch, offset)

@@ -85,6 +85,15 @@ class Stream(ABC):
         """Iterations from a position to the end of its epoch, None if unknown."""
         return None
 
+    def sizes_ahead(self, epoch: int, offset: int, count: int) -> list[int] | None:
+        """Samples of each of the ``count`` iterations from a position on, over all ranks; None if unknown."""
+        return None
+
+    @property
+    def has_equal_batches(self) -> bool:
+        """Whether it is known that all batches have the same number of samples."""
+        return False
+
     @abstractmethod
     def seek(self, epoch: int, offset: int) -> tuple[int, int]:
         """Move to a position, so that the next batch is the one there.
@@ -201,6 +210,9 @@ class TrainStream(Stream):
 
     def iterations_left(self, epoch: int, offset: int) -> int:
         return self.sampler.iterations_left(epoch, offset)
+
+    def sizes_ahead(self, epoch: int, offset: int, count: int) -> list[int]:
+        return self.sampler.sizes_ahead(epoch, offset, count)
 
     def seek(self, epoch: int, offset: int) -> tuple[int, int]:
         self._start = self.sampler.normalise(epoch, offset)

@@ -40,6 +40,7 @@ class OptimWrapperDict(OptimWrapper):
     micro_batch = _on_all("micro_batch")
     accumulative_counts = _on_all("accumulative_counts")
     loss_weight = _on_all("loss_weight")
+    gradient_scale = _on_all("gradient_scale")
 
     def __init__(self, **optim_wrappers: OptimWrapper) -> None:
         for name, wrapper in optim_wrappers.items():

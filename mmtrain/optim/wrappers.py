@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mmtrain import dist
-from mmtrain.dtensor import full_tensor, mesh_of
+from mmtrain.dtensor import full_tensor, local_tensor, mesh_of
 from mmtrain.errors import RunError
 from mmtrain.registry import OPTIM_WRAPPERS
 from mmtrain.source_lines import config_error
@@ -45,6 +45,10 @@ class OptimWrapper:
 
     * ``micro_batch``: where the iteration is in its window. While it is None, micro-batches are counted as in MMEngine;
     * ``loss_weight``: what `scale_loss` multiplies by.
+
+    Set by the loop at the end of a window:
+
+    * ``gradient_scale``: what the step multiplies the gradients by first; None if the losses had the right weights.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class OptimWrapper:
         self.skip_nonfinite = False
         self.micro_batch: MicroBatch | None = None
         self.loss_weight = 1.0
+        self.gradient_scale: Tensor | float | None = None
         self.notices: list[str] = []
         # With several groups, what a parameter without multipliers would have: the `base_lr` of MMEngine's logs.
         self.base_group = {**optimizer.defaults} if len(optimizer.param_groups) > 1 else None
@@ -106,6 +111,8 @@ class OptimWrapper:
 
     def finish_window(self) -> StepResult:
         """Clip, step and clear the gradients; the norm is the one before clipping, left on its device."""
+        if self.gradient_scale is not None:
+            self.rescale_gradients()
         if self._plain and not self.want_grad_norm and not self.skip_nonfinite:
             self.optimizer.step()
             result = _APPLIED
@@ -116,6 +123,17 @@ class OptimWrapper:
             result = self._step({})
         self.clear_gradients()
         return result
+
+    @torch.no_grad()
+    def rescale_gradients(self) -> None:
+        """Multiply the gradients by ``gradient_scale``, once."""
+        scale, self.gradient_scale = self.gradient_scale, None
+        gradients = [local_tensor(p.grad) for p in self._with_gradients() if p.grad is not None]
+        if scale is None or not gradients:
+            return
+        if isinstance(scale, Tensor):
+            scale = scale.to(gradients[0].device, torch.float32)
+        torch._foreach_mul_(gradients, scale)
 
     def clear_gradients(self) -> None:
         """Set every gradient to None."""
@@ -153,6 +171,8 @@ class OptimWrapper:
 
     def step(self, **kwargs: Any) -> None:
         """Clip and step; ``kwargs`` go to the optimizer. The gradients stay."""
+        if self.gradient_scale is not None:
+            self.rescale_gradients()
         self._result = self._step(kwargs)
 
     def zero_grad(self, **kwargs: Any) -> None:

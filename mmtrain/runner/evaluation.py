@@ -1,5 +1,6 @@
 """Validation and test: one ordered pass over each set, with its metrics; the loss needs no evaluator."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -163,42 +164,45 @@ class EvaluationLoop:
                 prepared = call.prepare(batch, training=False)
                 outputs = call(prepared)
                 if call.has_mode or evaluator is None or _has_loss(outputs):
-                    losses.add(call.losses(outputs)[1], count_samples(batch))
+                    tokens = call.num_tokens(outputs)
+                    losses.add(call.losses(outputs)[1], count_samples(batch) if tokens is None else tokens)
         if evaluator is not None:
             evaluator.process(data_samples=outputs, data_batch=batch)
         return outputs
 
 
 class _LossMean:
-    """The sum of each loss over the samples of the batches that report it, in float64, and their number."""
+    """The sum of each loss over the samples, or tokens, of the batches that report it, in float64, and their number."""
 
     def __init__(self) -> None:
         self._sums: dict[str, torch.Tensor] = {}
-        self._samples: dict[str, int] = {}
+        self._samples: dict[str, Any] = {}
 
-    def add(self, parts: Mapping[str, torch.Tensor], samples: int) -> None:
+    def add(self, parts: Mapping[str, torch.Tensor], samples: Any) -> None:
         for name, value in parts.items():
+            if name == "num_tokens":
+                continue
             weighted = value.detach().double() * samples
             self._sums[name] = self._sums[name] + weighted if name in self._sums else weighted
             self._samples[name] = self._samples.get(name, 0) + samples
 
-    def sums(self) -> dict[str, tuple[float, int]]:
+    def sums(self) -> dict[str, tuple[float, float]]:
         """The sum and the number of samples of each loss, as plain numbers."""
         if not self._sums:
             return {}
         values = torch.stack([value.cpu() for value in self._sums.values()]).tolist()
-        return {name: (value, self._samples[name]) for name, value in zip(self._sums, values, strict=True)}
+        return {name: (value, float(self._samples[name])) for name, value in zip(self._sums, values, strict=True)}
 
 
-def _mean_of(ranks: Iterable[Mapping[str, tuple[float, int]]]) -> dict[str, float]:
+def _mean_of(ranks: Iterable[Mapping[str, tuple[float, float]]]) -> dict[str, float]:
     """The mean of each loss over the samples of all ranks; ranks may have met different losses, or none."""
-    totals: dict[str, tuple[float, int]] = {}
+    totals: dict[str, tuple[float, float]] = {}
     for sums in ranks:
         for name, (value, samples) in sums.items():
-            total, count = totals.get(name, (0.0, 0))
+            total, count = totals.get(name, (0.0, 0.0))
             totals[name] = (total + value, count + samples)
     names = sorted(totals, key=lambda name: (name != "loss", name))
-    return {name: totals[name][0] / totals[name][1] for name in names}
+    return {name: totals[name][0] / totals[name][1] if totals[name][1] else math.nan for name in names}
 
 
 def _size(loader: Any, total: int) -> int:

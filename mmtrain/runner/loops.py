@@ -22,6 +22,7 @@ from mmtrain.runner.evaluation import EvaluationLoop
 from mmtrain.runner.guards import NonfiniteGuard, UntrainedGuard
 from mmtrain.runner.model_call import ModelCall
 from mmtrain.runner.run import Run
+from mmtrain.runner.window_weights import WindowWeights
 from mmtrain.types import Batch, MicroBatch, StepResult, accumulation_window
 
 
@@ -60,6 +61,7 @@ class TrainLoop:
         self._window = accumulation_window(1)
         self.micro_batch: MicroBatch = self._window[0]  # of the iteration in progress
         self._micro = 0  # micro-batches of the current window that are done or in progress; 0 between windows
+        self._weights = WindowWeights(runner, self._optim)
         self._warned_of_gradients = False
         self._optimizer_is_checked = False
 
@@ -138,11 +140,14 @@ class TrainLoop:
         for hook in self._before:
             hook(runner, batch_idx=batch_idx, data_batch=data)
         mb = self._next_micro_batch()
-        weight = batch.weight
-        compute = self._own_train_step if self._call.has_own_train_step else self._forward_backward
-        outputs = compute(data, mb, weight)
+        weight: Any = batch.weight
+        share = weight if mb.length == 1 else weight * self._weights.by_samples(mb, batch.samples)
+        if self._call.has_own_train_step:
+            outputs = self._own_train_step(data, mb, share)
+        else:
+            outputs, weight = self._forward_backward(batch, mb, share)
         for name, value in outputs.items():
-            record(name, value if weight == 1.0 else value * weight)
+            record(name, value if name == "num_tokens" else _weighted(value, weight))
         progress.advance(batch.samples, epoch_end=batch.epoch_end)
         runner.update_result = self._update(mb) if mb.is_last else None
         record("data_time", arrived - started)
@@ -155,7 +160,10 @@ class TrainLoop:
     def _next_micro_batch(self) -> MicroBatch:
         """The position of this iteration in its window; opens a window if none is open."""
         if self._micro == 0 and self.accumulative_counts > 1:
-            self._window = accumulation_window(self._window_length())
+            length = self._window_length()
+            self._window = accumulation_window(length)
+            if length > 1:
+                self._weights.open(self.runner.progress, length)
         self.micro_batch = mb = self._window[self._micro]
         self._micro += 1
         if mb.is_last:
@@ -173,25 +181,30 @@ class TrainLoop:
             remaining = left if remaining is None else min(left, remaining)
         return window_length(runner.progress.iteration, self.accumulative_counts, remaining=remaining)
 
-    def _forward_backward(self, data: Any, mb: MicroBatch, weight: float) -> dict[str, Any]:
-        """Forward and backward of one micro-batch; returns the scalars of this rank's samples, detached.
+    def _forward_backward(self, batch: Batch, mb: MicroBatch, share: Any) -> tuple[dict[str, Any], Any]:
+        """Forward and backward of one micro-batch, whose loss counts ``share`` times in its window by samples.
 
-        ``weight`` is `types.Batch.weight`.
+        Returns the scalars of this rank's samples, detached, and what they count among the ranks.
         """
         runner, call = self.runner, self._call
         iteration = runner.progress.iteration + 1
         with runner.strategy.forward_context(mb):
-            loss, parts = call.losses(call(call.prepare(data, training=True)))
+            outputs = call(call.prepare(batch.data, training=True))
+            loss, parts = call.losses(outputs)
         if not loss.requires_grad:
             raise RunError(
                 f"the loss of iteration {iteration} does not require grad: no trainable parameter took part in it, or "
                 "it was detached"
             )
-        share = loss if mb.length == 1 else loss / mb.length
-        runner.strategy.backward(share if weight == 1.0 else share * weight, mb)
-        outputs = _detached(parts)
-        self._guard.observe(iteration, outputs["loss"])
-        return outputs
+        weight: Any = batch.weight
+        tokens = call.num_tokens(outputs)
+        if tokens is not None or self._weights.counts_tokens:
+            weight, share = self._weights.by_tokens(mb, tokens, is_stand_in=weight == 0)
+        loss = loss if mb.length == 1 else loss / mb.length
+        runner.strategy.backward(_weighted(loss, share), mb)
+        scalars = _detached(parts)
+        self._guard.observe(iteration, scalars["loss"])
+        return scalars, weight
 
     def _own_train_step(self, data: Any, mb: MicroBatch, weight: float) -> dict[str, Any]:
         """The same in the model's own ``train_step``, which also steps the optimizer."""
@@ -282,6 +295,11 @@ class TrainLoop:
             runner.schedules.observe(metrics, epoch=runner.progress.epoch)
             runner.set_schedule()
         self._checkpointer.observe(runner, metrics)
+
+
+def _weighted(value: Any, weight: Any) -> Any:
+    """``value * weight``, and exactly ``value`` for a weight of 1."""
+    return value * weight if isinstance(weight, Tensor) or weight != 1.0 else value
 
 
 def _detached(parts: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,6 +45,12 @@ class ModelCall:
             return self.module(*batch, **extra)
         return self.module(batch, **extra)
 
+    def num_tokens(self, outputs: Any) -> Any:
+        """The number of tokens that the loss is the mean of, if the model's output says it (``num_tokens``)."""
+        if type(outputs) is dict:
+            return outputs.get("num_tokens")
+        return outputs.get("num_tokens") if isinstance(outputs, Mapping) else getattr(outputs, "num_tokens", None)
+
     def losses(self, outputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss to minimise and every scalar worth logging, ``loss`` among them.
 
@@ -98,6 +104,8 @@ def _sum_of_losses(outputs: Mapping[str, Any]) -> tuple[Tensor, dict[str, Tensor
     # MMEngine's parse_losses: the mean of each entry, and the sum of those whose name contains "loss".
     parts: dict[str, Tensor] = {}
     for name, value in outputs.items():
+        if name == "num_tokens" and not isinstance(value, Tensor):
+            continue
         if isinstance(value, Tensor):
             parts[name] = value.mean()
         elif isinstance(value, (list, tuple)) and all(isinstance(item, Tensor) for item in value):

@@ -70,6 +70,8 @@ class Strategy(ABC):
 
     #: Whether a model whose own ``train_step`` runs forward and backward trains correctly under this engine.
     takes_own_train_step = True
+    #: Whether the gradients of a window can be multiplied at its end.
+    rescales_gradients = True
     #: Whether every rank must run forward when one does (parameters are gathered there).
     forward_is_collective = False
     #: How many ranks with consecutive numbers hold one copy of the model and work on the same samples; after `setup`.
@@ -114,7 +116,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def backward(self, loss: Tensor, mb: MicroBatch) -> None:
-        """Add the gradients of ``loss``, which is already divided by ``mb.length``; exchange them if ``mb.is_last``."""
+        """Add the gradients of ``loss``, which has its weight in the window; exchange them if ``mb.is_last``."""
 
     @abstractmethod
     def step(self) -> StepResult:

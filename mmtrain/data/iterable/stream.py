@@ -97,6 +97,10 @@ class IterableStream(Stream):
         return length // self.batch_size if self._drop_last else -(-length // self.batch_size)
 
     @property
+    def has_equal_batches(self) -> bool:
+        return self._drop_last
+
+    @property
     def samples(self) -> int | None:
         length, iterations = _length(self.dataset), self.iterations_per_epoch
         if length is None or iterations is None or self.batch_size is None:
@@ -243,6 +247,9 @@ class ForeignStream(IterableStream):
     can_skip = True  # it reads and drops
 
     def __init__(self, loader: Any, **options: Any) -> None:
+        self._drop_last = (
+            getattr(loader, "drop_last", False) is True and getattr(loader, "batch_size", None) is not None
+        )
         context, _ = split_options(options, path="train_dataloader")
         self.batch_size = getattr(loader, "batch_size", None)
         reader = IterableReader(loader, None, None, drop_last=False, context=context)

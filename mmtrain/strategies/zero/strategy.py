@@ -153,6 +153,11 @@ class DeepSpeedStrategy(Strategy):
             shards.clear_padding(self.model, self.engine)
 
     @property
+    def rescales_gradients(self) -> bool:  # type: ignore[override]
+        """Only while gradients are the parameters' own: the engine's partitions of them cannot be reached."""
+        return self.engine is None or self._plain
+
+    @property
     def evaluation_module(self) -> nn.Module:
         """The model itself: the engine's own call prepares a backward. In stage 3 its hooks gather what it needs."""
         return self.model
@@ -174,6 +179,8 @@ class DeepSpeedStrategy(Strategy):
         optim, engine = self.optim, self.engine
         assert optim is not None
         norm = None
+        if self._plain:
+            optim.rescale_gradients()
         if self._plain and (optim.want_grad_norm or optim.skip_nonfinite):
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
             if optim.skip_nonfinite and not bool(torch.isfinite(norm)):  # alike on all ranks: gradients are averaged
