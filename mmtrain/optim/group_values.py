@@ -13,6 +13,7 @@ A group is found again by the names of its parameters. One that a hook added whi
 
 import copy
 from collections.abc import Mapping, Sequence
+from numbers import Number
 from typing import Any
 
 import torch
@@ -148,6 +149,8 @@ class GroupValues:
             if is_changed or name not in values:
                 _put(group, name, built[name]) if name in built else None
             else:
+                if name in built and not _alike(built[name], values[name]):
+                    raise ValueError(f"{name} is {values[name]!r} in the checkpoint, and {built[name]!r} now")
                 _put(group, name, values[name])
 
     def _members(self, group: Group) -> list[str] | None:
@@ -164,6 +167,18 @@ def _copied(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().clone()
     return copy.deepcopy(value) if isinstance(value, (list, dict, set, tuple)) else value
+
+
+def _alike(built: Any, saved: Any) -> bool:
+    """Whether a saved value can take the place of the built one: numbers of numbers, a tuple of one as long."""
+    if built is None or saved is None:
+        return True
+    for kind in ((Number, Tensor), str, Mapping, list):
+        if isinstance(built, kind) or isinstance(saved, kind):
+            return isinstance(built, kind) and isinstance(saved, kind)
+    if isinstance(built, tuple) and isinstance(saved, tuple):
+        return len(built) == len(saved) and all(map(_alike, built, saved))
+    return not isinstance(built, tuple) and not isinstance(saved, tuple)
 
 
 def _put(group: Group, name: str, value: Any) -> None:
