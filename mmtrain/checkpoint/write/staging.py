@@ -11,9 +11,11 @@ a forward changes them too: the running statistics of a normalization are part o
 import contextlib
 import ctypes
 import mmap
-from collections.abc import Callable, Collection, Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -23,7 +25,11 @@ from mmtrain.checkpoint.format.tensors import Layout, is_plain
 from mmtrain.checkpoint.write.parallel import submit
 
 _ALIGNMENT = 64
-Copy = Callable[[], None]
+_SMALL = 32 << 10
+_move_small = ctypes.PyDLL(None).memmove  # for a small copy, giving up the interpreter's lock costs more than copying
+_move_small.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+_move_small.restype = None
+HostCopy = tuple[int, int, Any]
 
 
 class Staged:
@@ -63,7 +69,7 @@ class Stager:
         for layout in layouts:
             starts.append(total)
             total += -(-layout.size // _ALIGNMENT) * _ALIGNMENT
-        cuda = any(shard.tensor.is_cuda for layout in layouts for shard in layout.shards)
+        cuda = any(tensor.is_cuda for layout in layouts for tensor in layout.tensors)
         buffer = self._room(total, pinned=cuda)
         raw = memoryview(buffer.numpy())  # type: ignore[arg-type]
         staged = Staged([raw[start : start + layout.size] for start, layout in zip(starts, layouts, strict=True)])
@@ -90,12 +96,8 @@ class Stager:
             self._buffer = torch.empty(size, dtype=torch.uint8, pin_memory=True) if pinned else _huge_pages(size)
         return self._buffer
 
-    def _submit(self, copies: list[Copy]) -> "Future[None]":
-        def run() -> None:
-            for copy in copies:
-                copy()
-
-        return submit(self._pool, run)
+    def _submit(self, copies: list[HostCopy]) -> "Future[None]":
+        return submit(self._pool, partial(_run, copies))
 
     def _copy_cuda(self, now: "_Copies", later: "_Copies", staged: Staged) -> None:
         if not (now.cuda or later.cuda):
@@ -116,52 +118,54 @@ class Stager:
 
 
 class _Copies:
-    """Copies into the buffer that are still to be made, on the host and on the device."""
+    """Copies into the buffer that are still to be made, on the host and on the device.
+
+    A copy on the host is its size, the address of its target, and its source; without an address the source is a pair
+    of tensors, target and source.
+    """
 
     def __init__(self, buffer: Tensor) -> None:
-        self.host: list[tuple[int, Copy]] = []
+        self.host: list[HostCopy] = []
         self.cuda: list[tuple[Tensor, Tensor]] = []
         self._buffer = buffer
         self._address = buffer.data_ptr()
 
     def add_all(self, layouts: Sequence[tuple[int, Layout]]) -> None:
-        """Add every shard of these layouts; each comes with its first byte in the buffer."""
+        """Add all tensors of these layouts; each comes with its first byte in the buffer."""
         for start, layout in layouts:
-            for shard, offset in zip(layout.shards, layout.starts, strict=True):
-                self._add(shard.tensor, start + offset)
+            ends = (*layout.starts[1:], layout.size)
+            for source, offset, end in zip(layout.tensors, layout.starts, ends, strict=True):
+                if end > offset and (layout.is_plain or is_plain(source)):
+                    # one memcpy without the interpreter's lock; torch's copy wakes a team of threads for each tensor
+                    self.host.append((end - offset, self._address + start + offset, source))
+                elif end > offset:
+                    self._add(source, start + offset, end - offset)
 
-    def _add(self, source: Tensor, start: int) -> None:
-        size = source.nbytes
-        if size == 0:
-            return
-        if is_plain(source):
-            # one memcpy without the interpreter's lock; torch's copy wakes a team of threads for each tensor
-            self.host.append((size, partial(_copy_bytes, self._address + start, source, size)))
-            return
+    def _add(self, source: Tensor, start: int, size: int) -> None:
         target = self._buffer[start : start + size].view(source.dtype).view(source.shape)
         if source.is_cuda:
             self.cuda.append((target, source))
         else:
-            self.host.append((size, partial(_copy, target, source)))
+            self.host.append((size, 0, (target, source)))
 
 
-def _copy_bytes(address: int, source: Tensor, size: int) -> None:
-    ctypes.memmove(address, source.data_ptr(), size)
+def _run(copies: Sequence[HostCopy]) -> None:
+    for size, address, source in copies:
+        if not address:
+            source[0].copy_(source[1])
+        elif size < _SMALL:
+            _move_small(address, source.data_ptr(), size)
+        else:
+            ctypes.memmove(address, source.data_ptr(), size)
 
 
-def _copy(target: Tensor, source: Tensor) -> None:
-    target.copy_(source)
-
-
-def _balanced(copies: list[tuple[int, Copy]], groups: int) -> list[list[Copy]]:
+def _balanced(copies: list[HostCopy], groups: int) -> list[list[HostCopy]]:
     """Consecutive copies in groups of about equal bytes."""
-    total = sum(size for size, _ in copies)
-    done = 0
-    result: list[list[Copy]] = [[] for _ in range(groups)]
-    for size, copy in copies:
-        result[min(groups - 1, done * groups // max(total, 1))].append(copy)
-        done += size
-    return [group for group in result if group]
+    sums = list(accumulate(copy[0] for copy in copies))
+    total = sums[-1] if sums else 0
+    bounds = [bisect_left(sums, total * number // groups) for number in range(1, groups)]
+    edges = [0, *bounds, len(copies)]
+    return [copies[low:high] for low, high in pairwise(edges) if high > low]
 
 
 def _huge_pages(size: int) -> Tensor:

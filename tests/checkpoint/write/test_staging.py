@@ -36,7 +36,7 @@ def test_the_copy_mirrors_the_files(stager):
     staged = stager.stage([first, second], overlapped=("optimizer",))
     staged.wait()
     for layout, data in zip((first, second), staged.data, strict=True):
-        expected = b"".join(bytes(byte_view(shard.tensor)) for shard in layout.shards)
+        expected = b"".join(bytes(byte_view(tensor)) for tensor in layout.tensors)
         assert bytes(data) == expected
 
 
@@ -78,7 +78,7 @@ def test_an_error_in_copying_is_raised_by_the_wait(stager, monkeypatch):
     def broken(target, source, size):
         raise MemoryError("no")
 
-    monkeypatch.setattr(staging.ctypes, "memmove", broken)
+    monkeypatch.setattr(staging, "_move_small", broken)
     staged = stager.stage(layouts(optimizer={"x": torch.ones(3)}), overlapped=("optimizer",))
     with pytest.raises(MemoryError):
         staged.wait()
