@@ -116,6 +116,20 @@ class CheckpointStore:
         self._run(job, begin, blocking=blocking)
         return pending
 
+    def prepare(self, tensors: Sections) -> None:
+        """Plan the first save and make its buffer in the background, so that training does not wait for them then.
+
+        ``tensors`` are like those that will be saved; a collective. What cannot be saved is reported by the save.
+        """
+        if self._last is None:
+            with contextlib.suppress(CheckpointError):
+                self._stager.reserve(self._planner.prepare(tensors))
+
+    @property
+    def buffer_bytes(self) -> int:
+        """The size of the buffer that asynchronous saves copy into."""
+        return self._stager.bytes
+
     def wait(self) -> None:
         """Return once no save is in flight. Raises CheckpointError if the last one failed, unless that was reported."""
         if self._last is not None:

@@ -71,6 +71,19 @@ class Planner:
         self._digest = digest
         return self._writers
 
+    def prepare(self, tensors: Sections) -> list[Layout]:
+        """Plan the tensors of a later save, of which nothing is written yet; a collective.
+
+        Raises CheckpointError if they cannot be saved, perhaps on this rank alone.
+        """
+        writers = self.agree_on_writers("checkpoint", tensors, problem=None)
+        looked, self._looked = self._looked, {}
+        return [
+            layout
+            for section, named in tensors.items()
+            for layout in self._section(section, named, writers.get(section, {}), looked.get(section))[0]
+        ]
+
     def plan(self, tensors: Sections, writers: Writers, *, state: Any, rng: Any) -> Plan:
         """What this rank will write; on disks that are not shared, a collective."""
         plan = Plan()

@@ -25,6 +25,7 @@ from mmtrain.checkpoint.format.tensors import Layout, is_plain
 from mmtrain.checkpoint.write.parallel import submit
 
 _ALIGNMENT = 64
+_TOUCH = 64 << 20
 _SMALL = 32 << 10
 _move_small = ctypes.PyDLL(None).memmove  # for a small copy, giving up the interpreter's lock costs more than copying
 _move_small.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
@@ -56,21 +57,34 @@ class Stager:
         self._threads = threads
         self._buffer: Tensor | None = None
         self._stream: Any = None
+        self._reserving: Future[None] | None = None
+        self._is_closed = False
 
     @property
     def bytes(self) -> int:
-        """The size of the buffer."""
+        """The size of the buffer; waits for one that is being made."""
+        self._wait_reserved()
         return 0 if self._buffer is None else self._buffer.nbytes
+
+    def reserve(self, layouts: Sequence[Layout]) -> None:
+        """Make the buffer for these layouts in the background: the first `stage` then does not wait for new pages."""
+        self._wait_reserved()
+        total, pinned = _places(layouts)[1], _any_cuda(layouts)
+
+        def make() -> None:
+            address = self._room(total, pinned=pinned).data_ptr()
+            for start in range(0, 0 if pinned else total, _TOUCH):
+                if self._is_closed:
+                    return
+                ctypes.memset(address + start, 0, min(_TOUCH, total - start))  # without the interpreter's lock
+
+        self._reserving = submit(self._pool, make)
 
     def stage(self, layouts: Sequence[Layout], *, overlapped: Collection[str] = ()) -> Staged:
         """Begin to copy all shards. The previous copy must have been written."""
-        starts = []
-        total = 0
-        for layout in layouts:
-            starts.append(total)
-            total += -(-layout.size // _ALIGNMENT) * _ALIGNMENT
-        cuda = any(tensor.is_cuda for layout in layouts for tensor in layout.tensors)
-        buffer = self._room(total, pinned=cuda)
+        self._wait_reserved()
+        starts, total = _places(layouts)
+        buffer = self._room(total, pinned=_any_cuda(layouts))
         raw = memoryview(buffer.numpy())  # type: ignore[arg-type]
         staged = Staged([raw[start : start + layout.size] for start, layout in zip(starts, layouts, strict=True)])
         now = _Copies(buffer)
@@ -87,8 +101,14 @@ class Stager:
 
     def close(self) -> None:
         """End the threads and release the buffer."""
+        self._is_closed = True
         self._pool.shutdown()
         self._buffer = None
+
+    def _wait_reserved(self) -> None:
+        if self._reserving is not None:
+            self._reserving.exception()  # without the memory, `_room` raises it
+            self._reserving = None
 
     def _room(self, size: int, *, pinned: bool) -> Tensor:
         if self._buffer is None or self._buffer.nbytes < size or (pinned and not self._buffer.is_pinned()):
@@ -115,6 +135,20 @@ class Stager:
                     target.copy_(source, non_blocking=True)
                     source.record_stream(self._stream)
                 staged._events.append(self._stream.record_event())
+
+
+def _places(layouts: Sequence[Layout]) -> tuple[list[int], int]:
+    """Where each layout begins in the buffer, and the size of all."""
+    starts = []
+    total = 0
+    for layout in layouts:
+        starts.append(total)
+        total += -(-layout.size // _ALIGNMENT) * _ALIGNMENT
+    return starts, total
+
+
+def _any_cuda(layouts: Sequence[Layout]) -> bool:
+    return any(tensor.is_cuda for layout in layouts for tensor in layout.tensors)
 
 
 class _Copies:

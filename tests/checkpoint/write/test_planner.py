@@ -105,3 +105,20 @@ def test_what_cannot_be_saved_is_refused_each_time_and_the_next_save_is_whole(st
         with pytest.raises(CheckpointError, match="model/b: "):
             store.save(f"broken_{number}.pth", broken, blocking=False).wait()
     check(store, "last.pth", sections)
+
+
+def test_the_first_save_finds_its_plan_and_its_buffer(store, plans):
+    sections = start()
+    store.prepare(sections)
+    assert sorted(plans) == ["model", "optimizer"]
+    check(store, "first.pth", sections)
+    size = store.buffer_bytes
+    assert size > 320_000
+    check(store, "second.pth", sections)
+    assert (len(plans), store.buffer_bytes) == (2, size)
+
+
+def test_what_is_prepared_may_be_wrong_or_change(store):
+    store.prepare({"model": {"x": torch.randn(2, device="meta")}})
+    store.prepare({"model": {"x": torch.randn(2)}})
+    check(store, "first.pth", start())
