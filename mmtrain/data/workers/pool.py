@@ -14,6 +14,7 @@ from mmtrain.data.reader import SampleError
 from mmtrain.data.workers.group import WorkerGroup
 from mmtrain.data.workers.snapshot import Snapshot
 from mmtrain.data.workers.worker import Reader
+from mmtrain.interruption import wait
 
 PREFETCH_FACTOR = 2  # as torch's DataLoader
 
@@ -100,12 +101,19 @@ class WorkerPool:
         Raises:
             StopIteration: there are no more requests.
             RunError: the reader failed, or a worker ended.
+            Interrupted: a signal asks the run to leave, and it can be saved as it is. The pool can only be closed.
         """
-        if self._group is None:
-            request = next(self._requests)
-            data = self._reader(request)
-        else:
-            request, data = self._take_answer(self._group)
+        wait.waiting = True
+        try:
+            if wait.requested:
+                wait.check()
+            if self._group is None:
+                request = next(self._requests)
+                data = self._reader(request)
+            else:
+                request, data = self._take_answer(self._group)
+        finally:
+            wait.waiting = False
         if isinstance(data, SampleError):
             data.raise_it()
         return request, (pin_memory(data) if self._pin and self._group is None else data)
