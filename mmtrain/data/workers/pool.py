@@ -12,11 +12,10 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from mmtrain.data.options import WorkerOptions
 from mmtrain.data.reader import SampleError
 from mmtrain.data.workers.group import WorkerGroup
+from mmtrain.data.workers.shortage import PREFETCH_FACTOR, explain
 from mmtrain.data.workers.snapshot import Snapshot
 from mmtrain.data.workers.worker import Reader
 from mmtrain.interruption import wait
-
-PREFETCH_FACTOR = 2  # as torch's DataLoader
 
 
 class WorkerPool:
@@ -115,7 +114,7 @@ class WorkerPool:
         finally:
             wait.waiting = False
         if isinstance(data, SampleError):
-            data.raise_it()
+            self._explained(data, request).raise_it()
         return request, (pin_memory(data) if self._pin and self._group is None else data)
 
     def close(self) -> None:
@@ -130,11 +129,21 @@ class WorkerPool:
     def _take_answer(self, group: WorkerGroup) -> tuple[Any, Any]:
         while self._pending:
             generation, request = self._pending.popleft()
-            data = group.answer()
+            try:
+                data = group.answer()
+            except (RuntimeError, OSError) as error:
+                data = self._explained(SampleError("", error), request)
+                if not data.sentence:
+                    raise
             if generation == self._generation:
                 self._ask_next()
                 return request, data
         raise StopIteration
+
+    def _explained(self, failure: SampleError, request: Any) -> SampleError:
+        """Return a failure with what ran out, if that is the cause."""
+        sentence = explain(failure.error, request, self._options, self._path) if self._options.num_workers else None
+        return failure if sentence is None else SampleError(sentence, failure.error, failure.trace)
 
     def _ask_next(self) -> None:
         assert self._group is not None
