@@ -151,6 +151,7 @@ def _training_parts(
     notices = list(stream.notices)
     train_schedule = build_train_schedule(cfg.get("train_cfg"), stream)
     prepare_model(cfg, strategy, randomness, _optim_factory(cfg, stream, notices))
+    notices.extend(strategy.notices)
     schedules = _schedules(cfg, strategy, train_schedule, stream, notices)
     assert strategy.optim is not None
     if train_schedule.ledger:

@@ -1,7 +1,7 @@
 """The contract between the train loop and an engine: a strategy holds only what differs between engines."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,6 +68,8 @@ class Strategy(ABC):
     optim: OptimWrapper | None
     device: torch.device
 
+    #: Sentences for the log about what `prepare` changed.
+    notices: Sequence[str] = ()
     #: Whether a model whose own ``train_step`` runs forward and backward trains correctly under this engine.
     takes_own_train_step = True
     #: Whether the gradients of a window can be multiplied at its end.

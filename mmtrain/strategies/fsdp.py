@@ -18,7 +18,14 @@ from mmtrain.strategies.mesh import mesh_shape
 from mmtrain.strategies.meta_init import initialise_blank
 from mmtrain.strategies.tensor_parallel import check_replicas_once, parallelise, plan_for
 from mmtrain.strategies.torch_engines import TorchEngine
-from mmtrain.strategies.wrapping import checkpoint_activations, modules_of_class, modules_of_size, shared_parameters
+from mmtrain.strategies.wrapping import (
+    checkpoint_activations,
+    lay_out_contiguously,
+    modules_of_class,
+    modules_of_size,
+    refuse_empty,
+    shared_parameters,
+)
 from mmtrain.types import MicroBatch
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -112,6 +119,9 @@ class FSDPStrategy(TorchEngine):
             options["offload_policy"] = CPUOffloadPolicy()
         self.model = self.module = model
         groups = self._groups(model)
+        refuse_empty(model, type(self).__name__)
+        self.notices = lay_out_contiguously(model, type(self).__name__)
+        _refuse_mixed_types(model, groups)
         if self._tp_mesh is not None:
             if compile_options is not None:
                 raise ConfigError(
@@ -207,6 +217,18 @@ def _checked_precision(options: Mapping[str, Any] | None) -> dict[str, Any]:
             raise ConfigError(f"{where} is {value!r}; expected one of {', '.join(_DTYPES)}")
         found[key] = dtype
     return found
+
+
+def _refuse_mixed_types(model: nn.Module, groups: Sequence[nn.Module]) -> None:
+    first: dict[int, tuple[str, torch.dtype]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            other, dtype = first.setdefault(_owner(model, name, groups), (name, parameter.dtype))
+            if parameter.dtype != dtype:
+                raise ConfigError(
+                    f"model: {name} is {parameter.dtype} and {other} is {dtype}, but FSDP2 needs one type in a group "
+                    "of parameters that train; convert one, or name the class of its module in strategy.wrap"
+                )
 
 
 def _owner(model: nn.Module, name: str, groups: Sequence[nn.Module]) -> int:

@@ -63,3 +63,35 @@ def _recomputed(forward: Any) -> Any:
         return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
     return run
+
+
+def refuse_empty(model: nn.Module, engine: str) -> None:
+    """Raise ConfigError for a parameter without elements, which an engine that cuts each parameter cannot take."""
+    for name, parameter in model.named_parameters():
+        if parameter.numel() == 0:
+            raise ConfigError(
+                f"model: {name} has shape {tuple(parameter.shape)} and no elements, which {engine} cannot divide among "
+                "processes; leave it out, or use DDPStrategy"
+            )
+
+
+def lay_out_contiguously(model: nn.Module, engine: str) -> list[str]:
+    """Store each parameter in the order of its shape, as engines that cut or flatten parameters need it.
+
+    The values stay the same. Returns a sentence for the log, or none. Raises ConfigError for a parameter whose elements
+    share memory.
+    """
+    changed = []
+    for name, parameter in model.named_parameters():
+        if any(stride == 0 and size > 1 for size, stride in zip(parameter.shape, parameter.stride(), strict=True)):
+            raise ConfigError(
+                f"model: elements of {name} share memory, as those of a tensor from expand() do, which {engine} cannot "
+                "train; give it memory of its own, nn.Parameter(x.expand(...).clone()), or expand it in forward()"
+            )
+        if not parameter.is_contiguous():
+            parameter.data = parameter.data.contiguous()
+            changed.append(name)
+    if not changed:
+        return []
+    names = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+    return [f"{engine} stores {names} contiguously, not in the memory layout that the model set"]

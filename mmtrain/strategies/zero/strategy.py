@@ -17,6 +17,7 @@ from mmtrain.strategies.base import Native, OptimizerState, SavedTensor, Strateg
 from mmtrain.strategies.divisible import refuse_flat_partitions
 from mmtrain.strategies.lockstep import Lockstep
 from mmtrain.strategies.state_dict import broadcast_buffers
+from mmtrain.strategies.wrapping import lay_out_contiguously, refuse_empty
 from mmtrain.strategies.zero import library, native, shards
 from mmtrain.strategies.zero.announce import announce_end, announce_exchanges
 from mmtrain.strategies.zero.config_check import settled
@@ -112,6 +113,7 @@ class DeepSpeedStrategy(Strategy):
             self.model.compile(**compile_options)
         if self.optim is None:  # evaluation alone needs no engine
             return
+        self.notices = lay_out_contiguously(model, type(self).__name__)
         if type(self.optim).step is not OptimWrapper.step:
             raise ConfigError(
                 f"optim_wrapper.type: {type(self.optim).__name__} has its own step(), but under DeepSpeedStrategy "
@@ -131,6 +133,10 @@ class DeepSpeedStrategy(Strategy):
         if self.stage > 0 or self.dtype is not torch.float32:
             refuse_flat_partitions(optim, f"ZeRO stage {self.stage}")
         _refuse_scalars(self.model)
+        if self.stage == 3:
+            refuse_empty(self.model, "ZeRO stage 3")
+        if self.stage > 0:
+            _refuse_types(self.model, self.dtype)
         rates = [group["lr"] for group in optim.param_groups]
         if self.stage == 0 and self.dtype is not torch.float32:
             for group in optim.param_groups:  # the engine takes a step to make the moments; it must move nothing
@@ -285,6 +291,17 @@ def _refuse_what_deepspeed_changes(optim: OptimWrapper, stage: int, dtype: torch
             "strategy.fp16 with ZeRO stage 0: DeepSpeed's loss scale is then in no checkpoint; set "
             "zero_optimization=dict(stage=1), or use bf16"
         )
+
+
+def _refuse_types(model: nn.Module, dtype: torch.dtype) -> None:
+    """Raise ConfigError for a type that DeepSpeed would change, or fail at, when it joins parameters."""
+    taken = {torch.float32, dtype}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype not in taken:
+            raise ConfigError(
+                f"model: {name} is {parameter.dtype}, and DeepSpeed joins it with the others as {dtype}; convert it "
+                "(model.float()), or use DDPStrategy"
+            )
 
 
 def _refuse_scalars(model: nn.Module) -> None:
