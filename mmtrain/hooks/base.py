@@ -127,7 +127,7 @@ class Hook:
         """After a resume has restored a checkpoint, with what `before_save_checkpoint` put into it."""
 
     def after_save_checkpoint(self, runner: Runner, entry: str) -> None:
-        """When the checkpoint named ``entry`` is complete on disk."""
+        """When the checkpoint named ``entry`` is complete on disk; at the same iteration on every rank."""
 
     # ---- helpers, as in MMEngine --------------------------------------------------------------------------------
     def every_n_epochs(self, runner: Runner, n: int, start: int = 0) -> bool:

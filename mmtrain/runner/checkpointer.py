@@ -115,7 +115,12 @@ class Checkpointer:
                 run.requests.request_save(f"best {metric}", best=metric)
 
     def act(self, run: Run, *, at_window_end: bool) -> None:
-        """The end of a step: save what was asked for, at a window's end, and notice background saves that ended."""
+        """The end of a step: notice a background save that ended and, at a window's end, save what was asked for.
+
+        All ranks notice that at the same step, when it has ended on all of them: hooks may communicate then.
+        """
+        if self._pending is not None and run.requests.are_saved:
+            self.finish(run)
         if at_window_end:
             if run.requests.stop_reason and self.policy.save_last:
                 run.requests.request_save("stop")  # a stop is saved where the run's last step would be
@@ -125,8 +130,11 @@ class Checkpointer:
             elif not self._is_prepared and run.progress.update > 0:
                 self._is_prepared = True
                 self._prepare(run)
-        if self._pending is not None and self._pending.done:
-            self.finish(run)
+
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save is in progress in the background of this process."""
+        return self._pending is not None and not self._pending.done
 
     def wait_staged(self) -> None:
         """Return once the parameters may change: called just before the optimizer steps."""

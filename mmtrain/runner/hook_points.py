@@ -15,6 +15,9 @@ The points are MMEngine's, with its arguments, plus two. Drawn in the loop::
     after_train
     after_run
     on_exception(error)                            instead of what is left, when anything raised
+
+A save in the background ends later than the step that began it: `after_save_checkpoint` then fires at the end of a
+later step, the same on every rank. With several ranks it is one at which they exchange what they know.
 """
 
 from collections.abc import Callable, Iterable

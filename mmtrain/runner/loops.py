@@ -270,7 +270,10 @@ class TrainLoop:
             runner.hooks.call("after_train_epoch", runner)
         if self._val_loop is not None and self._validation_is_due(epoch_end=epoch_end):
             self._validate(self._val_loop)
-        runner.requests.agree(progress.iteration, is_logged=self._window_is_logged, at_window_end=at_window_end)
+        runner.requests.agree(
+            progress.iteration, is_logged=self._window_is_logged, at_window_end=at_window_end,
+            is_saving=self._checkpointer.is_saving,
+        )  # fmt: skip
         runner.iter = progress.iteration
         runner.epoch = progress.epoch
         self._save_or_stop(at_window_end=at_window_end)

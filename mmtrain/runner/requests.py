@@ -41,6 +41,7 @@ class StepRequests:
         self.signals = Signals(announce=logger.info)
         self.saves: list[SaveRequest] = []
         self.stop_reason: str | None = None
+        self.are_saved = True  # as of the last `agree`: no rank has a save in the background that has not ended
         self.stops_for_good = False  # the same command would stop at the same place again
         self._logger = logger
         self._clock_is_due = False
@@ -60,13 +61,20 @@ class StepRequests:
             self.stops_for_good = for_good
             self._logger.info("Stopping at the end of this step: %s", reason)
 
-    def agree(self, iteration: int, *, is_logged: bool, at_window_end: bool) -> None:
-        """Turn a signal or a clock of any rank into requests of every rank; called at the end of each step."""
+    def agree(self, iteration: int, *, is_logged: bool, at_window_end: bool, is_saving: bool = False) -> None:
+        """Turn a signal or a clock of any rank into requests of every rank; called at the end of each step.
+
+        ``is_saving``: this rank has a save in the background.
+        """
         if self._exchange is None:
+            self.are_saved = not is_saving
             if self.signals.received:
                 self._leave()
-        elif at_window_end and self._exchange.is_due(iteration, is_logged=is_logged):
-            signal, clock = self._exchange(iteration, self.signals.received, self._clock_is_due)
+            return
+        self.are_saved = False
+        if at_window_end and self._exchange.is_due(iteration, is_logged=is_logged):
+            signal, clock, saving = self._exchange(iteration, self.signals.received, self._clock_is_due, is_saving)
+            self.are_saved = not saving
             self._clock_is_due = False
             if clock:
                 self.saves.append(SaveRequest("time", temporary=True))
@@ -91,7 +99,7 @@ class _Exchange:
 
     They do so at the end of the first window, of every window that holds a logged iteration, and, if log lines are
     more than about ``seconds`` apart, that often (counted in iterations, from the slowest rank's pace, which the
-    exchange itself carries). Each exchange is one all-reduce of three numbers on the CPU.
+    exchange itself carries). Each exchange is one all-reduce of four numbers on the CPU.
     """
 
     def __init__(self, seconds: float = SECONDS_BETWEEN_EXCHANGES) -> None:
@@ -103,14 +111,14 @@ class _Exchange:
     def is_due(self, iteration: int, *, is_logged: bool) -> bool:
         return is_logged or self._last < 0 or iteration - self._last >= self._every
 
-    def __call__(self, iteration: int, signal: int, clock: bool) -> tuple[int, bool]:
-        """The greatest signal of any rank, and whether any rank's clock is due. A collective."""
+    def __call__(self, iteration: int, signal: int, clock: bool, saving: bool) -> tuple[int, bool, bool]:
+        """The greatest signal of any rank, whether any rank's clock is due, and whether any saves. A collective."""
         pace = (perf_counter() - self._when) / (iteration - self._last) if self._last >= 0 else 0.0
-        notes = torch.tensor([float(signal), float(clock), pace], dtype=torch.float64)
+        notes = torch.tensor([float(signal), float(clock), float(saving), pace], dtype=torch.float64)
         torch.distributed.all_reduce(notes, op=torch.distributed.ReduceOp.MAX)
-        greatest, any_clock, slowest = notes.tolist()
+        greatest, any_clock, any_saving, slowest = notes.tolist()
         if slowest > 0.0:
             self._every = max(1, math.ceil(self._seconds / slowest))
         self._last = iteration
         self._when = perf_counter()
-        return int(greatest), bool(any_clock)
+        return int(greatest), bool(any_clock), bool(any_saving)
