@@ -58,9 +58,9 @@ def seed_torch(value: int) -> None:
         torch.cuda.default_generators[torch.cuda.current_device()].manual_seed(value)
 
 
-def seed_numpy(value: int, generator: Any = np.random) -> None:
-    """Seed numpy's default generator, or a ``RandomState``. It takes 32 bits of the value."""
-    generator.seed(value & _MASK32)
+def seed_numpy(value: int) -> None:
+    """Seed numpy's default generator, which takes 32 bits of the value."""
+    np.random.seed(value & _MASK32)
 
 
 def seed_step(seed: int, rank: int, iteration: int) -> None:

@@ -5,17 +5,17 @@ that, and few datasets draw from all three. So only generators that are *used* a
 
 * torch's is always seeded.
 * In a process's first `WARM_UP` samples all are seeded, and whichever a sample draws from is used from then on.
-* Later, an unused generator is seeded for the first sample of each batch and then left alone. Before the last sample,
-  its next number is compared with that of a twin. If they differ, samples in between drew from a generator that was not
-  seeded for them: they are dropped and read again with all generators seeded, and whatever they draw from is used from
-  then on. So a process reads samples twice in two batches at most, and only if the dataset draws from a generator that
-  none of the first samples drew from.
+* Later, an unused generator is put into a known state at the start of each batch and then left alone. Before the last
+  sample, its next number is compared with the one that follows that state. If they differ, samples drew from a
+  generator that was not seeded for them: they are dropped and read again with all generators seeded, and whatever they
+  draw from is used from then on. So a process reads samples twice in two batches at most, and only if the dataset draws
+  from a generator that none of the first samples drew from.
 * For the last sample of each batch all are seeded, because ``collate_fn`` and what follows continue from its state.
 
 So the samples are bit-for-bit those of seeding everything each time, with any number of workers and after any resume,
 whatever the process has read before. One thing is not seen: a sample that depends on the *state* of an unused generator
 without changing it, by ``numpy.random.get_state()`` or by drawing and setting the old state again. What it finds there
-belongs to the first sample of the batch. (``torch.initial_seed()`` is always the sample's own.)
+is one of `STATES` states that the batch's first sample chooses. (``torch.initial_seed()`` is always the sample's own.)
 """
 
 import random
@@ -27,40 +27,49 @@ import numpy as np
 from mmtrain.randomness import fold, seed_generators, seed_numpy, seed_torch
 
 WARM_UP = 256
-SMALL_BATCH = 4  # a smaller one has a first and a last sample, and too little in between
+STATES = 64
+SMALL_BATCH = 3  # a smaller one has nothing to save
 
 
 class _Generator:
-    """A global generator and a private twin, which tells whether anyone else drew from the global one.
+    """A global generator, and whether anyone has drawn from it since it was seeded.
 
-    Seeded alike and drawn from equally often, the two give the same numbers; after a draw of someone else they differ
-    (two draws of 53 random bits are equal once in 10^16).
+    It is drawn from to find out, and compared with the number that follows the seed (two draws of 53 random bits are
+    equal once in 10^16).
     """
 
-    def __init__(
-        self, seed: Callable[[int], None], draw: Callable[[], float], seed_twin: Any, draw_twin: Callable[[], float]
-    ) -> None:
+    def __init__(self, seed: Callable[[int], None], draw: Callable[[], float]) -> None:
         self.seed = seed
-        self.draw = draw
-        self.seed_twin: Callable[[int], None] = seed_twin
-        self.draw_twin = draw_twin
+        self._draw = draw
+        self._expected = 0.0
+        self._known: dict[int, float] = {}  # the first numbers of the `STATES` states
 
+    def watch(self, value: int) -> None:
+        """Seed it, and expect nobody to draw from it."""
+        self.seed(value)
+        self._expected = self._draw()
+        self.seed(value)
 
-def _python() -> _Generator:
-    twin = random.Random(0)
-    return _Generator(random.seed, random.random, twin.seed, twin.random)
+    def watch_known(self, value: int) -> None:
+        """Put it into one of `STATES` states, whose first number is known, and expect nobody to draw from it."""
+        state = value % STATES
+        if state not in self._known:
+            self.watch(state)
+            self._known[state] = self._expected
+            return
+        self.seed(state)
+        self._expected = self._known[state]
 
-
-def _numpy() -> _Generator:
-    twin = np.random.RandomState(0)
-    return _Generator(seed_numpy, np.random.random, lambda value: seed_numpy(value, twin), twin.random)
+    def is_touched(self) -> bool:
+        """Return whether anyone has drawn from it. To be asked once."""
+        return self._draw() != self._expected
 
 
 class SampleSeeder:
     """Reads samples of a dataset under the rule of this module. What it learns belongs to its process."""
 
     def __init__(self) -> None:
-        self._unused = [_python(), _numpy()]
+        self._unused = [_Generator(random.seed, random.random), _Generator(seed_numpy, np.random.random)]
         self._seeds: list[Callable[[int], None]] = [seed_torch]  # of the generators that are used
         self._warm_up = WARM_UP
 
@@ -77,16 +86,19 @@ class SampleSeeder:
                 seed_generators(fold(prefix, index))
                 samples.append(dataset[index])
             return
-        observed = 1 if self._warm_up <= 0 else len(indices) - 1
-        self._read_observed(dataset, indices[:observed], prefix, samples)
-        self._read_lean(dataset, indices[observed:-1], prefix, samples)
-        self._warm_up -= observed
+        if self._warm_up > 0:
+            self._warm_up -= len(indices)
+            self._read_observed(dataset, indices[:-1], prefix, samples)
+        else:
+            self._read_lean(dataset, indices[:-1], prefix, samples)
         seed_generators(fold(prefix, indices[-1]))
         samples.append(dataset[indices[-1]])
 
     def _read_lean(self, dataset: Any, indices: Sequence[int], prefix: int, samples: list[Any]) -> None:
         """Read samples with only the used generators seeded, and again if that was not enough."""
-        before, seeds = len(samples), self._seeds
+        seeds = self._seeds
+        for generator in self._unused:
+            generator.watch_known(fold(prefix, indices[0]))
         try:
             for index in indices:
                 value = fold(prefix, index)
@@ -94,12 +106,12 @@ class SampleSeeder:
                     seed(value)
                 samples.append(dataset[index])
         except Exception:
-            if self._untouched():
+            if not self._is_any_touched():
                 raise
         else:
-            if self._untouched():
+            if not self._is_any_touched():
                 return
-        del samples[before:]
+        samples.clear()
         self._read_observed(dataset, indices, prefix, samples)
 
     def _read_observed(self, dataset: Any, indices: Sequence[int], prefix: int, samples: list[Any]) -> None:
@@ -108,11 +120,11 @@ class SampleSeeder:
             value = fold(prefix, index)
             seed_generators(value)
             for generator in self._unused:
-                generator.seed_twin(value)
+                generator.watch(value)
             samples.append(dataset[index])
-            for generator in [one for one in self._unused if one.draw() != one.draw_twin()]:
+            for generator in [one for one in self._unused if one.is_touched()]:
                 self._unused.remove(generator)
                 self._seeds.append(generator.seed)
 
-    def _untouched(self) -> bool:
-        return all([generator.draw() == generator.draw_twin() for generator in self._unused])
+    def _is_any_touched(self) -> bool:
+        return any([generator.is_touched() for generator in self._unused])
