@@ -13,9 +13,12 @@ import numpy as np
 
 from mmtrain.data.ledger import IterationSpan, check_format, digest, order_of, read_span
 from mmtrain.data.permutation import EpochOrder, SequentialOrder
+from mmtrain.errors import CheckpointError
 
 NAMED = 10  # samples of each kind that are named per epoch
 _CHUNK = 1 << 16
+_MOST_EPOCHS = 10_000_000
+_MOST_COUNTED = 1 << 33  # samples of one epoch; three bytes each
 
 
 @dataclass(slots=True)
@@ -117,6 +120,7 @@ def audit_ledger(ledger: Mapping[str, Any]) -> list[EpochAudit]:
     check_format(ledger)
     segments = ledger["segments"]
     spans = [read_span(values) for values in ledger["runs"]]
+    _check_amount(ledger, spans)
     firsts = [number for number, segment in enumerate(segments) if number == 0 or segment["moved"] is not None]
     audits: list[EpochAudit] = []
     for number, first in enumerate(firsts):
@@ -129,6 +133,17 @@ def audit_ledger(ledger: Mapping[str, Any]) -> list[EpochAudit]:
             found[-1].notices.append(f"left at sample {moved['left'][1]} by resume_data={moved['by']!r}")
         audits += found
     return audits
+
+
+def _check_amount(ledger: Mapping[str, Any], spans: Sequence[IterationSpan]) -> None:
+    """Raise CheckpointError for a ledger of more than its run can have read: auditing that may never end."""
+    recorded = sum(span.length * span.count for span in spans)
+    consumed = ledger.get("samples", recorded)  # those that the checkpoint's position counts
+    if max([recorded, *(span.count for span in spans)]) > 2 * consumed + _CHUNK:
+        raise CheckpointError(f"the ledger records {recorded} samples, but its run consumed {consumed}")
+    epochs = max([ledger["position"][0], *(span.epoch for span in spans)])
+    if epochs > _MOST_EPOCHS:
+        raise CheckpointError(f"the ledger goes to epoch {epochs}, expected at most {_MOST_EPOCHS}")
 
 
 def _audit_between_moves(
@@ -216,6 +231,8 @@ def _count(record: _EpochRecord, audit: EpochAudit) -> None:
     """Count every sample of an epoch that is not clean, and name those that were lost or repeated."""
     top = max((span.stop for span in record.spans), default=0)
     size = record.size if record.size is not None else max(top, record.end)
+    if size > _MOST_COUNTED:
+        raise CheckpointError(f"the {size} samples of epoch {record.epoch + 1} are too many to count one by one")
     counts = np.zeros(size, dtype=np.uint16)
     excused = np.zeros(size, dtype=bool)
     for span in record.spans:

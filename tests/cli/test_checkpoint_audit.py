@@ -1,5 +1,7 @@
 """``tools/checkpoint.py audit`` on real runs: restarts, changed batches, data moved on purpose, faults, no ledger."""
 
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -144,3 +146,25 @@ def test_data_without_sample_indices_are_refused_at_the_start(tmp_path):
     loader = torch.utils.data.DataLoader([{"x": 1.0}], batch_size=1)
     with pytest.raises(ConfigError, match="train_cfg.ledger"):
         make_runner(tmp_path, train_dataloader=loader, train_cfg={"ledger": True})
+
+
+def more_iterations(ledger):
+    ledger["runs"][1][3] = 10**18  # of the first span after the header
+
+
+def no_list(ledger):
+    ledger["segments"] = 3
+
+
+def a_later_epoch(ledger):
+    ledger["runs"][-1][1] = 10**12
+
+
+@pytest.mark.parametrize("change", [more_iterations, no_list, a_later_epoch])
+def test_a_ledger_that_no_run_can_have_is_refused_at_once(trained, tmp_path, audit, change):
+    work = shutil.copytree(trained, tmp_path / "work")
+    rewrite(work, change)
+    status, out, err = audit(work)
+    assert (status, out) == (1, "")
+    assert re.search(r"error: .*ledger", err), err
+    assert "Traceback" not in err

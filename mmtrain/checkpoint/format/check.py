@@ -13,7 +13,7 @@ from typing import Any
 
 from mmtrain.errors import CheckpointError
 
-JSON_LIMIT = 1 << 30  # bytes of one JSON file of a checkpoint
+JSON_LIMIT = 4 << 30  # bytes of one JSON file of a checkpoint; an index takes about 110 for each shard
 _LONGEST = 1024  # characters of a file's path in a checkpoint
 _CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
@@ -56,6 +56,12 @@ OBJECT = Kind("an object", lambda value: isinstance(value, dict))
 LIST = Kind("a list", lambda value: isinstance(value, list))
 
 
+def size(data: bytes, what: str) -> None:
+    """Refuse to write what `JSON_LIMIT` keeps from being read."""
+    if len(data) > JSON_LIMIT:
+        raise CheckpointError(f"{what} has {len(data)} bytes of JSON, and a reader takes {JSON_LIMIT} at most")
+
+
 def parse(data: bytes, where: str) -> Any:
     """Parse a JSON file. Raises CheckpointError, naming ``where``, for what is not JSON."""
     try:
@@ -73,13 +79,17 @@ def one(value: Any, kind: Kind, path: str) -> None:
 
 
 def fields(document: Any, kinds: Mapping[str, Kind], path: str, *, required: bool = False) -> None:
-    """`one` for each field of an object that ``kinds`` knows; with ``required`` all of these must be there."""
+    """`one` for each field of an object, at ``path`` in the document ("" for all of it), that ``kinds`` knows.
+
+    With ``required`` all of these must be there.
+    """
     one(document, OBJECT, path)
     for name, kind in kinds.items():
+        place = f"{path[:_LONGEST]}.{name}" if path else name
         if name in document:
-            one(document[name], kind, f"{path}.{name}")
+            one(document[name], kind, place)
         elif required:
-            raise ValueError(f"{path[:_LONGEST]}.{name} is missing")
+            raise ValueError(f"{place} is missing")
 
 
 def values(document: Any, kind: Kind, path: str) -> None:

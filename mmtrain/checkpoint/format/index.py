@@ -58,11 +58,13 @@ Index = dict[str, dict[str, TensorEntry]]
 
 
 def encode_index(index: Index) -> bytes:
-    """Return the bytes of ``tensors.json``."""
+    """Return the bytes of ``tensors.json``. Raises CheckpointError if a reader would not take so many."""
     document: dict[str, Any] = {}
     for section, entries in index.items():
         document[section] = {name: _entry_to_json(entry) for name, entry in entries.items()}
-    return json.dumps(document, separators=(",", ":")).encode()
+    data = json.dumps(document, separators=(",", ":")).encode()
+    check.size(data, INDEX)
+    return data
 
 
 def decode_index(data: bytes, where: str = INDEX) -> Index:

@@ -188,8 +188,8 @@ def decode(data: bytes, where: str = MANIFEST) -> Manifest:
 def _check(document: Mapping[str, Any], where: str) -> None:
     """Check the type of every field, and that all files are inside the checkpoint."""
     try:
-        check.fields(document, {"files": check.OBJECT, "name": check.TEXT}, "manifest", required=True)
-        check.fields(document, _FIELDS, "manifest")
+        check.fields(document, {"files": check.OBJECT, "name": check.TEXT}, "", required=True)
+        check.fields(document, _FIELDS, "")
         check.values(document.get("position", {}), check.COUNT, "position")
         check.values(document.get("versions", {}), check.TEXT, "versions")
         _check_meta(document.get("meta", {}))

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmtrain.checkpoint.format import check as format_check
 from mmtrain.dtensor import is_dtensor
 from mmtrain.errors import CheckpointError
 from mmtrain.printable import reason
@@ -92,8 +93,10 @@ def check(document: Any, shapes: Mapping[str, Sequence[int]]) -> None:
 
 
 def to_json(document: Any) -> bytes:
-    """The bytes of a JSON value from `split`."""
-    return json.dumps(document, allow_nan=False, separators=(",", ":")).encode()
+    """The bytes of a JSON value from `split`. Raises CheckpointError if a reader would not take so many."""
+    data = json.dumps(document, allow_nan=False, separators=(",", ":")).encode()
+    format_check.size(data, "the state")
+    return data
 
 
 class _Splitter:

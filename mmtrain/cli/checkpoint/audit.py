@@ -46,9 +46,9 @@ def audit(arguments: argparse.Namespace) -> int:
 
 
 def _at_checkpoint(record: Mapping[str, Any], checkpoint: Checkpoint) -> Mapping[str, Any]:
-    """The record with the position of the checkpoint, where a resume continues."""
+    """The record with the position of the checkpoint, where a resume continues, and the samples consumed up to it."""
     position = checkpoint.manifest.position
-    return {**record, "position": [position["epoch"], position["offset"]]}
+    return {**record, "position": [position["epoch"], position["offset"]], "samples": position["samples"]}
 
 
 def _segments(segments: list[dict[str, Any]]) -> list[str]:

@@ -1,5 +1,8 @@
+import json
+
 import pytest
 
+from mmtrain.checkpoint.format import check, tree
 from mmtrain.checkpoint.format.index import ShardEntry, TensorEntry, decode_index, encode_index, merge
 from mmtrain.errors import CheckpointError
 
@@ -70,3 +73,39 @@ def test_copies_of_a_box_are_one_shard_with_several_locations():
     escaping = encode_index(merged).replace(b'"rank_2"', b'"../rank"')
     with pytest.raises(CheckpointError, match="is not inside the checkpoint"):
         decode_index(escaping)
+
+
+def test_what_no_reader_takes_is_not_written(monkeypatch):
+    monkeypatch.setattr(check, "JSON_LIMIT", 100)
+    with pytest.raises(CheckpointError, match=r"tensors\.json has \d+ bytes of JSON, and a reader takes 100 at most"):
+        encode_index({"model": {f"w{i}": TensorEntry("F32", (4,), (shard("a", 0, 4),)) for i in range(9)}})
+    with pytest.raises(CheckpointError, match="the state has 205 bytes"):
+        tree.to_json(["x"] * 50 + ["y"])
+
+
+def entry(**changes):
+    piece = {"file": "a", "start": 0, "offsets": [0], "shape": [4]}
+    return {"dtype": "F32", "shape": [4], "pieces": [piece], **changes}
+
+
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [
+        (entry(shape=[5]), "not all of its 5 elements"),
+        (entry(shape=[-1]), "expected a list of at most 64 sizes"),
+        (entry(shape=[True]), "expected a list of at most 64 sizes"),
+        (entry(shape=[10**30]), "expected a list of at most 64 sizes"),
+        (entry(pieces=[{"file": "a", "start": 0, "offsets": [3], "shape": [4]}]), "is not inside"),
+        (entry(pieces=[{"file": "a", "start": 0, "offsets": [0, 0], "shape": [4]}]), "is not inside"),
+        (entry(pieces=[{"file": "a\0", "start": 0, "offsets": [0], "shape": [4]}]), "not inside the checkpoint"),
+        (entry(pieces=[{"file": "a", "start": -1, "offsets": [0], "shape": [4]}]), "start is -1"),
+        (entry(pieces=3), "pieces is 3, expected a list"),
+        (entry(alias="gone"), "is an alias of 'gone', which is no tensor"),
+        (entry(alias="w"), "is an alias of 'w', which is no tensor"),
+        (entry(dtype=None), "dtype is null, expected text"),
+        ([], "expected an object"),
+    ],
+)
+def test_a_malformed_entry_is_named(changed, fault):
+    with pytest.raises(CheckpointError, match=f"where: .*{fault}"):
+        decode_index(json.dumps({"model": {"w": changed}}).encode(), "where")

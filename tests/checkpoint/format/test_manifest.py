@@ -1,7 +1,10 @@
+import json
+
 import pytest
 
 from mmtrain.checkpoint.format.manifest import FileRecord, Manifest, decode, encode
 from mmtrain.errors import CheckpointError
+from mmtrain.files import hash_bytes
 
 
 def example() -> Manifest:
@@ -64,3 +67,52 @@ def test_values_that_are_not_json_are_refused():
     for value in (object(), float("nan")):
         with pytest.raises(CheckpointError, match=r"iter_7\.pth cannot be written as JSON"):
             encode(Manifest(name="iter_7.pth", meta={"x": value}))
+
+
+def changed(**values) -> bytes:
+    """A manifest with other values and a checksum that fits, as `encode` would not write it."""
+    document = {**json.loads(encode(example())), **values, "checksum": "0" * 32}
+    text = json.dumps(document)
+    head, _, tail = text.rpartition("0" * 32)
+    return (head + hash_bytes(text.encode()) + tail).encode()
+
+
+MALFORMED = {
+    "world_size": [0, -1, True, 1.5, "2", None, 10**9, 10**30],
+    "seed": ["3", 1.5, 10**40, []],
+    "position": [None, [], {"iteration": "7"}, {"iteration": -1}, {"iteration": 1 << 64}],
+    "files": [None, [], {"a": None}, {"a": {"size": 1}}, {"a": {"size": -1, "xxh3_128": "0" * 32}}],
+    "versions": [{"torch": 2}],
+    "sections": ["model", [3]],
+    "temporary": [1, "no"],
+    "config": [None, 3],
+    "parts": [{}, [3], [{"marker": "absent", "ranks": [0], "files": []}]],
+    "meta": [
+        None, {"generation": -1}, {"batch_size": 0}, {"accumulative_counts": "1"}, {"config_values": {"a": 1}},
+        {"native": {"stage": "2"}}, {"frozen": {"types": "x", "hash": "y"}}, {"has_frozen": "yes"}, {"run": 3},
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in MALFORMED.items() for value in values])
+def test_a_field_of_another_type_is_named(name, value):
+    with pytest.raises(CheckpointError, match=rf"here: a field of format 1 .*\({name}.* (is|names|expected)"):
+        decode(changed(**{name: value}), "here")
+
+
+@pytest.mark.parametrize("path", ["a\0b", "\ud800", "a\x1b[2J", "x" * 2_000])
+def test_a_file_name_that_no_save_writes(path):
+    with pytest.raises(CheckpointError, match="is not inside the checkpoint") as caught:
+        decode(changed(files={path: {"size": 1, "xxh3_128": "0" * 32}}))
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("data", [b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5_000, b"\xff\xfe", b"NaN"])
+def test_what_is_no_json_of_a_manifest(data):
+    with pytest.raises(CheckpointError, match="here: not"):
+        decode(data, "here")
+
+
+def test_a_wrong_type_is_refused_before_it_is_written():
+    with pytest.raises(CheckpointError, match=r"the manifest of iter_7\.pth: .*meta\.generation is -1"):
+        encode(Manifest(name="iter_7.pth", meta={"generation": -1}))
