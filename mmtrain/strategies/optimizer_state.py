@@ -6,6 +6,7 @@ groups, finds them again. Everything that is not a tensor of a parameter is kept
 The values of the groups (``lr``, ``betas``, counters) are the subject of `mmtrain.optim.group_values`.
 """
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -317,7 +318,9 @@ class _Restore:
 
     def _load(self, packed: Any) -> None:
         try:
-            self._optimizer.load_state_dict(packed)
+            with warnings.catch_warnings():  # torch converts complex moments to real ones; `_undo_conversions` follows
+                warnings.filterwarnings("ignore", "Casting complex values to real")
+                self._optimizer.load_state_dict(packed)
         except (ValueError, TypeError, KeyError, RuntimeError) as error:
             raise self._refused(f"its load_state_dict() raised {type(error).__name__}: {error}") from error
 
