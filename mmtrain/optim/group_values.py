@@ -174,7 +174,7 @@ def _alike(built: Any, saved: Any) -> bool:
     if built is None or saved is None:
         return True
     if isinstance(built, bool):
-        return isinstance(saved, Number | Tensor) and bool(saved == 0 or saved == 1)
+        return isinstance(saved, Number | Tensor) and bool(saved in (0, 1))
     for kind in ((Number, Tensor), str, Mapping, list):
         if isinstance(built, kind) or isinstance(saved, kind):
             return isinstance(built, kind) and isinstance(saved, kind)

@@ -184,6 +184,8 @@ def check_resumes(work, trained, count, seed):
     path = work / "iter_20.pth"
     ends = []
     for file, what, document in sweep(path, count, seed):
+        if what.startswith("param_groups") and what.endswith("= 'True'"):
+            continue  # a flag of Adam's that may be set, as amsgrad: another optimizer, not a damaged one
         undamaged(trained, work)
         write(path, file, document)
         try:
