@@ -5,6 +5,7 @@ import traceback
 from dataclasses import dataclass
 
 from mmtrain.errors import MMTrainError
+from mmtrain.printable import printable
 
 INTERRUPTED = 130  # as a shell reports SIGINT
 _GONE = re.compile(r"gloo.*(Connection (closed|reset) by peer|Broken pipe)|ncclRemoteError", re.DOTALL)
@@ -26,8 +27,8 @@ class RankFailure:
 
 
 def describe(error: BaseException, rank: int = 0) -> RankFailure:
-    """The failure that an exception is."""
-    trace = "".join(traceback.format_exception(error))
+    """The failure that an exception is; control characters of what it quotes are escaped."""
+    trace = printable("".join(traceback.format_exception(error)))
     if isinstance(error, MMTrainError):
         return RankFailure(rank, f"{error}", error.exit_status, trace)
     if isinstance(error, KeyboardInterrupt):
@@ -37,9 +38,9 @@ def describe(error: BaseException, rank: int = 0) -> RankFailure:
         what = "" if error.code is None else repr(error.code)
         return RankFailure(rank, f"sys.exit({what}) was called before the end of the run", code, trace)
     if is_lost_connection(error):
-        cause = str(error).splitlines()[0]
+        cause = printable(str(error).splitlines()[0])
         return RankFailure(rank, f"lost the connection to another process ({cause})", 1, trace, is_lost=True)
-    sentence = f"the run failed with {type(error).__name__}: {error}"
+    sentence = printable(f"the run failed with {type(error).__name__}: {error}")
     return RankFailure(rank, sentence, 1, trace, is_unforeseen=True)
 
 

@@ -173,6 +173,8 @@ def _alike(built: Any, saved: Any) -> bool:
     """Whether a saved value can take the place of the built one: numbers of numbers, a tuple of one as long."""
     if built is None or saved is None:
         return True
+    if isinstance(built, bool):
+        return isinstance(saved, Number | Tensor) and bool(saved in (0, 1))
     for kind in ((Number, Tensor), str, Mapping, list):
         if isinstance(built, kind) or isinstance(saved, kind):
             return isinstance(built, kind) and isinstance(saved, kind)

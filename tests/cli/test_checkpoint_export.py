@@ -1,7 +1,9 @@
 """``tools/checkpoint.py export``: the files that other programs read."""
 
 import importlib
+import shutil
 import sys
+from pathlib import Path
 
 import torch
 from parts import config, make_runner
@@ -137,3 +139,17 @@ class RunningNet(Net):
         self.total = state_dict.pop(prefix + "total")
         super()._load_from_state_dict(state_dict, prefix, *args)
 """
+
+
+def test_averages_that_are_no_tensors_are_refused(trained, tmp_path, run):
+    work = Path(shutil.copytree(trained, tmp_path / "work"))
+    store = CheckpointStore(work)
+    old = store.newest_good()[0]
+    state, sections = old.state(), {s: {n: old.read(s, n) for n in old.tensor_names(s)} for s in old.sections()}
+    averages = next(one["averages"] for name, one in state.items() if name.startswith("hooks.") and "averages" in one)
+    averages[next(iter(averages))] = float("inf")
+    store.save(old.name, sections, state=state, rng=old.rng(), blocking=True)
+    store.close()
+    status, _, err = run("export", work / old.name, tmp_path / "out.safetensors", "--ema")
+    assert status == 1
+    assert "there is no weight" in err

@@ -55,3 +55,13 @@ def test_the_stream_is_looked_up_when_a_line_is_written(monkeypatch, name):
     monkeypatch.setattr("sys.stderr", later)
     logger.info("there")
     assert later.getvalue().endswith("there\n")
+
+
+def test_names_cannot_control_the_terminal_and_colours_stay(tmp_path, capsys, name):
+    """A name may come from a checkpoint or a file; a colour is what the user's own hook logs."""
+    logger = make_logger(name, file=tmp_path / "run.log")
+    logger.info("\x1b[1;32mgreen\x1b[0m %s", "w\x1b]0;owned\x07 \x1b[2J back\b\r half \ud800\n\ttwo lines")
+    shown = capsys.readouterr().err
+    text = "\x1b[1;32mgreen\x1b[0m w\\x1b]0;owned\\x07 \\x1b[2J back\\x08\\r half \\ud800\n\ttwo lines\n"
+    assert shown.endswith(text)
+    assert (tmp_path / "run.log").read_text() == shown

@@ -40,7 +40,15 @@ def test_a_value_that_changed_while_training_is_restored(name, value):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("betas", "xy"), ("betas", (0.5,)), ("betas", (0.5, "x")), ("weight_decay", "0.1"), ("history", 3), ("k", [1])],
+    [
+        ("betas", "xy"),
+        ("betas", (0.5,)),
+        ("betas", (0.5, "x")),
+        ("weight_decay", "0.1"),
+        ("history", 3),
+        ("k", [1]),
+        ("amsgrad", float("inf")),
+    ],
 )
 def test_a_value_of_another_kind_is_refused(name, value):
     with pytest.raises(ValueError, match=rf"^{name} is .* in the checkpoint, and .* now$"):

@@ -41,7 +41,7 @@ def read_weights(checkpoint: Checkpoint, *, average: str | None = None) -> dict[
 
 def _put_in_place(averages: Mapping[str, Tensor], weights: dict[str, Tensor], path: Path) -> None:
     for name, value in averages.items():
-        if name not in weights or weights[name].shape != value.shape:
+        if name not in weights or not isinstance(value, Tensor) or weights[name].shape != value.shape:
             raise CheckpointError(f"{path}: there is no weight {name!r} of the same shape as its average")
         weights[name] = value.to(weights[name].dtype)
 
