@@ -16,9 +16,10 @@ the ratio within a round, so that changes in the machine's speed affect both sid
   other and with two threads; the target is the former, the disk's sequential speed.
 * torch.save and MMEngine's save_checkpoint do not fsync; both are measured with a following fsync and without.
 * load: into existing tensors, from files in the page cache; the same with `torch.load(mmap=True)` and a copy.
-* memory: see checkpoint_memory.py.
+* first async stall: of a new store, whose buffer was made in the background before, or is made by the save.
+* memory: see checkpoint_memory.py. many: thousands of small tensors, see checkpoint_many.py.
 
-Usage: python benchmarks/checkpoint_io.py [--rounds 5] [--layers 12] [--folder DIR]
+Usage: python benchmarks/checkpoint_io.py [--rounds 5] [--layers 12] [--many 20000] [--folder DIR]
 """
 
 import argparse
@@ -37,6 +38,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from checkpoint_many import ManyTensors
 from common import write_result
 from torch import nn
 
@@ -49,6 +51,8 @@ logging.disable(logging.WARNING)  # mmengine logs at every save
 
 CHUNK = 16 << 20
 WIDTH, VOCABULARY = 768, 18432
+FIRST = ("buffer made before", "buffer made then")
+PLANS = ("plan kept", "plan made anew")
 
 
 class State:
@@ -107,8 +111,9 @@ def medians(times):
 class Bench:
     """One method for each contender; each returns seconds by name and removes the files it wrote."""
 
-    def __init__(self, state, folder):
+    def __init__(self, state, folder, many):
         self.state, self.folder = state, folder
+        self.many = ManyTensors(many, folder)
         self.store = CheckpointStore(folder / "store", threads=2)
         self.buffers = [torch.empty_like(tensor) for tensor in state.tensors]
         self.store.save("kept.pth", state.sections, blocking=True)
@@ -170,6 +175,25 @@ class Bench:
             "mmtrain async stall, behind compute": saved - begin + staged - computed,
             "mmtrain async drag on compute": computed - saved - alone,
         }
+
+    def first_async(self):
+        """The stall of a store's first save, with and without `CheckpointStore.prepare` after the first update."""
+        seconds = {}
+        for name in FIRST:
+            store = CheckpointStore(self.folder / "first", threads=2)
+            if name == FIRST[0]:
+                store.prepare(self.state.sections)
+                assert store.buffer_bytes  # waits for it, as training would take some time
+            begin = time.perf_counter()
+            pending = store.save("a.pth", self.state.sections, blocking=False)
+            pending.wait_staged()
+            seconds[f"first async stall, {name}"] = time.perf_counter() - begin
+            store.close()
+            self._remove("first")
+        return seconds
+
+    def many_tensors(self):
+        return self.many.run()
 
     def dcp_async(self):
         return self._dcp("DCP async")
@@ -280,7 +304,7 @@ class Bench:
 
     CONTENDERS = (
         copies_and_stall, dcp_async, dcp_async_reusing, mmtrain_async_behind_compute,
-        synchronous, mmengine_save, mmtrain_load, torch_load,
+        synchronous, mmengine_save, mmtrain_load, torch_load, first_async, many_tensors,
     )  # fmt: skip
 
     def run(self, rounds):
@@ -344,6 +368,10 @@ def judge(seconds, memory):
         ("sync save / torch.save + fsync", ratio(sync, "torch.save + fsync"), "<", 1.0),
         ("load / torch.load mmap + copy", ratio("mmtrain load", load), "<=", 1.0),
         ("peak extra memory / state", memory["mmtrain"], "<=", 1.1),
+        ("first async stall: buffer made before / then", ratio(*(f"first async stall, {n}" for n in FIRST)), "<", 1.0),
+        ("many: stall with the plan kept / made anew", ratio(*(f"many: async stall, {n}" for n in PLANS)), "<=", 0.5),
+        ("many: sync save / torch.save", ratio("many: mmtrain sync save", "many: torch.save"), "<=", 1.0),
+        ("many: load / torch.load", ratio("many: mmtrain load", "many: torch.load mmap + copy"), "<=", 1.0),
     ]
     met = {"<=": operator.le, "<": operator.lt, ">=": operator.ge}
     return [{"what": w, "value": v, "target": f"{op} {bound}", "met": met[op](v, bound)} for w, v, op, bound in rows]
@@ -353,7 +381,7 @@ def report(seconds, targets, memory, size):
     print(f"{size / 1e9:.2f} GB\n{'':40}{'median s':>10}{'min s':>10}{'MB/s':>10}")
     for name, values in seconds.items():
         median = statistics.median(values)
-        speed = "" if "drag" in name else f"{size / median / 1e6:10.0f}"
+        speed = "" if "drag" in name or "many" in name else f"{size / median / 1e6:10.0f}"
         print(f"{name:40}{median:10.3f}{min(values):10.3f}{speed}")
     for kind, copies in memory.items():
         print(f"{f'peak extra memory, {kind} async':40}{copies:10.2f} copies of the state")
@@ -365,20 +393,28 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--layers", type=int, default=12, help="12 are 100 M parameters, 1.2 GB of state")
+    parser.add_argument("--many", type=int, default=20_000, help="parameters of the case of many small tensors")
     parser.add_argument("--folder", type=Path, help="where to write; a temporary folder if not given")
     parser.add_argument("--no-write", action="store_true", help="leave results as they are")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         memory = measure_memory(options.layers, Path(name))
         join_one_process()
-        bench = Bench(State(options.layers), Path(name))
+        bench = Bench(State(options.layers), Path(name), options.many)
         bench.check()
         seconds = bench.run(options.rounds)
         bench.store.close()
+        bench.many.close()
         size, files = bench.state.bytes, len(bench.sizes)
     targets = judge(seconds, memory)
     report(seconds, targets, memory, size)
-    figures = {"bytes": size, "files": files, "targets": targets, "peak_extra_memory_in_states": memory}
+    figures = {
+        "bytes": size,
+        "files": files,
+        "many_tensors": bench.many.tensors,
+        "targets": targets,
+        "peak_extra_memory_in_states": memory,
+    }
     figures |= {"seconds": {name: statistics.median(times) for name, times in seconds.items()}, "all_rounds": seconds}
     if not options.no_write:
         print(f"written to {write_result('checkpoint_io', figures)}")

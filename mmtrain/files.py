@@ -90,17 +90,18 @@ _LOCAL = LocalFiles()
 def replacing(path: Path, *, aside: Path | None = None, durable: bool = True, files: Files = _LOCAL) -> Iterator[Path]:
     """Yield a path beside ``path``; what the block writes there replaces ``path`` by one rename.
 
-    A reader finds the old file or the new one, never a part of one. With ``durable`` the file is on the disk before the
-    rename, and the rename is on the disk when this returns. ``aside`` is the path to write to, on the same file system
-    (``.<name>.tmp`` by default). When the block or the rename fails, that file is removed and ``path`` is unchanged.
+    A reader finds the old file or the new one, never a part of one. With ``durable`` it, or all of a directory, is on
+    the disk before the rename, and the rename is on the disk when this returns. ``aside`` is the path to write to, on
+    the same file system (``.<name>.tmp`` by default). When the block or the rename fails, that file is removed and
+    ``path`` is unchanged.
     """
     aside = aside or path.with_name(f".{path.name}.tmp")
     if os.path.lexists(aside):  # left by a kill; and a link there would lead the writing elsewhere
         files.unlink(aside)
     try:
         yield aside
-        if durable and aside.is_file():
-            files.fsync_path(aside)
+        if durable:
+            _sync_all(aside, files)
         files.rename(aside, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -108,6 +109,14 @@ def replacing(path: Path, *, aside: Path | None = None, durable: bool = True, fi
         raise
     if durable:
         files.fsync_path(path.parent)
+
+
+def _sync_all(path: Path, files: Files) -> None:
+    """Bring a file, or a directory with all that is in it, to the disk."""
+    inside = sorted(path.rglob("*"), reverse=True) if path.is_dir() else []
+    for found in (*inside, path):
+        if not found.is_symlink() and (found.is_file() or found.is_dir()):
+            files.fsync_path(found)
 
 
 def make_directories(path: Path, files: Files = _LOCAL) -> None:

@@ -59,6 +59,15 @@ def test_durable_means_file_before_rename_before_directory(tmp_path):
         aside.write_text("x")
     assert calls == [("fsync", ".f.tmp"), ("rename", "f"), ("fsync", tmp_path.name)]
 
+    calls.clear()
+    with replacing(tmp_path / "model", files=Recorded()) as aside:
+        (aside / "part").mkdir(parents=True)
+        (aside / "part" / "weights").write_text("x")
+        (aside / "config").write_text("x")
+        (aside / "link").symlink_to("config")
+    order = ["weights", "part", "config", ".model.tmp"]
+    assert calls == [*(("fsync", name) for name in order), ("rename", "model"), ("fsync", tmp_path.name)]
+
 
 def test_hashes_are_equal_to_those_of_xxhash(tmp_path):
     data = bytes(range(256)) * 20_000  # more than one block

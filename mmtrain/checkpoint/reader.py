@@ -25,6 +25,8 @@ from mmtrain.errors import CheckpointError
 
 _SHOWN = 5
 
+_SHARES = 64  # jobs of each thread in a load: tensors differ in size
+
 
 @dataclass(slots=True)
 class LoadReport:
@@ -122,8 +124,15 @@ class Checkpoint:
         report = self._compare(section, into)
         if strict:
             self._refuse(section, report)
+        names = report.matched
+        share = -(-len(names) // (threads * _SHARES)) or 1  # many tensors are small: a job for each would cost more
         with ShardReader(self.path) as reader, ThreadPoolExecutor(threads) as pool:
-            list(pool.map(lambda name: self._fill(into[name], self._source(section, name), reader), report.matched))
+
+            def fill(start: int) -> None:
+                for name in names[start : start + share]:
+                    self._fill(into[name], self._source(section, name), reader)
+
+            list(pool.map(fill, range(0, len(names), share)))
         return report
 
     def _compare(self, section: str, into: Mapping[str, Tensor]) -> LoadReport:

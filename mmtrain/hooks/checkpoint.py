@@ -108,10 +108,10 @@ class CheckpointHook(Hook):
         if self.interval is None:
             longest = DEFAULT_ITERATIONS if runner.max_iters is None else runner.max_iters // 10
             self.interval = 1 if self.by_epoch else max(1, min(DEFAULT_ITERATIONS, longest))
-        runner.logger.info("%s", self.describe())
+        runner.logger.info("%s", self.describe(runner.max_epochs if self.by_epoch else runner.max_iters))
 
-    def describe(self) -> str:
-        """When checkpoints are saved and how many are kept, as one line."""
+    def describe(self, length: int | None = None) -> str:
+        """When checkpoints are saved in a run of ``length`` epochs or iterations, and how many stay, as one line."""
         unit = "epoch" if self.by_epoch else "iteration"
         regular = []
         if self.interval is not None and self.interval > 0:
@@ -119,15 +119,18 @@ class CheckpointHook(Hook):
             if self.save_begin > 0:
                 regular[0] += f" from {unit} {self.save_begin:,}"
         if self.every_seconds is not None:
-            minutes = self.every_seconds / 60
-            regular.append(f"every {minutes:g} minutes" if minutes >= 1 else f"every {self.every_seconds:g} seconds")
+            minutes, rest = divmod(self.every_seconds, 60)
+            regular.append(f"every {self.every_seconds:g} seconds" if rest else f"every {minutes:g} minutes")
         when = [*regular, *(f"at the best {metric}" for metric in self.save_policy.save_best)]
         if self.save_last:
             when.append("at the end")
         kept = self.save_policy.max_keep_ckpts
         keeps = f"the newest {kept} are kept" if kept > 0 else "all are kept"
         line = f"Checkpoints: {', '.join(when) or 'none'}; {keeps}"
-        return line if regular else f"{line}. A run that is killed before starts over: set interval or every_seconds"
+        first = self.save_begin or self.interval or 0
+        if self.every_seconds is not None or (regular and (length is None or first < length)):
+            return line
+        return f"{line}. A run that is killed before the end starts over; set a smaller interval or every_seconds"
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         """Ask for the saves that are counted in iterations or seconds."""

@@ -84,7 +84,7 @@ def test_a_disk_that_stays_full_fails_the_run_and_a_resume_completes_it(tmp_path
         custom_hooks=hooks((16, f"test -e {tmp_path}/disk/freed || {fill}")),
     )
     assert done.returncode == 10, done.stderr
-    assert "the run ended without its last save: checkpoint iter_20.pth could not be written" in done.stderr
+    assert "the run ended without its last checkpoint: checkpoint iter_20.pth could not be written" in done.stderr
     assert "Traceback" not in done.stderr
     assert_same(uninterrupted(tmp_path), left_behind(tmp_path / "copy"))
 

@@ -183,7 +183,7 @@ def test_a_run_continues_while_its_directory_is_away(tmp_path, monkeypatch, capf
     make_runner(tmp_path / "uninterrupted", **options).train()
     capfd.readouterr()
     make_runner(tmp_path / "run", custom_hooks=[away], **options).train()
-    assert disk.calls > 5  # while it was away
+    assert disk.calls > 4
     assert away.saved == ["iter_5.pth", "iter_15.pth", "iter_20.pth"]
     assert json.loads((tmp_path / "run" / "best.json").read_text())["loss"]["checkpoint"] in away.saved
     printed = capfd.readouterr().err

@@ -21,7 +21,7 @@ class Runner:
 
     def __init__(self, by_epoch=False, end=20):
         self.asked, self.iter, self.epoch, self.end = [], 0, 0, end
-        self.max_iters, self.logger, self.lines = end, self, []
+        self.max_iters, self.max_epochs, self.logger, self.lines = end, 5 if by_epoch else None, self, []
         self.train_loop, self.by_epoch = self, by_epoch
 
     @property
@@ -124,12 +124,15 @@ def test_what_says_when_replaces_all_defaults(options):
     [
         ({}, "every epoch, every 15 minutes, at the end; the newest 3 are kept"),
         ({"interval": 2, "save_last": False}, "every 2 epochs; all are kept"),
-        ({"interval": 500, "by_epoch": False, "max_keep_ckpts": 3, "save_begin": 1000},
-         "every 500 iterations from iteration 1,000, at the end; the newest 3 are kept"),
+        ({"interval": 500, "by_epoch": False, "max_keep_ckpts": 3, "save_begin": 1000, "every_seconds": 1e4},
+         "every 500 iterations from iteration 1,000, every 10000 seconds, at the end; the newest 3 are kept"),
         ({"interval": 1, "every_seconds": 30, "save_best": "acc"},
          "every epoch, every 30 seconds, at the best acc, at the end; all are kept"),
-        ({"interval": -1}, "at the end; all are kept. A run that is killed before starts over: set interval or every_seconds"),
-        ({"interval": -1, "save_last": False}, "none; all are kept. A run that is killed before starts over: set interval or every_seconds"),
+        ({"interval": -1}, "at the end; all are kept. A run that is killed before the end starts over; set a smaller interval or every_seconds"),
+        ({"interval": 5}, "every 5 epochs, at the end; all are kept. A run that is killed before the end starts over; set a smaller interval or every_seconds"),
+        ({"interval": 5, "every_seconds": 120}, "every 5 epochs, every 2 minutes, at the end; all are kept"),
+        ({"interval": 1, "save_begin": 9}, "every epoch from epoch 9, at the end; all are kept. A run that is killed before the end starts over; set a smaller interval or every_seconds"),
+        ({"interval": -1, "save_last": False}, "none; all are kept. A run that is killed before the end starts over; set a smaller interval or every_seconds"),
     ],
 )  # fmt: skip
 def test_one_line_at_the_start_says_when_checkpoints_are_saved(options, line):

@@ -59,10 +59,17 @@ Index = dict[str, dict[str, TensorEntry]]
 
 def encode_index(index: Index) -> bytes:
     """Return the bytes of ``tensors.json``. Raises CheckpointError if a reader would not take so many."""
-    document: dict[str, Any] = {}
-    for section, entries in index.items():
-        document[section] = {name: _entry_to_json(entry) for name, entry in entries.items()}
-    data = json.dumps(document, separators=(",", ":")).encode()
+    return join_sections({section: encode_section(entries) for section, entries in index.items()})
+
+
+def encode_section(entries: Mapping[str, TensorEntry]) -> str:
+    """One section of ``tensors.json``, for `join_sections`."""
+    return json.dumps({name: _entry_to_json(entry) for name, entry in entries.items()}, separators=(",", ":"))
+
+
+def join_sections(sections: Mapping[str, str]) -> bytes:
+    """`encode_index` from its sections, each as `encode_section` gave it."""
+    data = ("{" + ",".join(f"{json.dumps(name)}:{text}" for name, text in sections.items()) + "}").encode()
     check.size(data, INDEX)
     return data
 

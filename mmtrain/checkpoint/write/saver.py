@@ -5,11 +5,12 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from operator import is_not
 from pathlib import Path
 from typing import Any
 
 from mmtrain.checkpoint.format import tree
-from mmtrain.checkpoint.format.index import INDEX, Index, encode_index
+from mmtrain.checkpoint.format.index import INDEX, Index, TensorEntry, encode_section, join_sections
 from mmtrain.checkpoint.format.manifest import MANIFEST, FileRecord, Manifest, encode
 from mmtrain.checkpoint.format.tensors import write_hashed, write_layout
 from mmtrain.checkpoint.inventory import Inventory
@@ -50,6 +51,14 @@ class RankResult:
     failure: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """A section of the index as text, and the ranks' parts that it was made of."""
+
+    parts: list[dict[str, TensorEntry]]
+    text: str
+
+
 class Saver:
     """Carries out jobs. ``pool`` writes the files of one save."""
 
@@ -61,6 +70,7 @@ class Saver:
         self._files = files
         self._pool = pool
         self._topology = topology
+        self._encoded: dict[str, _Encoded] = {}
 
     def run(self, job: SaveJob) -> None:
         """Write, commit when all ranks have written, and delete what ``job.retire`` says; a collective.
@@ -154,7 +164,7 @@ class Saver:
     def _describe(self, job: SaveJob, results: Sequence[RankResult]) -> int:
         """Write index and manifest, and bring the directory to the disk. Returns the checkpoint's bytes."""
         directory = job.transaction.directory
-        index = encode_index(self._topology.merge_indexes([result.index for result in results]))
+        index = self._encode_index([result.index for result in results])
         common = {INDEX: write_hashed(directory / INDEX, [memoryview(index)], self._files)}
         self._topology.list_files(job.manifest, [result.files for result in results], common)
         for path, data in self._topology.markers():
@@ -162,6 +172,19 @@ class Saver:
         write_new(directory / MANIFEST, encode(job.manifest), self._files)
         job.transaction.seal()
         return job.manifest.bytes
+
+    def _encode_index(self, indexes: Sequence[Index]) -> bytes:
+        """The bytes of the index from those of the ranks. A section that is as in the save before is kept encoded."""
+        encoded: dict[str, _Encoded] = {}
+        for section in sorted({section for index in indexes for section in index}):
+            parts = [index[section] for index in indexes if section in index]
+            known = self._encoded.get(section)
+            if known is None or len(parts) != len(known.parts) or any(map(is_not, parts, known.parts)):
+                merged = self._topology.merge_indexes([{section: part} for part in parts])
+                known = _Encoded(parts, encode_section(merged[section]))
+            encoded[section] = known
+        self._encoded = encoded
+        return join_sections({section: known.text for section, known in encoded.items()})
 
     def _finish(self, job: SaveJob) -> None:
         """The pointer and retention. The checkpoint is complete, so what does not work is a notice."""
