@@ -164,8 +164,13 @@ def check_replicas_once(model: nn.Module, optimizer: Optimizer, mesh: Any) -> No
     if not repeated:
         return
 
+    compared = False
+
     def check(*_: Any) -> None:
-        handle.remove()
+        nonlocal compared  # a hook that removed itself would stop torch's iteration over the others
+        if compared:
+            return
+        compared = True
         own = torch.stack([_fingerprint(parameter) for _, parameter in repeated])
         everyone = [torch.empty_like(own) for _ in range(mesh.size())]
         torch.distributed.all_gather(everyone, own, group=mesh.get_group())
@@ -174,7 +179,7 @@ def check_replicas_once(model: nn.Module, optimizer: Optimizer, mesh: Any) -> No
         if apart.max() > TOLERANCE:  # clipping by a different norm spreads to all: the worst is the cause
             raise RunError(_apart(repeated[int(apart.argmax())][0]))
 
-    handle = optimizer.register_step_pre_hook(check)
+    optimizer.register_step_pre_hook(check)
 
 
 def _fingerprint(parameter: Tensor) -> Tensor:
