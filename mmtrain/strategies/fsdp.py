@@ -147,12 +147,13 @@ class FSDPStrategy(TorchEngine):
             refuse_shards(self.optim, self.mesh, type(self).__name__)
         if self._tp_mesh is not None and self.optim is not None:
             check_replicas_once(model, self.optim.optimizer, self._tp_mesh)
-        self._keep_in_step(model)
+        self._keep_in_step(model, compiled=compile_options is not None)
 
-    def _keep_in_step(self, model: nn.Module) -> None:
+    def _keep_in_step(self, model: nn.Module, *, compiled: bool) -> None:
         """Have the ranks compare what they run: FSDP2 itself would exchange parameters of different modules."""
         hybrid = len(self.mesh.shape) > 1  # torch then exchanges gradients once more, past `announce_exchanges`
-        self._lockstep = Lockstep(type(self).__name__, dict(model.named_parameters()), defers=not hybrid)
+        parameters = dict(model.named_parameters())
+        self._lockstep = Lockstep(type(self).__name__, parameters, defers=not hybrid, compiled=compiled)
         announce_exchanges(model, self._lockstep)
         for optimizer in self.optim.optimizers.values() if self.optim is not None else ():
             optimizer.register_step_pre_hook(lambda *_: self._lockstep.end_update())

@@ -41,10 +41,12 @@ class Lockstep:
     ``engine`` is the strategy's name for messages. ``defers``: a difference in the backward is not raised at once but
     sets `is_apart`, so that the backward ends without communication and `end_backward` can name the parameters.
     All ranks must `declare` the same steps in the same order. ``in_backward`` is set by the strategy around a backward
-    that `end_backward` follows.
+    that `end_backward` follows. ``compiled``: the model is, and its graphs must leave this out.
     """
 
-    def __init__(self, engine: str, parameters: Mapping[str, Tensor], *, defers: bool = False) -> None:
+    def __init__(
+        self, engine: str, parameters: Mapping[str, Tensor], *, defers: bool = False, compiled: bool = False
+    ) -> None:
         self._engine = engine
         self._parameters = [(name, parameter) for name, parameter in parameters.items() if parameter.requires_grad]
         self._defers = defers
@@ -60,6 +62,9 @@ class Lockstep:
         self._apart: list[int] = []  # what each rank does, once that differs
         self._trace = array("q")
         self._hashes = array("Q")  # of each update, or evaluation, since the last check
+        if compiled:
+            for name in ("begin", "step"):
+                setattr(self, name, torch.compiler.disable(getattr(self, name)))
         self._known: dict[int, array[int]] = {}  # the trace of each hash
         self._checked = 0  # updates that were done at the last check
 

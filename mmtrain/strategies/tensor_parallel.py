@@ -164,13 +164,13 @@ def check_replicas_once(model: nn.Module, optimizer: Optimizer, mesh: Any) -> No
     if not repeated:
         return
 
-    is_checked = False
+    compared = False
 
-    def check(*_: Any) -> None:  # it stays: torch does not let a hook remove itself while another follows it
-        nonlocal is_checked
-        if is_checked:
+    def check(*_: Any) -> None:
+        nonlocal compared  # a hook that removed itself would stop torch's iteration over the others
+        if compared:
             return
-        is_checked = True
+        compared = True
         own = torch.stack([_fingerprint(parameter) for _, parameter in repeated])
         everyone = [torch.empty_like(own) for _ in range(mesh.size())]
         torch.distributed.all_gather(everyone, own, group=mesh.get_group())

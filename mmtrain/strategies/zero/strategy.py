@@ -123,7 +123,8 @@ class DeepSpeedStrategy(Strategy):
         self.forward_is_collective = self.stage == 3
         if self.stage > 0 and dist.world_size() > 1:
             name = f"{type(self).__name__} (ZeRO stage {self.stage})"
-            self._lockstep = Lockstep(name, dict(model.named_parameters()))
+            parameters = dict(model.named_parameters())
+            self._lockstep = Lockstep(name, parameters, compiled=compile_options is not None)
             announce_exchanges(model, self._lockstep, self.stage)
 
     def _initialise(self, optim: OptimWrapper) -> None:
