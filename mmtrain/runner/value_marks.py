@@ -1,0 +1,175 @@
+"""Marks of the values that an object keeps, to find out later which of them have changed.
+
+Looked at are numbers, texts, tensors, arrays, random generators and containers of these, also inside objects of the
+user's classes. Not looked at, because they are no state of a run: modules, optimizers, functions, files, libraries'
+objects, containers of more than 1000 items and tensors of more than 64 MB (data), tensors with a ``grad_fn`` (results
+of the step), and names that contain "cache" or "memo".
+"""
+
+import random
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor, nn
+
+from mmtrain.checkpoint.format.tensors import flat_bytes
+from mmtrain.dtensor import local_tensor
+
+Marks = dict[str, Any]
+"""Name to mark: values with equal marks are equal."""
+
+_SKIP = object()
+_ITEMS, _BYTES, _DEPTH, _NESTED, _TEXT = 1000, 64 << 20, 6, 2, 1000
+_OPEN = ("torch.utils.data", "mmengine.dataset")  # libraries whose objects contain the user's
+_CLOSED = {*sys.stdlib_module_names, "torch", "numpy", "mmengine", "mmtrain", "pandas", "pyarrow", "datasets"}
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+
+
+class Walk:
+    """Collects the marks of one object after the other; each object that several share is visited once."""
+
+    def __init__(self) -> None:
+        self.marks: Marks = {}
+        self.generators: set[str] = set()
+        self._seen: set[int] = set()
+
+    def attributes(self, owner: Any, path: str, *, ignored: frozenset[str] = frozenset()) -> None:
+        """Mark what an object's attributes hold."""
+        self._seen.add(id(owner))
+        for name, value in list(vars(owner).items()):
+            if name not in ignored:
+                self.value(value, f"{path}.{name}" if path else name, 1)
+
+    def value(self, value: Any, path: str, depth: int = 0) -> None:
+        """Mark one value, and what it contains, by names that begin with ``path``."""
+        if depth > _DEPTH or _is_cache(path):
+            return
+        mark = _mark(value)
+        if mark is not _SKIP:
+            self.marks[path] = mark
+            if isinstance(value, _GENERATORS):
+                self.generators.add(path)
+        elif isinstance(value, Mapping | list | tuple | deque):
+            if len(value) <= _ITEMS and self._is_new(value):
+                items = value.items() if isinstance(value, Mapping) else enumerate(value)
+                for key, item in list(items):
+                    self.value(item, f"{path}[{key!r}]", depth + 1)
+        elif _is_users(value) and self._is_new(value):
+            for name, item in list(vars(value).items()):
+                self.value(item, f"{path}.{name}", depth + 1)
+
+    def _is_new(self, value: Any) -> bool:
+        if id(value) in self._seen:
+            return False
+        self._seen.add(id(value))
+        return True
+
+
+def is_clock(mark: Any, since: tuple[float, ...]) -> bool:
+    """Whether a mark is a reading of a clock since ``since``, the `clocks` at an earlier time."""
+    return type(mark) is float and any(begun <= mark <= now for begun, now in zip(since, clocks(), strict=True))
+
+
+def clocks() -> tuple[float, ...]:
+    """What the clocks show that programs take times from."""
+    return time.time(), time.perf_counter(), time.monotonic()
+
+
+def _is_cache(path: str) -> bool:
+    last = path.rpartition(".")[2].lower()
+    return "cache" in last or "memo" in last
+
+
+def _is_users(value: Any) -> bool:
+    """Whether an object is of a class whose attributes may be state of the user's."""
+    kind = type(value)
+    if isinstance(value, nn.Module | torch.optim.Optimizer | type) or not hasattr(value, "__dict__"):
+        return False
+    module = str(kind.__module__)
+    return module.startswith(_OPEN) or module.partition(".")[0] not in _CLOSED
+
+
+def _mark(value: Any, depth: int = 0) -> Any:
+    """The mark of a plain value, or of a small container of plain values; `_SKIP` for another."""
+    if value is None or isinstance(value, bool | int | float | complex):
+        return value
+    if isinstance(value, Mapping | list | tuple | deque | set | frozenset):
+        return _of_items(value, depth)
+    for kinds, function in _LEAVES:
+        if isinstance(value, kinds):
+            return function(value)
+    return _SKIP
+
+
+def _of_items(value: Any, depth: int) -> Any:
+    if len(value) > _ITEMS or depth > _NESTED:
+        return _SKIP
+    items = sorted(value, key=repr) if isinstance(value, set | frozenset) else list(value)
+    marks = [_mark(item, depth + 1) for item in (value.values() if isinstance(value, Mapping) else items)]
+    if any(mark is _SKIP for mark in marks):
+        return _SKIP
+    keys = [repr(key) for key in items] if isinstance(value, Mapping) else None
+    return ("items", len(marks), keys, marks)
+
+
+def _of_text(value: str | bytes) -> Any:
+    return value if len(value) <= _TEXT else _SKIP
+
+
+def _of_tensor(value: Tensor) -> Any:
+    if isinstance(value, nn.Parameter) or value.grad_fn is not None or value.is_meta:
+        return _SKIP
+    value = local_tensor(value).detach()
+    if value.layout is not torch.strided or value.is_quantized or value.nbytes > _BYTES:
+        return _SKIP
+    return ("tensor", tuple(value.shape), str(value.dtype), _hash(flat_bytes(_plain(value)) if value.numel() else b""))
+
+
+def _plain(value: Tensor) -> Tensor:
+    return value.resolve_conj().resolve_neg().cpu().contiguous()
+
+
+def _of_array(value: Any) -> Any:
+    if isinstance(value, np.memmap) or value.dtype.hasobject or value.nbytes > _BYTES:
+        return _SKIP
+    return ("array", value.shape, str(value.dtype), _hash(value.tobytes()))
+
+
+def _of_generator(value: Any) -> Any:
+    if isinstance(value, torch.Generator):
+        return ("generator", _hash(value.get_state().numpy()))
+    if isinstance(value, np.random.Generator):
+        return ("generator", repr(value.bit_generator.state))
+    state = value.getstate() if isinstance(value, random.Random) else value.get_state()
+    return ("generator", _hash(repr(state if isinstance(value, random.Random) else _listed(state)).encode()))
+
+
+def _listed(state: Any) -> list[Any]:
+    return [part.tolist() if isinstance(part, np.ndarray) else part for part in state]
+
+
+_LEAVES: list[tuple[Any, Callable[[Any], Any]]] = [
+    ((str, bytes), _of_text), (Tensor, _of_tensor), ((np.ndarray, np.generic), _of_array),
+    (_GENERATORS, _of_generator),
+]  # fmt: skip
+
+
+def _hash(data: Any) -> str:
+    return xxhash.xxh3_64_hexdigest(data)
+
+
+def changed(before: Marks, after: Marks) -> Iterator[str]:
+    """The names whose marks differ, or that only one of the two has."""
+    for name in dict.fromkeys([*before, *after]):
+        if not _equal(before.get(name, _SKIP), after.get(name, _SKIP)):
+            yield name
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return a is b or (type(a) is type(b) and repr(a) == repr(b))
