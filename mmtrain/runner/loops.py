@@ -152,8 +152,11 @@ class TrainLoop:
             outputs = self._own_train_step(data, mb, share)
         else:
             outputs, weight = self._forward_backward(batch, mb, share)
-        for name, value in outputs.items():
-            record(name, value if name == "num_tokens" else _weighted(value, weight))
+        logged = outputs
+        if type(weight) is not float or weight != 1.0:
+            logged = {n: value if n == "num_tokens" else value * weight for n, value in outputs.items()}
+        for name, value in logged.items():
+            record(name, value)
         progress.advance(batch.samples, epoch_end=batch.epoch_end)
         runner.update_result = self._update(mb) if mb.is_last else None
         record("data_time", arrived - started)

@@ -6,15 +6,15 @@ first save. A value that appears in the first iteration and then stays as it is 
 clock is none of a run's state.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 from torch import nn
 
 from mmtrain import dist
 from mmtrain.runner.run import Run
-from mmtrain.runner.value_marks import Marks, Walk, changed, clocks, is_clock
 from mmtrain.types import Stateful
+from mmtrain.value_marks import Marks, Walk, changed_state, clocks
 
 _SHOWN = 10
 _OF_TORCH = frozenset(vars(nn.Module())) | {"_is_full_backward_hook", "_compiled_call_impl"}
@@ -44,6 +44,7 @@ class UnsavedState:
         self._clocks = clocks()
         self._start: dict[str, Marks] = {}
         self._first: dict[str, Marks] | None = None
+        self._workers_have_reported = False
 
     def begin(self) -> None:
         """Note how training starts."""
@@ -63,24 +64,23 @@ class UnsavedState:
         """
         if not self._is_on or self._first is None:
             return []
-        self._is_on = False
-        lines = []
-        for owner, found in self._collect():
-            names = [name for name in self._changed(owner, found.marks)]
-            plain = [name for name in names if name not in found.generators]
-            generators = [name for name in names if name in found.generators]
-            lines += [_line(owner, group, remedy) for group, remedy in (
-                (plain, _REMEDIES[found.kind]), (generators, _GENERATOR)) if group]  # fmt: skip
+        lines = self._in_workers()
+        if self._start:
+            for owner, found in self._collect():
+                before = self._start.get(owner, {}), self._first.get(owner, {})
+                names = changed_state(*before, found.marks, self._clocks)
+                lines += _lines(owner, found.kind, names, found.generators)
+            self._start = {}
         return lines
 
-    def _changed(self, owner: str, now: Marks) -> Iterator[str]:
-        assert self._first is not None
-        start, first = self._start.get(owner, {}), self._first.get(owner, {})
-        since_first = set(changed(first, now))
-        for name in changed(start, now):
-            is_cache = start.get(name) is None and name not in since_first
-            if not is_cache and not is_clock(now.get(name), self._clocks):
-                yield name
+    def _in_workers(self) -> list[str]:
+        """What data workers found in their copies of the data set; they may need a few batches."""
+        watch = getattr(self._run.train_dataloader, "watch", None)
+        found = watch.found() if watch is not None and not self._workers_have_reported else None
+        if found is None:
+            return []
+        self._workers_have_reported = True
+        return _lines("train_dataloader", "data", *found)
 
     def _marks(self) -> dict[str, Marks]:
         return {owner: found.marks for owner, found in self._collect()}
@@ -130,9 +130,16 @@ def _is_users(hook: Any) -> bool:
     return type(hook).__module__.partition(".")[0] not in ("mmtrain", "mmengine")
 
 
-def _line(owner: str, names: list[str], remedy: str) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return (
-        f"{owner}: {', '.join(names[:_SHOWN])}{more} changed while training and are in no checkpoint. If training "
-        f"depends on them, a resume is not exact: {remedy}."
-    )
+def _lines(owner: str, kind: str, names: list[str], generators: Collection[str]) -> list[str]:
+    """A line for the generators among ``names`` and one for the others, where there are any."""
+    groups = {
+        _REMEDIES[kind]: [name for name in names if name not in generators],
+        _GENERATOR: [name for name in names if name in generators],
+    }
+    return [
+        f"{owner}: {', '.join(group[:_SHOWN])}{f' and {len(group) - _SHOWN} more' if len(group) > _SHOWN else ''} "
+        "changed while training and are in no checkpoint. If training depends on them, a resume is not exact: "
+        f"{remedy}."
+        for remedy, group in groups.items()
+        if group
+    ]

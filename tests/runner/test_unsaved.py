@@ -155,12 +155,17 @@ class CountingPoints(NoisyPoints):
         return super().__getitem__(index)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_what_a_data_set_keeps_is_named(wrapped, tmp_path):
+def test_what_a_data_set_keeps_is_named(wrapped, workers, tmp_path):
+    """Also what the workers' copies of it keep."""
     dataset = {"type": "CountingPoints"}
     if wrapped:
         dataset = torch.utils.data.ConcatDataset([CountingPoints(size=20), CountingPoints(size=24)])
-    lines = reported(tmp_path, train_dataloader={"dataset": dataset}, model={"type": "Quiet"})
+    loader = {"dataset": dataset, "num_workers": workers}
+    lines = reported(
+        tmp_path, train_dataloader=loader, model={"type": "Quiet"}, train_cfg={"max_iters": 30, "val_interval": 50}
+    )
     assert len(lines) == 2
     inner = "dataset.datasets[0]." if wrapped else "dataset."
     assert lines[0].startswith(f"train_dataloader: {inner}reads, {inner}transforms[0].count")

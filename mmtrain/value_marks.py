@@ -3,7 +3,7 @@
 Looked at are numbers, texts, tensors, arrays, random generators and containers of these, also inside objects of the
 user's classes. Not looked at, because they are no state of a run: modules, optimizers, functions, files, libraries'
 objects, containers of more than 1000 items and tensors of more than 64 MB (data), tensors with a ``grad_fn`` (results
-of the step), and names that contain "cache" or "memo".
+of the step), and attributes whose names contain "cache" or end with "memo".
 """
 
 import random
@@ -18,11 +18,12 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from mmtrain.checkpoint.format.tensors import flat_bytes
 from mmtrain.dtensor import local_tensor
 
 Marks = dict[str, Any]
 """Name to mark: values with equal marks are equal."""
+
+Clocks = tuple[float, ...]
 
 _SKIP = object()
 _ITEMS, _BYTES, _DEPTH, _NESTED, _TEXT = 1000, 64 << 20, 6, 2, 1000
@@ -43,12 +44,12 @@ class Walk:
         """Mark what an object's attributes hold."""
         self._seen.add(id(owner))
         for name, value in list(vars(owner).items()):
-            if name not in ignored:
+            if name not in ignored and not _is_cache(name):
                 self.value(value, f"{path}.{name}" if path else name, 1)
 
     def value(self, value: Any, path: str, depth: int = 0) -> None:
         """Mark one value, and what it contains, by names that begin with ``path``."""
-        if depth > _DEPTH or _is_cache(path):
+        if depth > _DEPTH:
             return
         mark = _mark(value)
         if mark is not _SKIP:
@@ -62,7 +63,8 @@ class Walk:
                     self.value(item, f"{path}[{key!r}]", depth + 1)
         elif _is_users(value) and self._is_new(value):
             for name, item in list(vars(value).items()):
-                self.value(item, f"{path}.{name}", depth + 1)
+                if not _is_cache(name):
+                    self.value(item, f"{path}.{name}", depth + 1)
 
     def _is_new(self, value: Any) -> bool:
         if id(value) in self._seen:
@@ -71,19 +73,17 @@ class Walk:
         return True
 
 
-def is_clock(mark: Any, since: tuple[float, ...]) -> bool:
-    """Whether a mark is a reading of a clock since ``since``, the `clocks` at an earlier time."""
+def _is_clock(mark: Any, since: Clocks) -> bool:
     return type(mark) is float and any(begun <= mark <= now for begun, now in zip(since, clocks(), strict=True))
 
 
-def clocks() -> tuple[float, ...]:
+def clocks() -> Clocks:
     """What the clocks show that programs take times from."""
     return time.time(), time.perf_counter(), time.monotonic()
 
 
-def _is_cache(path: str) -> bool:
-    last = path.rpartition(".")[2].lower()
-    return "cache" in last or "memo" in last
+def _is_cache(name: str) -> bool:
+    return "cache" in name or name.endswith("memo")
 
 
 def _is_users(value: Any) -> bool:
@@ -128,11 +128,8 @@ def _of_tensor(value: Tensor) -> Any:
     value = local_tensor(value).detach()
     if value.layout is not torch.strided or value.is_quantized or value.nbytes > _BYTES:
         return _SKIP
-    return ("tensor", tuple(value.shape), str(value.dtype), _hash(flat_bytes(_plain(value)) if value.numel() else b""))
-
-
-def _plain(value: Tensor) -> Tensor:
-    return value.resolve_conj().resolve_neg().cpu().contiguous()
+    plain = value.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+    return ("tensor", tuple(value.shape), str(value.dtype), _hash(plain.view(torch.uint8).numpy()))
 
 
 def _of_array(value: Any) -> Any:
@@ -171,5 +168,19 @@ def changed(before: Marks, after: Marks) -> Iterator[str]:
             yield name
 
 
+def changed_state(start: Marks, first: Marks, now: Marks, since: Clocks) -> list[str]:
+    """The names that changed between ``start`` and ``now`` and are neither a cache nor a reading of a clock.
+
+    What was None, or not there, at the start, and since the ``first`` step has not changed, counts as a cache.
+    """
+    since_first = set(changed(first, now))
+    names = []
+    for name in changed(start, now):
+        is_cache = start.get(name) is None and name not in since_first
+        if not is_cache and not _is_clock(now.get(name), since):
+            names.append(name)
+    return names
+
+
 def _equal(a: Any, b: Any) -> bool:
-    return a is b or (type(a) is type(b) and repr(a) == repr(b))
+    return a is b or (type(a) is type(b) and (a == b or repr(a) == repr(b)))  # a NaN is not equal to itself
