@@ -110,6 +110,17 @@ def replacing(path: Path, *, aside: Path | None = None, durable: bool = True, fi
         files.fsync_path(path.parent)
 
 
+def make_directories(path: Path, files: Files = _LOCAL) -> None:
+    """Make ``path`` and its missing parents, durably: a directory that a power cut removes takes its contents along."""
+    for directory in reversed([path, *path.parents]):
+        if directory.exists():
+            continue
+        with contextlib.suppress(FileExistsError):
+            files.mkdir(directory)
+        with contextlib.suppress(PermissionError):  # a directory that may be written but not read
+            files.fsync_path(directory.parent)
+
+
 def write_new(path: Path, data: bytes, files: Files = _LOCAL) -> None:
     """Write one small file that must not exist yet, and fsync it."""
     handle = files.open(path)

@@ -82,7 +82,12 @@ def _candidates(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
     paths = (path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith("."))
-    return [path for path in paths if (_NUMBERED.search(path.name) or _has_manifest(path)) and not _is_alias(path)]
+    return [path for path in paths if is_candidate(path)]
+
+
+def is_candidate(path: Path) -> bool:
+    """Whether a directory counts as a checkpoint, complete or not."""
+    return bool(_NUMBERED.search(path.name) or _has_manifest(path)) and not _is_alias(path)
 
 
 def _has_manifest(path: Path) -> bool:

@@ -21,7 +21,7 @@ from typing import Any
 
 from mmtrain.checkpoint import process_identity
 from mmtrain.errors import RunError
-from mmtrain.files import UnusableFileError, open_private
+from mmtrain.files import UnusableFileError, make_directories, open_private
 
 try:
     import fcntl
@@ -51,7 +51,7 @@ class WorkDirLock:
         Raises RunError with host and process of the run that holds it, and where the lock is a link or has a second
         name: the text would be written into another file.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_directories(self.path.parent.absolute())
         key = str(self.path.parent.resolve() / LOCK)
         # opening and closing the file a second time in one process would release the lock: check before touching it
         if key in _held:
@@ -71,7 +71,7 @@ class WorkDirLock:
         """
         if self._handle is None or _is_at(self._handle, self.path):
             return ""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_directories(self.path.parent.absolute())
         handle = self._take(
             0.0,
             "was deleted or replaced while this run used it, and is in use by {} now. This run ends, because two runs "

@@ -10,6 +10,7 @@ from typing import Any
 from mmtrain.checkpoint import discover
 from mmtrain.checkpoint.format.manifest import Manifest
 from mmtrain.checkpoint.format.verify import Problem, Verify
+from mmtrain.checkpoint.inventory import Inventory
 from mmtrain.checkpoint.lock import WorkDirLock
 from mmtrain.checkpoint.reader import Checkpoint, open_checkpoint
 from mmtrain.checkpoint.retention import Entry, RetirePolicy
@@ -62,7 +63,8 @@ class CheckpointStore:
         self._step_sections = frozenset(step_sections)
         self._stager = Stager(threads)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mmtrain-write")
-        self._saver = Saver(self.root, self._fs, self._pool, self.topology)
+        self._inventory = Inventory(self.root)
+        self._saver = Saver(self.root, self._fs, self._pool, self.topology, self._inventory)
         self._last: PendingSave | None = None
         self._device = storage.device_of(self.root.absolute())
 
@@ -206,7 +208,7 @@ class CheckpointStore:
 
         Returns the names deleted on this rank's disk, [] on other ranks. Raises OSError if one cannot be deleted.
         """
-        names = self.topology.names_to_delete(self.root, retire)
+        names = self.topology.names_to_delete(self._inventory, retire)
         for name in names:
             storage.delete_checkpoint(self.root, name, self._fs)
         return names

@@ -32,6 +32,13 @@ class SlicedDataset:
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set attributes of the dataset itself: a hook that replaces its pipeline finds this object instead."""
+        if name in ("dataset", "_size"):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.dataset, name, value)
+
 
 def build_train_stream(
     cfg: Any,

@@ -18,8 +18,9 @@ class EvalLoader:
 
     Sample i goes to rank ``i % world_size``, as in MMEngine, which collects results in that order. Nothing is padded or
     repeated. Every rank makes the same number of iterations; a rank without a sample in the last one gets None.
-    Randomness inside ``dataset[i]`` depends only on (seed, i), so each validation sees the same data. Workers stay
-    alive between passes unless ``persistent_workers=False``. Starting a pass ends the one before.
+    Randomness inside ``dataset[i]`` depends only on (seed, i), so each validation sees the same data. Each pass starts
+    new workers, unless ``persistent_workers=True`` and the dataset has not changed in this process. Starting a pass
+    ends the one before.
 
     Args: see `stream.TrainStream`. ``shuffle``, ``drop_last`` and a sampler that shuffles are refused. A user's sampler
         must shard by rank itself.
@@ -48,7 +49,7 @@ class EvalLoader:
         _, self._pool, self.notices = open_reader(dataset, collate_fn, context, workers, validation=True)
         self._context = context
         self._pass = 0
-        self._keep_workers = workers.persistent_workers is not False
+        self._keep_workers = workers.persistent_workers is True
         self._sampler = _users_sampler(sampler, dataset, seed=context.seed, path=f"{context.path}.sampler")
 
     def __len__(self) -> int:
@@ -91,7 +92,7 @@ class IterableEvalLoader:
     def __init__(self, dataset: Any, batch_size: int, **options: Any) -> None:
         path = options.get("path", "val_dataloader")
         refuse_cuts(shuffle=options.pop("shuffle", None), drop_last=options.pop("drop_last", False), path=path)
-        self._keep_workers = options.get("persistent_workers") is not False
+        self._keep_workers = options.get("persistent_workers") is True
         self._may_be_empty = options.get("world_size", 1) > 1  # this rank's share; not the whole set
         self._stream = IterableStream(dataset, batch_size, **{"path": path} | options, validation=True)
         self.notices = self._stream.notices

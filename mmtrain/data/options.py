@@ -26,8 +26,11 @@ class LoaderContext:
 class WorkerOptions:
     """The worker options of ``torch.utils.data.DataLoader``, with the same meanings.
 
-    ``pin_memory=None`` pins if CUDA is available. Without any accelerator it is ignored. ``persistent_workers`` is
-    accepted for training and has no effect there: training workers always live for the whole run.
+    ``pin_memory=None`` pins if CUDA is available. Without any accelerator it is ignored.
+
+    As in torch and MMEngine, each epoch (or validation) starts new workers, which get the dataset as it then is in the
+    main process. With ``persistent_workers=True`` they are kept, and read ahead past the end of an epoch, as long as
+    the main process has not changed the dataset or ``collate_fn`` (`workers.snapshot`).
     """
 
     num_workers: int = 0

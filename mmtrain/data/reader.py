@@ -95,7 +95,7 @@ class SeededReader:
         validation: bool = False,
     ) -> None:
         self.dataset = dataset
-        self._collate = collate
+        self.collate = collate
         self.returns_indices = False
         self._context = context
         self._refuse_none = refuse_none
@@ -118,12 +118,12 @@ class SeededReader:
         if isinstance(samples, SampleError):
             return samples
         try:
-            data = self._collate(samples)
+            data = self.collate(samples)
             if not self.returns_indices:
                 return data
             return IndexedBatch(data, batch.epoch, array("q", batch.indices[: len(samples)]).tobytes())
         except Exception as error:
-            name = getattr(self._collate, "__name__", type(self._collate).__name__)
+            name = getattr(self.collate, "__name__", type(self.collate).__name__)
             return SampleError(
                 f"{self._context.path}.collate_fn: {name} raised {describe(error)} on the samples "
                 f"{shortened(batch.indices)} of {type(self.dataset).__name__}. Choose one that fits: 'pad_collate' for "

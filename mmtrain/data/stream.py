@@ -1,5 +1,7 @@
 """The training data as one endless stream with a position."""
 
+from __future__ import annotations
+
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sized
 from typing import Any, NamedTuple
@@ -20,16 +22,55 @@ from mmtrain.types import Batch, SampleIndices, StateDict
 class Stream(ABC):
     """The training data as the train loop reads it: batches without end, epoch after epoch.
 
+    A hook may change the dataset (its pipeline, an attribute) or replace ``collate_fn``. With data workers this takes
+    effect at the next epoch, also with ``persistent_workers=True``; without workers at once.
+
     Attributes:
-        dataset: the dataset, or the object that the batches come from.
         batch_size: samples per batch on this rank, None if an object of the user decides.
         notices: sentences to report at start about what this stream cannot save or guarantee.
     """
 
-    dataset: Any
     batch_size: int | None
     notices: list[str]
+    _reader: Any
+    _pool: WorkerPool
     can_skip = True  # whether `seek` accepts any offset, or only one whose state is loaded
+
+    @property
+    def dataset(self) -> Any:
+        """The dataset, or the object that the batches come from."""
+        return self._reader.dataset
+
+    @property
+    def collate_fn(self) -> Any:
+        """The function that makes a batch of samples; a hook may replace it."""
+        return self._reader.collate
+
+    @collate_fn.setter
+    def collate_fn(self, function: Any) -> None:
+        self._reader.collate = function
+
+    # ---- names of torch's DataLoader that hooks written for MMEngine use
+    @property
+    def num_workers(self) -> int:
+        return self._pool.num_workers
+
+    @property
+    def persistent_workers(self) -> bool:
+        return self._pool.keeps_workers
+
+    @property
+    def _iterator(self) -> None:
+        """Set to None by hooks for MMEngine that want new workers at the next epoch."""
+        return None
+
+    @_iterator.setter
+    def _iterator(self, value: None) -> None:
+        self._pool.renew()
+
+    @property
+    def _dataloader(self) -> Stream:
+        return self
 
     @property
     @abstractmethod
@@ -110,8 +151,8 @@ class TrainStream(Stream):
     The order is a function of (seed, epoch, offset). Randomness inside ``dataset[i]`` is a function of (seed, epoch,
     i), or with ``per_sample=False`` of (seed, epoch, offset, rank). So the batches are bit-for-bit the same with any
     number of workers, and moving to a position reads no sample before it. A dataset with ``__getitems__`` reads a whole
-    batch in one call and is seeded once per batch in both cases. Workers live until `close` and read ahead past the end
-    of an epoch; the position counts only batches that were taken.
+    batch in one call and is seeded once per batch in both cases. The position counts only batches that were taken, not
+    what workers have read ahead.
 
     Args:
         dataset: an object with ``__getitem__`` and ``__len__``.
@@ -145,7 +186,6 @@ class TrainStream(Stream):
     ) -> None:
         context, workers = split_options(options, path="train_dataloader")
         check_map_style(dataset, context.path)
-        self.dataset = dataset
         self.batch_size = batch_size
         self.sampler = choose_source(
             sampler, dataset, batch_size, shuffle=shuffle, drop_last=drop_last, context=context
@@ -192,8 +232,10 @@ class TrainStream(Stream):
         return (epoch + 1, 0) if epoch_end else (epoch, offset + samples)
 
     def __next__(self) -> Batch:
+        if self._last is not None and self._last.epoch_end and self._pool.is_stale:
+            self._started = False
         if not self._started:
-            self._pool.start(self.sampler.batch_indices(*self.position))
+            self._pool.start(self._requests())
             self._started = True
         batch, data = self._pool.take()
         self._last = batch
@@ -202,6 +244,14 @@ class TrainStream(Stream):
         start, _ = rank_slice(batch.offset, batch.samples, self._context.rank, self._context.world_size)
         indices = SampleIndices(data.epoch, start, data.indices)
         return Batch(data.data, batch.samples, batch.epoch_end, batch.weight, indices)
+
+    def _requests(self) -> Iterator[BatchIndices]:
+        """Yield the batches from the position on, to the end of the epoch if its workers end there."""
+        endless = self._pool.keeps_workers or not self._pool.num_workers
+        for batch in self.sampler.batch_indices(*self.position):
+            yield batch
+            if batch.epoch_end and not endless:
+                return
 
     def report_indices(self) -> None:
         self._reader.returns_indices = True

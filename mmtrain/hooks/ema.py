@@ -220,9 +220,10 @@ def _copy(source: Tensor) -> Tensor:
 
 
 def _placed_like(average: Tensor, source: Any) -> Tensor:
-    """A loaded average on the device, and in the shards, of the tensor it belongs to."""
+    """A loaded average on the device, in the shards and with the strides of the tensor it belongs to."""
+    placed = torch.empty_like(source, dtype=average.dtype, requires_grad=False)
     if is_dtensor(source) and not is_dtensor(average):
-        placed = torch.empty_like(source, dtype=average.dtype, requires_grad=False)
         copy_from_full(placed, average)
-        return placed
-    return average.to(source.device)
+    else:
+        placed.copy_(average)
+    return placed

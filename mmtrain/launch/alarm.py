@@ -44,17 +44,25 @@ class Alarm:
     """Watches for failures of other ranks and reports this rank's.
 
     ``grace`` is the number of seconds that a rank gets to end by itself after another one failed; ``leave`` ends the
-    process.
+    process. ``host`` is the process that the store is in, as the message about its end calls it.
     """
 
     def __init__(
-        self, store: Any, rank: int, size: int, *, grace: float = 2.0, leave: Callable[[int], Any] = os._exit
+        self,
+        store: Any,
+        rank: int,
+        size: int,
+        *,
+        grace: float = 2.0,
+        leave: Callable[[int], Any] = os._exit,
+        host: str = "rank 0",
     ) -> None:
         self.rank = rank
         self.size = size
         self.errors: Path | None = None
         self._store = store
         self._grace = grace
+        self._host = host
         self._leave = leave
         self._over = threading.Event()
         self._printing = threading.Lock()
@@ -76,7 +84,7 @@ class Alarm:
         self._write(own)
         try:
             first = self._first(own)
-        except Exception:  # the store was in rank 0, or on its machine
+        except Exception:  # the store's process is gone, or its machine
             self._over.set()
             if self.rank == 0:
                 self._print(own, own)
@@ -178,14 +186,14 @@ class Alarm:
             self._leave(first.status)
 
     def _lost(self) -> None:
-        """End this process: the store is gone, and rank 0 with it."""
+        """End this process: the store is gone with the process that it was in."""
         if self._over.wait(self._grace):
             return
         self._print_lost("")
         self._leave(1)
 
     def _print_lost(self, detail: str) -> None:
-        lost = "lost the connection to rank 0: it was killed, or its machine is gone"
+        lost = f"lost the connection to {self._host}: it was killed, or its machine is gone"
         sys.stderr.write(f"\nerror: rank {self.rank}: {lost}{detail}\n")
         sys.stderr.flush()
 

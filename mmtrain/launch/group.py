@@ -16,7 +16,14 @@ from typing import Any
 from mmtrain.errors import ConfigError
 from mmtrain.launch.alarm import Alarm, RankFailure
 from mmtrain.launch.environment import World, rank_before_joining, recognise
-from mmtrain.launch.meeting import SECONDS, announce_as_rank_0, open_store, report_to_rank_0, wait_for_all
+from mmtrain.launch.meeting import (
+    SECONDS,
+    announce_as_rank_0,
+    open_store,
+    report_to_rank_0,
+    store_host,
+    wait_for_all,
+)
 from mmtrain.launch.watchdog import Watchdog
 
 TIMEOUT = 1800.0  # seconds
@@ -51,7 +58,7 @@ def join(launcher: str = "none", *, backend: str | None = None) -> World | None:
     os.environ.update(world.variables())
     _Group.met = _Group.entered = True
     _Group.store = store = open_store(world)
-    _Group.alarm = Alarm(store.clone(), world.rank, world.size)
+    _Group.alarm = Alarm(store.clone(), world.rank, world.size, host=store_host())
     wait_for_all(store, world)
     dist.init(_checked(backend), timedelta(seconds=SECONDS), store=store)
     _Group.joined = True

@@ -90,7 +90,7 @@ def open_store(world: World, seconds: float = SECONDS) -> Any:
     """
     from torch.distributed import PrefixStore
 
-    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    agent = _is_in_agent()
     prefix = f"{_PREFIX}/attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}" if agent else _PREFIX
     hosts = world.rank == 0 and not agent
     if not hosts:
@@ -98,6 +98,15 @@ def open_store(world: World, seconds: float = SECONDS) -> Any:
     store = _answering(world, hosts=hosts, seconds=min(seconds, _ANSWER))
     store.set_timeout(timedelta(seconds=seconds))
     return PrefixStore(prefix, store)
+
+
+def store_host() -> str:
+    """The process that the store is in, as a message calls it."""
+    return "torchrun's agent, which the ranks communicate through" if _is_in_agent() else "rank 0"
+
+
+def _is_in_agent() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _answering(world: World, *, hosts: bool, seconds: float) -> Any:

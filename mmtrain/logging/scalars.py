@@ -171,14 +171,22 @@ class _Interval:
 
     def add_state(self, state: Mapping[str, Any]) -> None:
         for name, (total, count) in state["folded"].items():
-            self._fold(name, total, count)
-        self.extend(state["values"])
+            self._fold(name, _number(name, total), max(int(count), 1))
+        self.extend(
+            {name: [_number(name, value) for value in found] for name, found in state["values"].items() if found}
+        )
 
     def _fold(self, name: str, total: float, count: int) -> None:
         known = self._folded.get(name)
         if known is not None:
             total, count = _total(name, [known[0], total], self._maxima), known[1] + count
         self._folded[name] = (total, count)
+
+
+def _number(name: str, value: Any) -> float:
+    if not isinstance(value, int | float):
+        raise TypeError(f"a value of the scalar {name!r} is a {type(value).__name__}, not a number")
+    return value
 
 
 def _total(name: str, values: list[float], maxima: frozenset[str]) -> float:

@@ -9,9 +9,10 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from mmtrain.files import replacing
+from mmtrain.files import read_bounded, replacing
 
 NOTE = "start_position"
+_NOTE_LIMIT = 4096  # bytes
 
 
 class LogPosition(NamedTuple):
@@ -55,10 +56,12 @@ def note_start(log_dir: str | Path, position: LogPosition, *, run: str = "") -> 
 def read_start(log_dir: Path) -> Start | None:
     """The note of a start; None if it never logged, or was of an early version."""
     try:
-        note = json.loads((log_dir / "vis_data" / NOTE).read_bytes())
+        note = json.loads(read_bounded(log_dir / "vis_data" / NOTE, _NOTE_LIMIT))
         position = LogPosition(**{name: note[name] for name in LogPosition._fields if name in note})
+        if any(not isinstance(value, int | float) for value in position if value is not None):
+            return None
         return Start(position, str(note.get("run", "")), int(note.get("start", 0)))
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
 
 

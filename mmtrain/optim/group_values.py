@@ -13,6 +13,7 @@ A group is found again by the names of its parameters. One that a hook added whi
 
 import copy
 from collections.abc import Mapping, Sequence
+from numbers import Number
 from typing import Any
 
 import torch
@@ -45,11 +46,16 @@ class GroupValues:
             key: [(self._members(group), _values(group)) for group in one.param_groups]
             for key, one in self._optimizers.items()
         }
-        self._at_start = {key: len(one.param_groups) for key, one in self._optimizers.items()}
+        self._added: set[frozenset[str]] = set()  # groups that `add_missing` added
+        self._at_start: set[frozenset[str]] | None = None  # the other groups when training began
 
     def begin_training(self) -> None:
         """From now on a new group counts as one that was added during training."""
-        self._at_start = {key: len(one.param_groups) for key, one in self._optimizers.items()}
+        groups = [group for one in self._optimizers.values() for group in one.param_groups]
+        self._at_start = {frozenset(self._members(group) or ()) for group in groups} - self._added
+
+    def _was_added(self, group: Group) -> bool:
+        return self._at_start is not None and frozenset(self._members(group) or ()) not in self._at_start
 
     def state_dict(self) -> dict[str, list[dict[str, Any]]]:
         """For each optimizer its groups: ``names`` of the parameters, the ``values`` now and when ``built``.
@@ -73,7 +79,7 @@ class GroupValues:
                     "names": self._members(group),
                     "values": values,
                     "built": {name: value for name, value in built.items() if name in values},
-                    "added": index >= self._at_start[key],
+                    "added": self._was_added(group),
                 }
             )
         return found
@@ -85,6 +91,7 @@ class GroupValues:
             if group["added"]:
                 parameters = [self._parameters[name] for name in group["names"]]
                 self._optimizers[key].add_param_group({"params": parameters, **copy.deepcopy(dict(group["values"]))})
+                self._added.add(frozenset(group["names"]))
                 lines.append(f"optimizer: added the group of {_some(group['names'])}, as a hook did before.")
         return lines
 
@@ -142,6 +149,8 @@ class GroupValues:
             if is_changed or name not in values:
                 _put(group, name, built[name]) if name in built else None
             else:
+                if name in built and not _alike(built[name], values[name]):
+                    raise ValueError(f"{name} is {values[name]!r} in the checkpoint, and {built[name]!r} now")
                 _put(group, name, values[name])
 
     def _members(self, group: Group) -> list[str] | None:
@@ -158,6 +167,18 @@ def _copied(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().clone()
     return copy.deepcopy(value) if isinstance(value, (list, dict, set, tuple)) else value
+
+
+def _alike(built: Any, saved: Any) -> bool:
+    """Whether a saved value can take the place of the built one: numbers of numbers, a tuple of one as long."""
+    if built is None or saved is None:
+        return True
+    for kind in ((Number, Tensor), str, Mapping, list):
+        if isinstance(built, kind) or isinstance(saved, kind):
+            return isinstance(built, kind) and isinstance(saved, kind)
+    if isinstance(built, tuple) and isinstance(saved, tuple):
+        return len(built) == len(saved) and all(map(_alike, built, saved))
+    return not isinstance(built, tuple) and not isinstance(saved, tuple)
 
 
 def _put(group: Group, name: str, value: Any) -> None:

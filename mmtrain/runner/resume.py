@@ -92,6 +92,8 @@ class _Restorer:
         values = compare.flat_config(run.cfg)
         self._check_belongs(checkpoint, values)
         state, own = checkpoint.state_by_name(), self._store.own_rng(checkpoint)
+        if own is not None and not isinstance(own, Mapping):
+            raise CheckpointError(f"{checkpoint.path}: what this rank saved is a {type(own).__name__}, expected a dict")
         self._restore_tensors(checkpoint, state, (own or {}).get("model", {}))
         state_report = restore_small_state(run, self._best, state)
         self._restore_position(checkpoint)

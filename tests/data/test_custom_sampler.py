@@ -1,6 +1,7 @@
 """Samplers: MMEngine's names, and a user's own."""
 
 import random
+import tracemalloc
 from itertools import count
 
 import pytest
@@ -10,6 +11,8 @@ from mmengine.dataset import DefaultSampler as MMEngineDefaultSampler
 from torch.utils.data import WeightedRandomSampler
 
 from mmtrain.data import TrainStream
+from mmtrain.data.custom_sampler import CustomSampler
+from mmtrain.data.options import LoaderContext
 from mmtrain.errors import ConfigError
 from mmtrain.registry import DATA_SAMPLERS
 
@@ -131,3 +134,28 @@ def test_skipping_with_a_sampler_reads_nothing():
 def test_a_sampler_without_a_length_is_refused():
     with pytest.raises(ConfigError, match="no length"):
         stream(iter(range(11)))
+
+
+class Large:
+    """Half a million indices beyond those that Python keeps."""
+
+    def __init__(self, dataset):
+        pass
+
+    def __len__(self):
+        return 500_000
+
+    def __iter__(self):
+        return (index * 1_000 for index in range(500_000))
+
+
+def test_the_indices_of_an_epoch_take_eight_bytes_each():
+    source = CustomSampler(lambda: Large(None), 4, context=LoaderContext(seed=5), drop_last=False)
+    tracemalloc.start()
+    batch = next(source.batch_indices(0, 400_000))
+    size, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert batch.indices == [400_000_000, 400_001_000, 400_002_000, 400_003_000]
+    assert all(type(index) is int for index in batch.indices)  # as data sets expect
+    assert size < 500_000 * 9
+    assert peak < 500_000 * 24

@@ -85,8 +85,8 @@ def test_seek_reads_no_sample_before_the_position(num_workers):
     entered.close()
 
 
-def test_workers_stay_over_epochs_and_seeks():
-    read = stream(Counting(8), num_workers=2)
+def test_persistent_workers_stay_over_epochs_and_seeks():
+    read = stream(Counting(8), num_workers=2, persistent_workers=True)
     pids = {pid for _ in range(9) for pid in next(read).data["pid"].tolist()}
     read.seek(4, 4)
     pids |= {pid for _ in range(5) for pid in next(read).data["pid"].tolist()}

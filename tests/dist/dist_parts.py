@@ -17,7 +17,7 @@ from mmtrain.registry import DATASETS, HOOKS
 
 @HOOKS.register_module()
 class FailOrHang:
-    """At the end of an iteration, on one rank: raise, raise an MMTrainError, send itself a signal, or hang.
+    """At the end of an iteration, on one rank: raise, raise an MMTrainError, send itself a signal, hang, or end torchrun.
 
     Happens only once if a file ``marker`` is given, which records it.
     """
@@ -39,7 +39,9 @@ class FailOrHang:
             raise ValueError("the sample is broken")
         if self.kind == "refuse":
             raise RunError("the sample is refused")
-        if self.kind == "hang":
+        if self.kind == "kill the agent":
+            os.kill(os.getppid(), signal.SIGKILL)
+        if self.kind in ("hang", "kill the agent"):
             time.sleep(600)
         os.kill(os.getpid(), getattr(signal, self.kind))
 

@@ -121,6 +121,14 @@ def test_a_rank_that_fails_because_rank_0_is_gone_reports_it(alarms, fake_store,
     assert "rank 1: lost the connection to rank 0" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_store_in_another_process_than_rank_0_is_called_by_its_name(alarms, fake_store, rank, capfd):
+    alarms(rank, host="torchrun's agent")
+    fake_store.gone = True
+    assert alarms.left_with() == {rank: 1}
+    assert f"rank {rank}: lost the connection to torchrun's agent: it was killed" in capfd.readouterr().err
+
+
 def test_after_closing_nothing_happens(alarms, fake_store):
     alarm = alarms(1)
     alarm.close()

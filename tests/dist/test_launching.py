@@ -1,6 +1,7 @@
 """The real command in real processes: which rank reports, which ranks stop, and how soon."""
 
 import re
+import signal
 import sys
 from importlib.util import find_spec
 
@@ -114,6 +115,20 @@ def test_torchrun_restarts_a_killed_rank_and_the_result_is_the_same(tmp_path, st
     assert status == 0, errors
     assert "Auto resumed from the latest checkpoint" in errors
     assert_same(left_behind(tmp_path / "uninterrupted"), left_behind(tmp_path / "broken"))
+
+
+def test_when_torchrun_itself_is_killed_no_rank_is_blamed(tmp_path):
+    path = with_failure(tmp_path, "broken", "kill the agent", 1)
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}",
+        str(ROOT / "tools" / "train.py"), str(path),
+    ]  # fmt: skip
+    ((status, errors),) = outcomes(start_all(command, 1, RANK="", WORLD_SIZE=""))
+    assert status == -signal.SIGKILL
+    reported = re.findall(r"^error: .*", errors, re.M)
+    assert reported, errors
+    assert all("lost the connection to torchrun's agent, which" in line for line in reported), errors
+    assert "Traceback" not in errors
 
 
 @pytest.mark.slow

@@ -251,3 +251,19 @@ def test_averaging_uses_no_generator(make_runner):
         runner.step(hook)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
+
+
+def test_loaded_averages_have_the_strides_of_their_parameters(make_runner):
+    model = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
+    hook = EMAHook(momentum=0.5)
+    runner = make_runner(model=model)
+    hook.before_train(runner)
+    runner.step(hook)
+    state = {
+        "steps": 1,
+        "averages": {name: value.contiguous() for name, value in hook.state_dict()["averages"].items()},
+    }
+    hook.load_state_dict(state)
+    runner.step(hook)
+    assert hook.averages["weight"].stride() == model.weight.stride()
+    assert torch.equal(hook.averages["weight"], model.weight)

@@ -242,3 +242,14 @@ def test_a_state_without_readers_is_given_to_every_reader(exists):
     scalars.load_state_dict({"ranks": ranks})
     for name in ("log", "other"):
         assert scalars.reader(name).read() == {"loss": 3.0, "x": 2.0}
+
+
+@pytest.mark.parametrize("values", [["x"], [None], [[1.0]], "ab"])
+def test_a_saved_value_that_is_no_number_is_refused_at_once(values):
+    scalars = Scalars()
+    scalars.reader("logger")
+    scalars.record("loss", 1.0)
+    state = scalars.state_dict()
+    state["ranks"][0]["readers"]["logger"]["values"]["loss"] = values
+    with pytest.raises(TypeError, match="a value of the scalar 'loss' is a"):
+        Scalars().load_state_dict(state)

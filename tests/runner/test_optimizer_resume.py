@@ -74,8 +74,7 @@ class AddGroup:
             self.add(runner)
 
     def before_train_epoch(self, runner):
-        added = sum(len(group["params"]) for group in runner.optim_wrapper.param_groups) > 2
-        if self.epoch == runner.epoch and not added:
+        if self.epoch == runner.epoch and len(runner.optim_wrapper.param_groups) == 1:
             self.add(runner)
 
     def add(self, runner):
@@ -112,6 +111,31 @@ def test_a_value_that_the_config_changes_is_the_configs(tmp_path):
 
 def adamw(**options):
     return {"optimizer": {"type": "AdamW", **options}}
+
+
+@pytest.mark.parametrize("epoch", [0, 1, None])
+@pytest.mark.parametrize("schedule", [[], [{"type": "CosineAnnealingLR", "by_epoch": False}]], ids=["", "cosine"])
+def test_a_group_that_a_hook_adds(tmp_path, epoch, schedule):
+    """At the start of every process, or once, at an epoch: the resume then adds it."""
+    assert_exact(
+        tmp_path,
+        crashes=[("iteration", 7), ("iteration", 16), ("save", 20)],
+        model={"type": "Net", "frozen": True},
+        custom_hooks=[AddGroup(epoch, "first"), {"type": "EMAHook", "momentum": 0.1}],
+        optim_wrapper=adamw(lr=0.05),
+        param_scheduler=schedule,
+    )
+
+
+def test_a_group_that_a_hook_adds_follows_the_schedule(tmp_path):
+    runner = train(
+        tmp_path,
+        model={"type": "Net", "frozen": True},
+        hooks=[AddGroup(1, "first")],
+        optim_wrapper=adamw(lr=0.05),
+        param_scheduler=[{"type": "ConstantLR", "by_epoch": False, "factor": 0.5, "end": 10_000}],
+    )
+    assert [group["lr"] for group in runner.optim_wrapper.param_groups] == [0.025, 0.01]
 
 
 def test_an_optimizer_whose_state_cannot_be_saved_is_refused_after_its_first_update(tmp_path):

@@ -216,6 +216,20 @@ def converted_folders(work):
 
 
 @pytest.mark.parametrize("stage", [2], indirect=True)
+@pytest.mark.parametrize("variable", ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_WEIGHTS_ONLY_LOAD"])
+def test_torchs_variables_about_pickles_change_nothing(work, tmp_path, monkeypatch, variable):
+    """The first is a common remedy for files of MMEngine; nothing in a file is run all the same."""
+    monkeypatch.setenv(variable, "1")
+    checkpoint = newest(work)[0]
+    with universal.opened(checkpoint.path, checkpoint.manifest.meta["native"], room=tmp_path) as source:
+        names = source.tensor_names("model")
+        assert torch.equal(source.read("model", names[0]), load_weights(checkpoint.path).tensors[names[0]])
+    torch.save(newest, tmp_path / "code.pt")
+    with pytest.raises(CheckpointError, match="nothing in it was run"), library.plain_files("file"):
+        torch.load(tmp_path / "code.pt", weights_only=False)
+    assert os.environ[variable] == "1"
+
+
 def test_a_full_disk_while_converting_damages_nothing(work, monkeypatch):
     library.load()
     from deepspeed.checkpoint import ds_to_universal

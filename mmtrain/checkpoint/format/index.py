@@ -4,8 +4,10 @@ A tensor that one process held in full has one shard; a sharded one has a shard 
 together cover the tensor. Sections keep what belongs together: ``model``, ``optimizer``, ``ema``, ...
 """
 
+import gc
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -65,19 +67,36 @@ def encode_index(index: Index) -> bytes:
 
 def decode_index(data: bytes, where: str = INDEX) -> Index:
     """Read what `encode_index` gave. Raises CheckpointError, naming ``where``, if it is malformed."""
-    document = check.parse(data, where)
-    index: Index = {}
     try:
-        check.values(document, check.OBJECT, "the index")
-        for section, entries in document.items():
-            found = index[section] = {}
-            for name, entry in entries.items():
-                found[name] = _entry_from_json(entry, f"{section}/{name}")
-            _check_aliases(found, section)
+        with _without_collections():
+            index = _index_from_json(check.parse(data, where))
     except ValueError as error:
         raise CheckpointError(f"{where}: malformed ({error})") from error
     for file in {location.file for entry in entries_of(index) for one in entry.shards for location in one.locations()}:
         check.inside(file, where)
+    return index
+
+
+@contextmanager
+def _without_collections() -> Iterator[None]:
+    """Pause the garbage collector while many objects are made, none of which is garbage: it takes half the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _index_from_json(document: Any) -> Index:
+    check.values(document, check.OBJECT, "the index")
+    index: Index = {}
+    for section, entries in document.items():
+        found = index[section] = {}
+        for name, entry in entries.items():
+            found[name] = _entry_from_json(entry, f"{section}/{name}")
+        _check_aliases(found, section)
     return index
 
 

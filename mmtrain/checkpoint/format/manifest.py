@@ -54,6 +54,7 @@ _META = {
     "generation": check.COUNT,
     "since": check.COUNT,
     "began": check.TEXT,
+    "run": check.TEXT,
     "frozen": check.OBJECT,
     "native": check.OBJECT.or_none(),
 }

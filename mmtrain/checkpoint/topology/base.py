@@ -10,6 +10,7 @@ from torch import Tensor
 from mmtrain.checkpoint.format.index import Index
 from mmtrain.checkpoint.format.manifest import FileRecord, Manifest
 from mmtrain.checkpoint.format.verify import Problem, Verify
+from mmtrain.checkpoint.inventory import Inventory
 from mmtrain.checkpoint.reader import Checkpoint
 from mmtrain.checkpoint.retention import Entry, RetirePolicy
 from mmtrain.checkpoint.sharding import LocalShards
@@ -67,8 +68,8 @@ class Topology(ABC):
         """The newest checkpoint that is complete on any disk; hashes are not compared."""
 
     @abstractmethod
-    def names_to_delete(self, root: Path, retire: RetirePolicy) -> list[str]:
-        """What ``retire`` deletes, on leaders; [] on other ranks."""
+    def names_to_delete(self, inventory: Inventory, retire: RetirePolicy) -> list[str]:
+        """What ``retire`` deletes of what each leader has in its ``inventory``, on leaders; [] on other ranks."""
 
     @abstractmethod
     def read_rng(self, checkpoint: Checkpoint) -> Any:

@@ -10,8 +10,9 @@ from mmtrain.checkpoint import discover
 from mmtrain.checkpoint.format.index import Index, merge
 from mmtrain.checkpoint.format.manifest import FileRecord, Manifest
 from mmtrain.checkpoint.format.verify import Problem, Verify
+from mmtrain.checkpoint.inventory import Inventory
 from mmtrain.checkpoint.reader import Checkpoint
-from mmtrain.checkpoint.retention import Entry, RetirePolicy, to_delete
+from mmtrain.checkpoint.retention import Entry, RetirePolicy
 from mmtrain.checkpoint.sharding import LocalShards
 from mmtrain.checkpoint.topology import disk_parts, newest
 from mmtrain.checkpoint.topology.base import Topology
@@ -50,10 +51,9 @@ class DividedDisks(Topology):
         entries = [entry for held in self.ranks.gather(found) for entry in held]
         return max(entries, key=discover.age, default=None)
 
-    def names_to_delete(self, root: Path, retire: RetirePolicy) -> list[str]:
+    def names_to_delete(self, inventory: Inventory, retire: RetirePolicy) -> list[str]:
         """Rank 0 decides, by the checkpoints that every disk has."""
-        common = newest.entries_on_all(root, self)
-        names = self.ranks.on_main(lambda: to_delete(common, retire.keep, retire.protected))
+        names = newest.names_to_delete_on_all(inventory, self, retire)
         return names if self.is_leader else []
 
     def read_rng(self, checkpoint: Checkpoint) -> Any:

@@ -14,6 +14,7 @@ from mmtrain.checkpoint.topology.base import Topology
 from mmtrain.checkpoint.topology.disks import Disks
 from mmtrain.checkpoint.topology.divided import DividedDisks
 from mmtrain.checkpoint.topology.shared import SharedDisk
+from mmtrain.files import make_directories
 
 
 def find_topology(directory: Path) -> Topology:
@@ -44,7 +45,7 @@ def _one_round(directory: Path, *, writes: bool, waiting: Sequence[int]) -> dict
     """The leader of each rank that saw a file of this round, by rank."""
     token = failure = None
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directories(directory.absolute())
         if writes:
             # the name of a save's leftover: what a kill leaves here is cleared away with those
             token = f".disk.tmp-{process_identity.new_token()}"

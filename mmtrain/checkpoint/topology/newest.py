@@ -6,7 +6,8 @@ from pathlib import Path
 from mmtrain.checkpoint import discover
 from mmtrain.checkpoint.format.manifest import MANIFEST
 from mmtrain.checkpoint.format.verify import Problem, Verify
-from mmtrain.checkpoint.retention import Entry
+from mmtrain.checkpoint.inventory import ROUNDS, Inventory, decisive
+from mmtrain.checkpoint.retention import Entry, RetirePolicy, to_delete
 from mmtrain.checkpoint.topology.base import Topology
 from mmtrain.files import hash_file
 
@@ -43,12 +44,31 @@ def newest_on_all(root: Path, topology: Topology, *, verify: Verify) -> tuple[st
     return None, problems
 
 
-def entries_on_all(root: Path, topology: Topology) -> list[Entry]:
+def names_to_delete_on_all(inventory: Inventory, topology: Topology, retire: RetirePolicy) -> list[str]:
+    """What ``retire`` deletes of the checkpoints that every disk has from the same save; a collective.
+
+    Rank 0 decides; as in `Inventory.names_to_delete`, every leader looks again at what the decision rests on.
+    """
+    for _ in range(ROUNDS):
+        common = _entries_on_all(inventory, topology)
+        names, rests_on = topology.ranks.on_main(lambda: _decide(common, retire))  # noqa: B023 - it is called here
+        is_same = not topology.is_leader or inventory.confirm(rests_on)
+        if all(topology.ranks.gather(is_same)):
+            return names
+    return []
+
+
+def _decide(entries: list[Entry], retire: RetirePolicy) -> tuple[list[str], list[str]]:
+    names = to_delete(entries, retire.keep, retire.protected)
+    return names, decisive(entries, names, retire.keep)
+
+
+def _entries_on_all(inventory: Inventory, topology: Topology) -> list[Entry]:
     """The complete checkpoints that every disk has from the same save, in ascending order; a collective."""
     own: list[Entry] | None = None
     if topology.is_leader:
         try:
-            own = discover.scan(root)[0]
+            own = inventory.entries()
         except OSError:  # what is there is unknown: retention has nothing to choose from
             own = []
     found = topology.ranks.gather(own)

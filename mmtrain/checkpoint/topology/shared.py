@@ -11,8 +11,9 @@ from mmtrain.checkpoint import discover
 from mmtrain.checkpoint.format.index import Index, merge
 from mmtrain.checkpoint.format.manifest import FileRecord, Manifest
 from mmtrain.checkpoint.format.verify import Problem, Verify
+from mmtrain.checkpoint.inventory import Inventory
 from mmtrain.checkpoint.reader import Checkpoint
-from mmtrain.checkpoint.retention import Entry, RetirePolicy, to_delete
+from mmtrain.checkpoint.retention import Entry, RetirePolicy
 from mmtrain.checkpoint.sharding import LocalShards
 from mmtrain.checkpoint.topology.base import Topology
 from mmtrain.checkpoint.topology.disks import Disks
@@ -45,8 +46,8 @@ class SharedDisk(Topology):
     def newest_entry(self, root: Path) -> Entry | None:
         return self.ranks.on_main(lambda: next(reversed(discover.scan(root)[0]), None))
 
-    def names_to_delete(self, root: Path, retire: RetirePolicy) -> list[str]:
-        return to_delete(discover.scan(root)[0], retire.keep, retire.protected) if self.ranks.is_main else []
+    def names_to_delete(self, inventory: Inventory, retire: RetirePolicy) -> list[str]:
+        return inventory.names_to_delete(retire) if self.ranks.is_main else []
 
     def read_rng(self, checkpoint: Checkpoint) -> Any:
         return checkpoint.rng(self.ranks.rank)

@@ -10,6 +10,7 @@ from pathlib import Path
 from mmtrain.checkpoint.format.index import INDEX, Index, encode_index
 from mmtrain.checkpoint.format.manifest import MANIFEST, FileRecord, Manifest, encode
 from mmtrain.checkpoint.format.tensors import write_hashed, write_layout
+from mmtrain.checkpoint.inventory import Inventory
 from mmtrain.checkpoint.retention import RetirePolicy
 from mmtrain.checkpoint.topology.base import Topology
 from mmtrain.checkpoint.write.parallel import run_all
@@ -50,8 +51,11 @@ class RankResult:
 class Saver:
     """Carries out jobs. ``pool`` writes the files of one save."""
 
-    def __init__(self, root: Path, files: Files, pool: ThreadPoolExecutor, topology: Topology) -> None:
+    def __init__(
+        self, root: Path, files: Files, pool: ThreadPoolExecutor, topology: Topology, inventory: Inventory
+    ) -> None:
         self._root = root
+        self._inventory = inventory
         self._files = files
         self._pool = pool
         self._topology = topology
@@ -163,7 +167,7 @@ class Saver:
         if job.retire is None:
             return
         try:
-            names = self._topology.names_to_delete(self._root, job.retire)
+            names = self._topology.names_to_delete(self._inventory, job.retire)
         except Exception as error:
             notices.append(f"no older checkpoint was deleted: {str(error) or repr(error)}")
             return

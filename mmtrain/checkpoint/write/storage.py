@@ -19,7 +19,7 @@ from mmtrain.checkpoint import process_identity
 from mmtrain.checkpoint.format.manifest import MANIFEST
 from mmtrain.checkpoint.format.verify import read_manifest
 from mmtrain.errors import CheckpointError
-from mmtrain.files import Files, read_bounded, replacing, write_new
+from mmtrain.files import Files, make_directories, read_bounded, replacing, write_new
 
 POINTER = "last_checkpoint"
 _POINTER_LIMIT = 4096
@@ -39,10 +39,7 @@ class Transaction:
 
     def begin(self) -> None:
         """Make the directory to write into, and the work directory if it is missing."""
-        for parent in reversed([self.root, *self.root.parents]):
-            if not parent.exists():
-                with contextlib.suppress(FileExistsError):
-                    self._files.mkdir(parent)
+        make_directories(self.root, self._files)
         self._files.mkdir(self.directory)
 
     def seal(self) -> None:

@@ -61,7 +61,7 @@ class IterableStream(Stream):
     def _set_up(
         self, reader: IterableReader, context: LoaderContext, workers: WorkerOptions, *, saves_position: bool
     ) -> None:
-        self.dataset = reader.dataset
+        self._reader = reader
         self.notices = crowding(workers, context.path)
         self._context = context
         self._readers = max(1, workers.num_workers)
@@ -206,10 +206,13 @@ class IterableStream(Stream):
         )
 
     def __next__(self) -> Batch:
+        if self._started and self._ahead is None and self._pool.is_stale:
+            self.close()
         if not self._started:
             self._start()
         if self._ahead is None:
             self._enter_epoch()
+            self._pool.accept_changes()
             self._ahead = self._take(self._states)
         if self._ahead is None:
             self._raise_no_batch()
@@ -266,6 +269,20 @@ class ForeignStream(IterableStream):
             f"{self._context.path}: {kind} is a ready-made object {has}, so a resumed run reads and drops every batch "
             "of its epoch up to its position; a dict with the dataset is resumed without reading anything"
         )
+
+    @property
+    def persistent_workers(self) -> bool:
+        return getattr(self.dataset, "persistent_workers", None) is True
+
+    @property
+    def _iterator(self) -> None:
+        return None
+
+    @_iterator.setter
+    def _iterator(self, value: None) -> None:
+        """Let a torch DataLoader start new workers at the next epoch."""
+        if hasattr(self.dataset, "_iterator"):
+            self.dataset._iterator = None
 
     @property
     def iterations_per_epoch(self) -> int | None:

@@ -1,4 +1,4 @@
-"""Batches from data workers that live for the whole run, or read in the main process when there are no workers."""
+"""Batches from data workers, or read in the main process when there are no workers."""
 
 import os
 from collections import deque
@@ -12,6 +12,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from mmtrain.data.options import WorkerOptions
 from mmtrain.data.reader import SampleError
 from mmtrain.data.workers.group import WorkerGroup
+from mmtrain.data.workers.snapshot import Snapshot
 from mmtrain.data.workers.worker import Reader
 
 PREFETCH_FACTOR = 2  # as torch's DataLoader
@@ -25,7 +26,9 @@ class WorkerPool:
     are under way and continues with others in the same workers.
 
     After `close`, `start` makes new workers, which get the dataset as it is then. A position in the data is not the
-    pool's: it belongs to the requests, so workers can be renewed between any two batches.
+    pool's: it belongs to the requests, so workers can be renewed between any two batches. `start` renews them itself
+    where `is_stale`: without ``persistent_workers=True`` always, with it if the dataset or ``collate`` of the reader
+    has changed in this process since they were started, or after `renew`.
 
     ``reader.dataset`` is what ``torch.utils.data.get_worker_info().dataset`` returns in the user's code.
     """
@@ -40,6 +43,8 @@ class WorkerPool:
         self._generation = 0  # the number of calls of `start`
         self._pending: deque[tuple[int, Any]] = deque()  # generation and request of what the workers have, oldest first
         self._group: WorkerGroup | None = None
+        self._renew = False
+        self._snapshot: Snapshot | None = None  # of what the workers got, where they are kept
         self._close_group: Finalize | None = None
 
     def start(self, requests: Iterable[Any]) -> None:
@@ -48,7 +53,12 @@ class WorkerPool:
         self._generation += 1
         if self._options.num_workers == 0:
             return
+        if self.is_stale:
+            self.close()
+            self._requests = iter(requests)
         if self._group is None:
+            self._renew = False
+            self.accept_changes()
             self._group = WorkerGroup(self._reader, self._options, path=self._path, pin=self._pin)
             # Runs when the pool is collected or the process ends, before multiprocessing waits for its children, and
             # only in the process that made it.
@@ -56,6 +66,33 @@ class WorkerPool:
         self._group.restart_turns()
         for _ in range((self._options.prefetch_factor or PREFETCH_FACTOR) * self._options.num_workers):
             self._ask_next()
+
+    @property
+    def num_workers(self) -> int:
+        return self._options.num_workers
+
+    @property
+    def keeps_workers(self) -> bool:
+        """Whether workers that nothing has changed stay alive when `start` is called."""
+        return self._options.persistent_workers is True
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether `start` would replace the workers by new ones."""
+        if self._group is None:
+            return False
+        return self._renew or not self.keeps_workers or self._snapshot != self._take_snapshot()
+
+    def renew(self) -> None:
+        """Let the next `start` make new workers."""
+        self._renew = True
+
+    def accept_changes(self) -> None:
+        """Take the dataset as it is now for what the workers have."""
+        self._snapshot = self._take_snapshot() if self.keeps_workers and self.num_workers else None
+
+    def _take_snapshot(self) -> Snapshot:
+        return Snapshot(getattr(self._reader, "dataset", None), getattr(self._reader, "collate", None))
 
     def take(self) -> tuple[Any, Any]:
         """Return the next request and what was read for it.

@@ -21,6 +21,7 @@ _SAFE = {
     "deepspeed.runtime.zero.config": ("ZeroStageEnum",),
     "deepspeed.utils.tensor_fragment": ("fragment_address",),
 }
+_FORCE, _FORCE_NOT = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 # Warnings about what this strategy does on purpose.
 _KNOWN = ("untested optimizer", "device_count", "Unable to find latest file")
 
@@ -99,9 +100,10 @@ def plain_files(what: str) -> Iterator[None]:
 
     Raises CheckpointError, naming ``what``, for a file that holds anything else; none of its code was run.
     """
-    variable = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # wins over weights_only=False, which DeepSpeed passes
-    before = os.environ.get(variable)
-    os.environ[variable] = "1"
+    # "Force" wins over weights_only=False, which DeepSpeed passes. Together with its opposite, which many set for
+    # MMEngine's files, torch loads nothing.
+    before = {variable: os.environ.pop(variable, None) for variable in (_FORCE, _FORCE_NOT)}
+    os.environ[_FORCE] = "1"
     try:
         with torch.serialization.safe_globals(_safe_classes()):
             yield
@@ -114,10 +116,10 @@ def plain_files(what: str) -> Iterator[None]:
             reason = f"refused because it may contain code; nothing in it was run ({reason})"
         raise CheckpointError(f"{what}: {reason}") from error
     finally:
-        if before is None:
-            del os.environ[variable]
-        else:
-            os.environ[variable] = before
+        for variable, value in before.items():
+            os.environ.pop(variable, None)
+            if value is not None:
+                os.environ[variable] = value
 
 
 def _safe_classes() -> list[Any]:
