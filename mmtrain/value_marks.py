@@ -2,7 +2,7 @@
 
 Looked at are numbers, texts, tensors, arrays, random generators and containers of these, also inside objects of the
 user's classes. Not looked at, because they are no state of a run: modules, optimizers, functions, files, libraries'
-objects, containers of more than 1000 items and tensors of more than 64 MB (data), tensors with a ``grad_fn`` (results
+objects, containers of more than 1000 items and large tensors (data), tensors with a ``grad_fn`` (results
 of the step), and attributes whose names contain "cache" or end with "memo".
 """
 
@@ -10,7 +10,7 @@ import random
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -25,17 +25,25 @@ Marks = dict[str, Any]
 
 Clocks = tuple[float, ...]
 
+LARGEST_OF_DATA = 1 << 20
+"""For data sets, whose larger tensors are their data."""
+
 _SKIP = object()
-_ITEMS, _BYTES, _DEPTH, _NESTED, _TEXT = 1000, 64 << 20, 6, 2, 1000
+_ITEMS, _BYTES, _DEPTH, _NESTED, _TEXT = 1000, 1 << 30, 6, 2, 1000
 _OPEN = ("torch.utils.data", "mmengine.dataset")  # libraries whose objects contain the user's
 _CLOSED = {*sys.stdlib_module_names, "torch", "numpy", "mmengine", "mmtrain", "pandas", "pyarrow", "datasets"}
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
 
 class Walk:
-    """Collects the marks of one object after the other; each object that several share is visited once."""
+    """Collects the marks of one object after the other; each object that several share is visited once.
 
-    def __init__(self) -> None:
+    ``largest`` is the size in bytes of the largest tensor or array to look at.
+    """
+
+    def __init__(self, largest: int = 64 << 20) -> None:
+        self._largest = largest
+        self._left = _BYTES
         self.marks: Marks = {}
         self.generators: set[str] = set()
         self._seen: set[int] = set()
@@ -49,22 +57,32 @@ class Walk:
 
     def value(self, value: Any, path: str, depth: int = 0) -> None:
         """Mark one value, and what it contains, by names that begin with ``path``."""
-        if depth > _DEPTH:
+        if depth > _DEPTH or (isinstance(value, Tensor | np.ndarray) and not self._has_room(value)):
             return
-        mark = _mark(value)
+        try:
+            mark = _mark(value)
+        except Exception:  # an object of the user's that cannot be read must not end the run
+            return
         if mark is not _SKIP:
             self.marks[path] = mark
             if isinstance(value, _GENERATORS):
                 self.generators.add(path)
-        elif isinstance(value, Mapping | list | tuple | deque):
+        elif isinstance(value, dict | list | tuple | deque):
             if len(value) <= _ITEMS and self._is_new(value):
-                items = value.items() if isinstance(value, Mapping) else enumerate(value)
+                items = value.items() if isinstance(value, dict) else enumerate(value)
                 for key, item in list(items):
-                    self.value(item, f"{path}[{key!r}]", depth + 1)
+                    self.value(item, f"{path}[{_short(key)}]", depth + 1)
         elif _is_users(value) and self._is_new(value):
             for name, item in list(vars(value).items()):
                 if not _is_cache(name):
                     self.value(item, f"{path}.{name}", depth + 1)
+
+    def _has_room(self, value: Any) -> bool:
+        size = value.nbytes if isinstance(value, np.ndarray) else value.numel() * value.element_size()
+        if size > min(self._largest, self._left):
+            return False
+        self._left -= size
+        return True
 
     def _is_new(self, value: Any) -> bool:
         if id(value) in self._seen:
@@ -80,6 +98,10 @@ def _is_clock(mark: Any, since: Clocks) -> bool:
 def clocks() -> Clocks:
     """What the clocks show that programs take times from."""
     return time.time(), time.perf_counter(), time.monotonic()
+
+
+def _short(key: Any) -> str:
+    return repr(key) if isinstance(key, str | int) else type(key).__name__
 
 
 def _is_cache(name: str) -> bool:
@@ -99,7 +121,7 @@ def _mark(value: Any, depth: int = 0) -> Any:
     """The mark of a plain value, or of a small container of plain values; `_SKIP` for another."""
     if value is None or isinstance(value, bool | int | float | complex):
         return value
-    if isinstance(value, Mapping | list | tuple | deque | set | frozenset):
+    if isinstance(value, dict | list | tuple | deque | set | frozenset):
         return _of_items(value, depth)
     for kinds, function in _LEAVES:
         if isinstance(value, kinds):
@@ -111,10 +133,10 @@ def _of_items(value: Any, depth: int) -> Any:
     if len(value) > _ITEMS or depth > _NESTED:
         return _SKIP
     items = sorted(value, key=repr) if isinstance(value, set | frozenset) else list(value)
-    marks = [_mark(item, depth + 1) for item in (value.values() if isinstance(value, Mapping) else items)]
+    marks = [_mark(item, depth + 1) for item in (value.values() if isinstance(value, dict) else items)]
     if any(mark is _SKIP for mark in marks):
         return _SKIP
-    keys = [repr(key) for key in items] if isinstance(value, Mapping) else None
+    keys = [repr(key) for key in items] if isinstance(value, dict) else None
     return ("items", len(marks), keys, marks)
 
 
@@ -126,14 +148,14 @@ def _of_tensor(value: Tensor) -> Any:
     if isinstance(value, nn.Parameter) or value.grad_fn is not None or value.is_meta:
         return _SKIP
     value = local_tensor(value).detach()
-    if value.layout is not torch.strided or value.is_quantized or value.nbytes > _BYTES:
+    if value.layout is not torch.strided or value.is_quantized:
         return _SKIP
     plain = value.resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
     return ("tensor", tuple(value.shape), str(value.dtype), _hash(plain.view(torch.uint8).numpy()))
 
 
 def _of_array(value: Any) -> Any:
-    if isinstance(value, np.memmap) or value.dtype.hasobject or value.nbytes > _BYTES:
+    if isinstance(value, np.memmap) or value.dtype.hasobject:
         return _SKIP
     return ("array", value.shape, str(value.dtype), _hash(value.tobytes()))
 

@@ -14,7 +14,7 @@ from torch import nn
 from mmtrain import dist
 from mmtrain.runner.run import Run
 from mmtrain.types import Stateful
-from mmtrain.value_marks import Marks, Walk, changed_state, clocks
+from mmtrain.value_marks import LARGEST_OF_DATA, Marks, Walk, changed_state, clocks
 
 _SHOWN = 10
 _OF_TORCH = frozenset(vars(nn.Module())) | {"_is_full_backward_hook", "_compiled_call_impl"}
@@ -76,11 +76,11 @@ class UnsavedState:
     def _in_workers(self) -> list[str]:
         """What data workers found in their copies of the data set; they may need a few batches."""
         watch = getattr(self._run.train_dataloader, "watch", None)
-        found = watch.found() if watch is not None and not self._workers_have_reported else None
-        if found is None:
-            return []
-        self._workers_have_reported = True
-        return _lines("train_dataloader", "data", *found)
+        names, generators = watch.found() if watch is not None and not self._workers_have_reported else ([], [])
+        if watch is not None and names:
+            self._workers_have_reported = True
+            watch.stop()
+        return _lines("train_dataloader", "data", names, generators)
 
     def _marks(self) -> dict[str, Marks]:
         return {owner: found.marks for owner, found in self._collect()}
@@ -104,7 +104,7 @@ class UnsavedState:
                 yield f"hook {name}", _Found("hook", walk.marks, walk.generators)
         dataset = getattr(run.train_dataloader, "dataset", None)
         if dataset is not None and not isinstance(dataset, Stateful):
-            walk = Walk()
+            walk = Walk(LARGEST_OF_DATA)
             walk.value(dataset, "dataset")
             yield "train_dataloader", _Found("data", walk.marks, walk.generators)
 

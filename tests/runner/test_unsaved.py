@@ -175,6 +175,16 @@ def test_what_a_data_set_keeps_is_named(wrapped, workers, tmp_path):
 # ---- no false alarms
 
 
+class Odd:
+    """Raises whatever is asked of it."""
+
+    def __repr__(self):
+        raise ValueError("no")
+
+    __eq__ = __len__ = __iter__ = __repr__
+    __hash__ = object.__hash__
+
+
 @MODELS.register_module(force=True)
 class Caching(Quiet):
     """Everything that usual models keep and that no resume needs."""
@@ -185,6 +195,7 @@ class Caching(Quiet):
         self.register_buffer("table", torch.ones(3), persistent=False)
         self.position_cache, self.angles, self.size, self.features = None, None, None, None
         self.lookup_memo, self.counter = {}, itertools.count()
+        self.odd = [torch.eye(3).to_sparse(), torch.empty(2, device="meta"), Odd(), {Odd(): 1}]
 
     def forward(self, x, y):
         self.position_cache = x.detach()
