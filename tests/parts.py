@@ -4,6 +4,7 @@ import json
 import os
 import random
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,41 @@ class NoisyPoints(torch.utils.data.Dataset):
         if self.augment:
             x = x + 0.1 * torch.randn(x.shape) + 0.1 * float(np.random.rand()) + 0.1 * random.random()
         return {"x": x, "y": self.y[index]}
+
+
+@DATASETS.register_module()
+class StuckPoints(NoisyPoints):
+    """Samples that take five minutes while the file ``folder/block`` exists; ``folder/blocked`` says that one is read.
+
+    In the main process the first such sample sends ``number`` to it.
+    """
+
+    def __init__(self, folder, number=signal.SIGTERM, **options):
+        super().__init__(**options)
+        self.folder, self.number, self.main = Path(folder), number, os.getpid()
+
+    def __getitem__(self, index):
+        if (self.folder / "block").exists():
+            first = not (self.folder / "blocked").exists()
+            (self.folder / "blocked").touch()
+            if first and os.getpid() == self.main:
+                os.kill(self.main, self.number)
+            threading.Event().wait(300)
+        return super().__getitem__(index)
+
+
+@HOOKS.register_module()
+class BlockAt:
+    """Lets `StuckPoints` block from the end of an iteration on."""
+
+    priority = "LOWEST"
+
+    def __init__(self, iteration, folder):
+        self.iteration, self.file = iteration, Path(folder) / "block"
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if runner.iter + 1 == self.iteration and not (self.file.parent / "blocked").exists():
+            self.file.touch()
 
 
 @MODELS.register_module()

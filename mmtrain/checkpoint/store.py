@@ -14,13 +14,13 @@ from mmtrain.checkpoint.inventory import Inventory
 from mmtrain.checkpoint.lock import WorkDirLock
 from mmtrain.checkpoint.reader import Checkpoint, open_checkpoint
 from mmtrain.checkpoint.retention import Entry, RetirePolicy
-from mmtrain.checkpoint.sharding import collect
 from mmtrain.checkpoint.topology.base import Topology
 from mmtrain.checkpoint.topology.find import find_topology
 from mmtrain.checkpoint.topology.newest import manifest_hash
 from mmtrain.checkpoint.write import storage
 from mmtrain.checkpoint.write.pending import PendingSave, save_error
-from mmtrain.checkpoint.write.plan import Plan, Sections, Writers, agree_on_writers
+from mmtrain.checkpoint.write.plan import Sections
+from mmtrain.checkpoint.write.planner import Planner
 from mmtrain.checkpoint.write.saver import SaveJob, Saver
 from mmtrain.checkpoint.write.staging import Stager
 from mmtrain.checkpoint.write.storage import Transaction
@@ -61,6 +61,7 @@ class CheckpointStore:
         self.topology = topology or find_topology(self.root)
         self._fs = fs or LocalFiles()
         self._step_sections = frozenset(step_sections)
+        self._planner = Planner(self.topology, self._step_sections)
         self._stager = Stager(threads)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="mmtrain-write")
         self._inventory = Inventory(self.root)
@@ -98,13 +99,13 @@ class CheckpointStore:
         manifest = Manifest(**{**(manifest_fields or {}), "name": name, "world_size": self.topology.ranks.size})
         manifest.sections = sorted(tensors)
         problem = self._unreported_error()
-        writers = agree_on_writers(name, tensors, self.topology, spread_sections=self._step_sections, problem=problem)
+        writers = self._planner.agree_on_writers(name, tensors, problem=problem)
         pending = PendingSave(name, self.root / name)
         transaction = Transaction(self.root, name, self._fs, self._begin(pending))
         manifest = self.topology.same_manifest(manifest)
         job = SaveJob(pending, transaction, manifest, retire, adopt=bool(extra_writers))
         try:
-            job.plan = self._plan(tensors, writers, state=state, rng=rng)
+            job.plan = self._planner.plan(tensors, writers, state=state, rng=rng)
             if not blocking:
                 job.staged = self._stager.stage(job.plan.large, overlapped=self._step_sections)
             for writer in extra_writers:
@@ -114,6 +115,20 @@ class CheckpointStore:
         self._last = pending
         self._run(job, begin, blocking=blocking)
         return pending
+
+    def prepare(self, tensors: Sections) -> None:
+        """Plan the first save and make its buffer in the background, so that training does not wait for them then.
+
+        ``tensors`` are like those that will be saved; a collective. What cannot be saved is reported by the save.
+        """
+        if self._last is None:
+            with contextlib.suppress(CheckpointError):
+                self._stager.reserve(self._planner.prepare(tensors))
+
+    @property
+    def buffer_bytes(self) -> int:
+        """The size of the buffer that asynchronous saves copy into."""
+        return self._stager.bytes
 
     def wait(self) -> None:
         """Return once no save is in flight. Raises CheckpointError if the last one failed, unless that was reported."""
@@ -269,19 +284,6 @@ class CheckpointStore:
             transaction.abort()
             raise save_error(pending.path, error) from error
         return transaction.token
-
-    def _plan(self, tensors: Sections, writers: Writers, *, state: Any, rng: Any) -> Plan:
-        plan = Plan()
-        rank = self.topology.ranks.rank
-        state = self.topology.state_on_leaders(state)
-        for section, named in tensors.items():
-            shards = collect(section, named, writers=writers.get(section, {}), rank=rank)
-            self.topology.assign_replicas(shards, named)
-            plan.add_section(section, shards, rank=rank)
-        if self.topology.is_leader:
-            plan.add_tree("state", state)
-        plan.add_tree(f"rng/rank_{rank:05d}", rng)
-        return plan
 
     def _run(self, job: SaveJob, begin: float, *, blocking: bool) -> None:
         pending = job.pending

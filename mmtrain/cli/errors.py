@@ -29,6 +29,7 @@ def run_command(command: Callable[[], int | None], *, debug: bool, launcher: str
 
 
 def _run(command: Callable[[], int | None], *, debug: bool, launcher: str) -> int:
+    launch.share_failures()
     try:
         status = command() or 0
         launch.leave()
@@ -36,19 +37,21 @@ def _run(command: Callable[[], int | None], *, debug: bool, launcher: str) -> in
     except MMTrainError as error:
         if debug and launch.is_reporting_rank():
             traceback.print_exc()
-        return _report(f"{error}", error.exit_status, launcher)
-    except KeyboardInterrupt:
-        if launch.is_reporting_rank():
+        return _report(error, launcher)
+    except KeyboardInterrupt as error:
+        reported = launch.report(launch.describe(error))
+        if reported is None and launch.is_reporting_rank():
             sys.stderr.write("\ninterrupted\n")
-        return 130
+        return reported or launch.INTERRUPTED
+    except SystemExit as error:
+        reported = launch.report(launch.describe(error))
+        if reported is None:  # a single process ends as Python ends it
+            raise
+        return reported
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _output_closed():
             return OUTPUT_CLOSED
-        if launch.is_lost_connection(error):
-            cause = str(error).splitlines()[0]
-            return _report(f"lost the connection to another process, which was probably killed ({cause})", 1, launcher)
-        sentence = f"the run failed with {type(error).__name__}: {error}"
-        return _report(sentence, 1, launcher, shown=traceback.format_exc())
+        return _report(error, launcher)
 
 
 def _output_closed() -> bool:
@@ -73,13 +76,13 @@ def _all_written() -> bool:
     return True
 
 
-def _report(sentence: str, status: int, launcher: str, *, shown: str = "") -> int:
+def _report(error: Exception, launcher: str) -> int:
     """Print why the command failed, once for all ranks, and return the exit status."""
-    trace = traceback.format_exc()
-    reported = launch.report(sentence, status, trace)
-    if reported is None:
-        failure = launch.RankFailure(0, sentence, status, trace)
+    failure = launch.describe(error)
+    status = launch.report(failure)
+    if status is None:
+        shown = failure.trace if failure.is_unforeseen else ""
         launch.report_before_joining(
-            launcher, failure, lambda who: sys.stderr.write(f"{shown}\nerror: {who}{sentence}\n")
+            launcher, failure, lambda who: sys.stderr.write(f"{shown}\nerror: {who}{failure.sentence}\n")
         )
-    return status if reported is None else reported
+    return failure.status if status is None else status

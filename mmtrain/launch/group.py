@@ -6,16 +6,19 @@ torch is imported by the functions that need it: commands that never join a grou
 import atexit
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from mmtrain.errors import ConfigError
-from mmtrain.launch.alarm import Alarm, RankFailure
+from mmtrain.launch.alarm import Alarm
 from mmtrain.launch.environment import World, rank_before_joining, recognise
+from mmtrain.launch.failure import RankFailure, describe
 from mmtrain.launch.meeting import (
     SECONDS,
     announce_as_rank_0,
@@ -40,6 +43,7 @@ class _Group:
     errors: Path | None = None
     joined = False
     entered = False  # stays set after leaving
+    shares_failures = False
 
 
 def join(launcher: str = "none", *, backend: str | None = None) -> World | None:
@@ -70,8 +74,8 @@ def join(launcher: str = "none", *, backend: str | None = None) -> World | None:
 def watch(timeout: Any, position: Callable[[], int] | None = None) -> None:
     """Let a `Watchdog` end the run after ``timeout`` seconds without progress; 0 and None mean no limit.
 
-    ``position`` returns the iterations done, once there is a loop. A group that was made elsewhere has its own
-    limits and is not watched.
+    ``position`` returns the iterations done, once there is a loop. A group that was made elsewhere has limits of its
+    own and is not watched.
     """
     from mmtrain import dist
 
@@ -129,13 +133,28 @@ def write_errors_to(directory: Path) -> None:
             listener.errors = directory
 
 
-def report(sentence: str, status: int, trace: str) -> int | None:
-    """Report this process's failure to all ranks, for rank 0 to print; return the status to exit with.
+def share_failures() -> None:
+    """From here on a failed run ends this process, so that `note` tells the other ranks; a command says so."""
+    _Group.shares_failures = True
+
+
+def note(error: BaseException) -> None:
+    """Tell the other ranks what ends this one, before it closes anything that they may wait for."""
+    if _Group.alarm is not None and _Group.shares_failures:
+        _Group.alarm.note(describe(error, _Group.alarm.rank))
+
+
+def report(failure: RankFailure) -> int | None:
+    """Report this process's failure to all ranks, for one to print; return the status to exit with.
 
     Returns None if there is no other rank to report to: a single process, or one that has not joined yet.
     """
     alarm = _Group.alarm
-    return None if alarm is None else alarm.report(RankFailure(alarm.rank, sentence, status, trace))
+    if alarm is None:
+        return None
+    with suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun sends it as soon as any rank is gone
+    return alarm.report(replace(failure, rank=alarm.rank))
 
 
 def report_before_joining(launcher: str, own: RankFailure, say: Callable[[str], object]) -> None:

@@ -19,8 +19,9 @@ from datetime import timedelta
 from typing import Any
 
 from mmtrain.errors import ConfigError, RunError
-from mmtrain.launch.alarm import ACKNOWLEDGED_KEY, FAILURE_KEY, REPORTED_KEY, RankFailure
+from mmtrain.launch.alarm import ACKNOWLEDGED_KEY, FAILURE_KEY, REPORTED_KEY
 from mmtrain.launch.environment import World
+from mmtrain.launch.failure import RankFailure
 
 SECONDS = 300.0  # how long ranks wait for one another at the start
 HEARING = 15.0  # how long a rank that failed waits for another to report it

@@ -20,7 +20,8 @@ from typing import Any
 
 from mmtrain import heartbeat
 from mmtrain.errors import RunError
-from mmtrain.launch.alarm import FAILURE_KEY, Alarm, RankFailure
+from mmtrain.launch.alarm import FAILURE_KEY, Alarm
+from mmtrain.launch.failure import RankFailure
 from mmtrain.launch.stacks import RankLocation, locate, write_stacks
 
 # Keys of the store: the number that progress increases; set when a rank found the run stuck; where each rank is.

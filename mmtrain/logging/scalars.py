@@ -73,6 +73,9 @@ class Scalars:
         """
         ranks = state_dict["ranks"]
         self._restored = [ranks[dist.rank()]] if len(ranks) == dist.world_size() else list(ranks)
+        for rank in self._restored:  # also those of readers that are yet to come: an error belongs here
+            for saved in rank["readers"].values() if "readers" in rank else [rank]:
+                _Interval(self._maxima).add_state(saved)
         self._pending.clear()
         self._packs.clear()
         self._intervals = {name: self._restored_interval(name) for name in self._intervals}

@@ -39,6 +39,7 @@ class Checkpointer:
         self.failure: str | None = None
         self._logger = logger
         self._pending: PendingSave | None = None
+        self._is_prepared = False  # whether a save began, or was prepared
         self._failed: set[str] = set()  # names whose save failed, until a save of the same name succeeds
         self._named: set[str] = set()  # the checkpoint that a user named to start from: retention keeps it
         self._generation = 0  # of the checkpoints of this start: docs/checkpoint_format.md
@@ -119,7 +120,11 @@ class Checkpointer:
             if run.requests.stop_reason and self.policy.save_last:
                 run.requests.request_save("stop")  # a stop is saved where the run's last step would be
             if run.requests.saves:
+                self._is_prepared = True
                 self.save(run, run.requests.take_saves())
+            elif not self._is_prepared and run.progress.update > 0:
+                self._is_prepared = True
+                self._prepare(run)
         if self._pending is not None and self._pending.done:
             self.finish(run)
 
@@ -227,6 +232,20 @@ class Checkpointer:
             for writer in run.writers:
                 writer.close()
 
+    def _native(self, run: Run) -> Any:
+        return run.strategy.native(frozen=self.policy.save_frozen) if self.policy.save_optimizer else None
+
+    def _prepare(self, run: Run) -> None:
+        """After the first update: plan the first asynchronous save and make its buffer before it is due."""
+        saves = self.policy.async_save and any(hasattr(hook, "save_policy") for hook in run.hooks)
+        if not saves or self._native(run) is not None:
+            return
+        left_out = frozenset[str]() if self.policy.save_frozen else run.frozen.names()
+        tensors: dict[str, Mapping[str, Tensor]] = {"model": capture_model(run, left_out=left_out)}
+        if self.policy.save_optimizer:
+            _optimizer_values(run, tensors, by_name=True)
+        self.store.prepare(tensors)
+
     def _start(
         self, run: Run, name: str, requests: list[SaveRequest], message: dict[str, Any], *, blocking: bool
     ) -> PendingSave:
@@ -240,7 +259,7 @@ class Checkpointer:
         if extra:
             state["extra"] = extra
         fields = self._fields(run, temporary=all(request.temporary for request in requests))
-        native = run.strategy.native(frozen=policy.save_frozen) if policy.save_optimizer else None
+        native = self._native(run)
         if native is not None:
             fields["meta"]["native"] = native.description
         left_out = frozenset[str]()

@@ -177,6 +177,8 @@ class _Running:
         runner.requests.signals.__enter__()
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is not None:
+            launch.note(error)  # before anything is closed: the other ranks would take that for the cause
         try:
             self._release(error)
         finally:

@@ -14,6 +14,7 @@ from torch import Tensor
 from mmtrain import dist
 from mmtrain.dtensor import local_tensor
 from mmtrain.errors import ConfigError, RunError
+from mmtrain.interruption import Interrupted, wait
 from mmtrain.modes import begin_training, modes_kept
 from mmtrain.progress import window_length
 from mmtrain.randomness import seed_step
@@ -54,6 +55,7 @@ class TrainLoop:
                 f"{type(runner.strategy).__name__} does not exchange; return the loss from forward(), or train it with "
                 "FSDPStrategy"
             )
+        self._is_alone = dist.world_size() == 1
         self._rank = dist.data_rank() if runner.randomness.diff_rank_seed else 0
         self._positional = runner.randomness.positional
         self._log_intervals = [hook.interval for hook in runner.hooks if getattr(hook, "shows_grad_norm", False)]
@@ -117,6 +119,7 @@ class TrainLoop:
         self._before = runner.hooks.points["before_train_iter"]
         self._after = runner.hooks.points["after_train_iter"]
         self._next_logged = self._logged_after(runner.progress.iteration)
+        self._saved_at = runner.progress.iteration  # the iteration of the last checkpoint, or where this start began
         self._untrained = UntrainedGuard(runner.model, self._optim.optimizers.values())
         for line in begin_training(runner.strategy.module, runner.model):
             runner.logger.info("%s", line)
@@ -138,7 +141,14 @@ class TrainLoop:
     def _step(self) -> None:
         runner, progress, record = self.runner, self.runner.progress, self._record
         started = perf_counter()
-        self.batch = batch = self._take()
+        wait.at_save_point = self._micro == 0 and self._is_alone
+        try:
+            self.batch = batch = self._take()
+        except Interrupted:
+            self._leave_waiting()
+            return
+        finally:
+            wait.at_save_point = False
         arrived = perf_counter()
         if self._positional:
             seed_step(runner.seed, self._rank, progress.iteration)
@@ -165,6 +175,20 @@ class TrainLoop:
             hook(runner, batch_idx=batch_idx, data_batch=data, outputs=outputs)
         self.batch = None  # its memory is free before the next one is read
         self._end_step(epoch_end=batch.epoch_end)
+
+    def _leave_waiting(self) -> None:
+        """A signal arrived while a batch was awaited between two windows: save what the last step left, and stop.
+
+        Only a process alone does so. With several, others may have their batch and be in the step already.
+        """
+        runner = self.runner
+        runner.requests.agree(runner.progress.iteration, is_logged=False, at_window_end=True)
+        self._checkpointer.finish(runner)
+        if runner.progress.iteration == self._saved_at and self._checkpointer.failure is None:
+            runner.requests.take_saves()
+            runner.logger.info("Nothing to save: no update since iteration %d", self._saved_at)
+        else:
+            self._save_or_stop(at_window_end=True)
 
     def _next_micro_batch(self) -> MicroBatch:
         """The position of this iteration in its window; opens a window if none is open."""
@@ -258,6 +282,10 @@ class TrainLoop:
         runner.requests.agree(progress.iteration, is_logged=self._window_is_logged, at_window_end=at_window_end)
         runner.iter = progress.iteration
         runner.epoch = progress.epoch
+        self._save_or_stop(at_window_end=at_window_end)
+
+    def _save_or_stop(self, *, at_window_end: bool) -> None:
+        runner = self.runner
         if at_window_end:
             self._window_is_logged = False
             if runner.requests.saves or runner.requests.stop_reason:
@@ -265,6 +293,8 @@ class TrainLoop:
                 self._warn_of_gradients()
                 for line in self._unsaved.report():
                     runner.logger.warning("%s", line)
+            if runner.requests.saves and not all(request.weights_only for request in runner.requests.saves):
+                self._saved_at = runner.progress.iteration
         self._checkpointer.act(runner, at_window_end=at_window_end)
 
     def _logged_after(self, iteration: int) -> int:

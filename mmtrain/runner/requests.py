@@ -38,7 +38,7 @@ class StepRequests:
     """
 
     def __init__(self, logger: logging.Logger) -> None:
-        self.signals = Signals()
+        self.signals = Signals(announce=logger.info)
         self.saves: list[SaveRequest] = []
         self.stop_reason: str | None = None
         self.stops_for_good = False  # the same command would stop at the same place again

@@ -2,12 +2,14 @@
 
 import os
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
 from mmtrain import launch
+from mmtrain.interruption import wait
 
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: try the same command again
 INTERRUPTED = 130
@@ -46,11 +48,12 @@ def starting() -> Iterator[None]:
 class Signals:
     """Watches for the signals that ask a run to leave; use it as a context manager around the run.
 
-    ``received`` is the number of the first signal, else 0. Handlers are restored on leaving. Outside the main thread,
-    where Python allows no handlers, nothing is watched.
+    ``announce`` logs a sentence as soon as a signal arrives. ``received`` is the number of the first signal, else 0.
+    Handlers are restored on leaving. Outside the main thread, where Python allows no handlers, nothing is watched.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, announce: Callable[[str], None] | None = None) -> None:
+        self._announce = announce
         self.received = 0
         self.agreed = 0  # the signal that another rank received, once all have agreed to leave
         self._own_pid = os.getpid()
@@ -80,6 +83,7 @@ class Signals:
         return self
 
     def __exit__(self, *_: object) -> None:
+        wait.requested = False
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous.clear()
@@ -95,3 +99,8 @@ class Signals:
         if self.received:
             os._exit(128 + number)  # asked twice: leave now; what is half-written has no manifest and does not count
         self.received = number
+        if self._announce is not None:
+            # In a thread: the code that was interrupted may be in the middle of writing to the log itself.
+            sentence = f"{self.name} received: saving after this update and leaving; a second signal leaves at once"
+            threading.Thread(target=self._announce, args=(sentence,), name="mmtrain-signal", daemon=True).start()
+        wait.interrupt()

@@ -2,6 +2,9 @@
 
 import itertools
 import random
+import threading
+import time
+from multiprocessing import active_children
 
 import pytest
 import torch
@@ -318,3 +321,26 @@ def test_a_one_shot_iterator_is_reported_at_its_second_epoch():
     assert next(read).epoch_end
     with pytest.raises(RunError, match="generator does so only once"):
         next(read)
+
+
+class Stuck(Noisy):
+    """Its samples from the eighth on take two minutes."""
+
+    def __getitem__(self, index):
+        if index >= 8:
+            threading.Event().wait(120)
+        return super().__getitem__(index)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
+@pytest.mark.parametrize("persistent_workers", [True, False])
+def test_the_stuck_workers_of_a_ready_made_loader_end_together(persistent_workers):
+    ready = DataLoader(Stuck(40), batch_size=2, num_workers=4, persistent_workers=persistent_workers)
+    read = ForeignStream(ready, seed=5)
+    take(read, 3)
+    workers = [child for child in active_children() if child.is_alive()]
+    assert len(workers) == 4
+    began = time.monotonic()
+    read.close()
+    assert time.monotonic() - began < 15  # one after another they would take 20 seconds
+    assert not any(worker.is_alive() for worker in workers)

@@ -370,3 +370,59 @@ def test_new_workers_after_close_continue_with_the_next_batch_and_the_dataset_as
         batches += [plain(part) for part in parts]
         read.close()
     assert batches == expected
+
+
+def no_room(samples):
+    """What torch raises where default_collate cannot get shared memory."""
+    raise RuntimeError("unable to allocate shared memory(shm) for file </torch_7_1_0>: No space left on device (28)")
+
+
+def test_full_shared_memory_is_not_blamed_on_collate_fn():
+    read = stream(Noisy(), collate_fn=no_room, prefetch_factor=3)
+    message = (
+        r"train_dataloader: /dev/shm.* has no room .*batches of 2 samples.*up to 6 .*num_workers=2 x "
+        r"prefetch_factor=3.*--shm-size.*batch_size"
+    )
+    with pytest.raises(RunError, match=message) as error:
+        next(read)
+    read.close()
+    assert "collate_fn" not in str(error.value)
+
+
+def test_in_the_main_process_the_same_error_is_one_of_collate_fn():
+    with pytest.raises(RunError, match=r"collate_fn: no_room raised RuntimeError"):
+        next(stream(Noisy(), collate_fn=no_room, num_workers=0))
+
+
+def in_a_small_place(prefix, limit):
+    """Read many tensors of 240 kB in a process with a small limit; return what it reports."""
+    script = textwrap.dedent(
+        """
+        import torch
+        from mmtrain.data import TrainStream
+        class Big:
+            def __len__(self): return 1000
+            def __getitem__(self, index): return torch.ones(60_000)
+        read = TrainStream(Big(), 4, seed=1, num_workers=2, collate_fn=lambda samples: samples)
+        try: kept = [next(read).data for _ in range(30)]
+        except Exception as error: print(type(error).__name__, error)
+        read.close()
+        """
+    )
+    shell = f'{limit} && exec "$0" -c "$1"'
+    command = [*prefix, "sh", "-c", shell, sys.executable, script]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT).stdout
+
+
+def test_too_many_open_files_are_named():
+    found = in_a_small_place([], "ulimit -n 40")
+    assert found.startswith("RunError train_dataloader.num_workers: too many open files")
+
+
+@linux
+def test_a_full_dev_shm_is_named_with_its_size():
+    mount = "mount -t tmpfs -o size=3m tmpfs /dev/shm"
+    if subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a small /dev/shm")
+    found = in_a_small_place(["unshare", "-m"], mount)
+    assert found.startswith("RunError train_dataloader: /dev/shm (3 MB, 0 MB free) has no room")

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import strategy_parts
-from ranks import ROOT, outcomes, start_all
+from ranks import ROOT, free_port, outcomes, start_all
 
 SOON = 120  # seconds: if a failure were not reported, the others would wait for 300 or more
 TRAIN = [sys.executable, str(ROOT / "tools" / "train.py")]
@@ -36,6 +36,21 @@ def run(path, *options, **variables):
     began = time.monotonic()
     found = outcomes(start_all([*TRAIN, str(path), *options], 2, **variables))
     return [status for status, _ in found], [errors for _, errors in found], time.monotonic() - began
+
+
+def torchrun(path, *options, size=2):
+    """The same under torchrun; exit status, and what all processes wrote to stderr."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={size}", f"--master-port={free_port()}",
+        *options, str(ROOT / "tools" / "train.py"), str(path),
+    ]  # fmt: skip
+    ((status, errors),) = outcomes(start_all(command, 1, RANK="", WORLD_SIZE=""), timeout=SOON)
+    return status, errors
+
+
+def causes(errors):
+    """The sentences that say why a run ended."""
+    return [line for line in errors.splitlines() if line.startswith("error: ")]
 
 
 def first_line(errors):

@@ -2,22 +2,28 @@
 
 import os
 import signal
+import sys
+import threading
 import time
 from pathlib import Path
 
 import parts
 import strategy_parts
 import torch
+from mmengine.evaluator import BaseMetric
 from strategy_parts import Tokens
+from torch import nn
 
-from mmtrain import launch
+from mmtrain import dist, launch
 from mmtrain.errors import RunError
-from mmtrain.registry import DATASETS, HOOKS
+from mmtrain.registry import DATASETS, HOOKS, METRICS, MODELS
 
 
 @HOOKS.register_module()
 class FailOrHang:
-    """At the end of an iteration, on one rank: raise, raise an MMTrainError, send itself a signal, hang, or end torchrun.
+    """At the end of an iteration, on one rank: raise, exit, send itself a signal, hang, or end torchrun.
+
+    ``kind`` may also be "refuse" (an MMTrainError), "sys.exit", "sys.exit CODE", "os._exit" or "interrupt".
 
     Happens only once if a file ``marker`` is given, which records it.
     """
@@ -39,11 +45,80 @@ class FailOrHang:
             raise ValueError("the sample is broken")
         if self.kind == "refuse":
             raise RunError("the sample is refused")
+        if self.kind.startswith("sys.exit"):
+            sys.exit(int(self.kind.split()[1]) if " " in self.kind else "the sample is odd")
+        if self.kind == "os._exit":
+            os._exit(3)
+        if self.kind == "interrupt":
+            raise KeyboardInterrupt
         if self.kind == "kill the agent":
             os.kill(os.getppid(), signal.SIGKILL)
         if self.kind in ("hang", "kill the agent"):
             time.sleep(600)
         os.kill(os.getpid(), getattr(signal, self.kind))
+
+
+@HOOKS.register_module()
+class BrokenState:
+    """Its state cannot be had on one rank, from the first save on: ``kind`` is what is raised."""
+
+    priority = "NORMAL"
+
+    def __init__(self, rank, kind="ValueError"):
+        self.rank, self.kind = rank, kind
+
+    def state_dict(self):
+        if dist.rank() == self.rank:
+            if self.kind == "exit":
+                sys.exit(3)
+            raise {"ValueError": ValueError, "KeyboardInterrupt": KeyboardInterrupt}[self.kind]("no state")
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+class _BrokenModule(nn.Module):
+    def __init__(self, rank):
+        super().__init__()
+        self.rank = rank
+
+    def get_extra_state(self):
+        if dist.rank() == self.rank:
+            raise ValueError("no extra state")
+        return {}
+
+    def set_extra_state(self, state):
+        pass
+
+
+@MODELS.register_module()
+class BrokenExtraState(strategy_parts.TinyLanguageModel):
+    """Holds a module whose extra state cannot be had on one rank."""
+
+    def __init__(self, rank, **kwargs):
+        super().__init__(**kwargs)
+        self.broken = _BrokenModule(rank)
+
+
+@METRICS.register_module()
+class BrokenMetric(BaseMetric):
+    """``where`` it raises on one rank: "process", "evaluate" (before its collective), or "compute" (rank 0 alone)."""
+
+    def __init__(self, rank, where):
+        super().__init__()
+        self.rank, self.where = rank, where
+
+    def process(self, data_batch, data_samples):
+        if self.where == "process" and dist.rank() == self.rank:
+            raise ValueError("no boxes")
+        cannot_be_sent = self.where == "evaluate" and dist.rank() == self.rank
+        self.results.append(threading.Lock() if cannot_be_sent else 0)
+
+    def compute_metrics(self, results):
+        if self.where == "compute":
+            raise ValueError("no boxes")
+        return {"seen": len(results)}
 
 
 def restart_watchdog(seconds, position=None):

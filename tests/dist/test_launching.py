@@ -2,13 +2,11 @@
 
 import re
 import signal
-import sys
 from importlib.util import find_spec
 
 import pytest
-from commands import SOON, first_line, run, with_failure, write_config
+from commands import SOON, causes, first_line, run, torchrun, with_failure, write_config
 from exactness import assert_same, left_behind
-from ranks import ROOT, free_port, outcomes, start_all
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +76,8 @@ def test_a_killed_rank_ends_the_others(uninterrupted, tmp_path, rank):
     statuses, errors, seconds = run(path)
     assert statuses[rank] == -9
     assert statuses[1 - rank] == 1
-    assert re.search(r"^error: .*(which was probably killed|lost the connection to rank 0)", errors[1 - rank], re.M)
+    said = {0: "rank 1: lost the connection to rank 0: it was killed", 1: "rank 1 ended without a report: killed"}
+    assert re.search(rf"^error: {said[rank]}", errors[1 - rank], re.M)
     assert "Traceback" not in errors[1 - rank]
     assert seconds < SOON
     statuses, errors, _ = run(path)
@@ -107,11 +106,7 @@ def test_torchrun_restarts_a_killed_rank_and_the_result_is_the_same(tmp_path, st
     statuses, errors, _ = run(write_config(tmp_path, "uninterrupted", **changes))
     assert statuses == [0, 0], errors
     path = with_failure(tmp_path, "broken", "SIGKILL", 1, iteration=26, once=True, **changes)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1",
-        f"--master-port={free_port()}", str(ROOT / "tools" / "train.py"), str(path),
-    ]  # fmt: skip
-    ((status, errors),) = outcomes(start_all(command, 1, RANK="", WORLD_SIZE=""), timeout=180)
+    status, errors = torchrun(path, "--max-restarts=1")
     assert status == 0, errors
     assert "Auto resumed from the latest checkpoint" in errors
     assert_same(left_behind(tmp_path / "uninterrupted"), left_behind(tmp_path / "broken"))
@@ -119,13 +114,9 @@ def test_torchrun_restarts_a_killed_rank_and_the_result_is_the_same(tmp_path, st
 
 def test_when_torchrun_itself_is_killed_no_rank_is_blamed(tmp_path):
     path = with_failure(tmp_path, "broken", "kill the agent", 1)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}",
-        str(ROOT / "tools" / "train.py"), str(path),
-    ]  # fmt: skip
-    ((status, errors),) = outcomes(start_all(command, 1, RANK="", WORLD_SIZE=""))
+    status, errors = torchrun(path)
     assert status == -signal.SIGKILL
-    reported = re.findall(r"^error: .*", errors, re.M)
+    reported = causes(errors)
     assert reported, errors
     assert all("lost the connection to torchrun's agent, which" in line for line in reported), errors
     assert "Traceback" not in errors

@@ -442,3 +442,27 @@ def test_checkpoint_none_switches_saving_off_and_says_so(tmp_path, capfd):
     make_runner(tmp_path, log_level="INFO", default_hooks={"checkpoint": None}).train()
     assert "Checkpoints: only on SIGTERM, SIGUSR1 and Ctrl-C, because" in capfd.readouterr().err
     assert not list(tmp_path.glob("*.pth"))
+
+
+@pytest.mark.parametrize(
+    "options", [{"interval": 15}, {"interval": 15, "save_optimizer": False}, {"async_save": False}, None]
+)
+def test_the_buffer_of_asynchronous_saves_is_made_before_the_first_is_due(tmp_path, options):
+    class Sizes:
+        priority = "LOWEST"
+
+        def __init__(self):
+            self.before, self.after = 0, 0
+
+        def before_save_checkpoint(self, runner, checkpoint):
+            self.before = self.before or runner.checkpointer.store.buffer_bytes
+
+        def after_save_checkpoint(self, runner, entry):
+            self.after = self.after or runner.checkpointer.store.buffer_bytes
+
+    sizes = Sizes()
+    hook = None if options is None else {"type": "CheckpointHook", **options}
+    make_runner(tmp_path, default_hooks={"checkpoint": hook}, custom_hooks=[sizes]).train()
+    is_made = options is not None and options.get("async_save", True)
+    assert (sizes.before > 0) == is_made
+    assert sizes.before == sizes.after

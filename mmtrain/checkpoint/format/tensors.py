@@ -40,17 +40,20 @@ _NAMES = {dtype: code for code, dtype in DTYPES.items()}
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The layout of one safetensors file: ``path`` in the checkpoint, ``header`` with its length, shards in file order.
+    """One safetensors file: ``path`` in the checkpoint, ``header`` with its length, tensors in the order of the file.
 
     ``starts`` are byte positions counted from the end of the header; ``size`` is the number of bytes after it.
+    ``is_plain``: all tensors are, see `is_plain`.
     """
 
     section: str
     path: str
     header: bytes
-    shards: tuple[TensorShard, ...]
+    names: tuple[str, ...]
+    tensors: tuple[Tensor, ...]
     starts: tuple[int, ...]
     size: int
+    is_plain: bool
 
 
 def dtype_name(dtype: torch.dtype, where: str) -> str:
@@ -98,7 +101,9 @@ def lay_out_one(section: str, path: str, shards: Iterable[TensorShard]) -> Layou
     metadata = {"format": "pt"} | ({"mmtrain.shards": json.dumps(parts)} if parts else {})
     text = json.dumps({"__metadata__": metadata} | header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    return Layout(section, path, len(text).to_bytes(8, "little") + text, tuple(ordered), tuple(starts), position)
+    names, tensors = tuple(shard.name for shard in ordered), tuple(shard.tensor for shard in ordered)
+    start = len(text).to_bytes(8, "little")
+    return Layout(section, path, start + text, names, tensors, tuple(starts), position, all(map(is_plain, tensors)))
 
 
 def byte_view(tensor: Tensor) -> memoryview:
@@ -123,7 +128,7 @@ def write_layout(layout: Layout, directory: Path, files: Files, data: memoryview
 
     ``data`` holds the tensors' bytes as laid out; without it they are taken from the live tensors.
     """
-    views = [data] if data is not None else (byte_view(shard.tensor) for shard in layout.shards)
+    views = [data] if data is not None else map(byte_view, layout.tensors)
     return write_hashed(directory / layout.path, _chunks(chain([memoryview(layout.header)], views)), files)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mmtrain.checkpoint.format import tree
@@ -18,71 +19,77 @@ from mmtrain.errors import CheckpointError
 from mmtrain.files import hash_bytes
 
 Sections = Mapping[str, Mapping[str, Tensor]]
+Sizes = dict[str, dict[str, int]]  # section -> name of a plain tensor -> bytes
 Writers = dict[str, dict[str, int]]  # section -> name -> the rank that writes this plain tensor
 _SECTION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
 @dataclass(slots=True)
 class Plan:
-    """What this rank will write: laid-out tensors (``large`` are staged, ``small`` are copies already) and JSON."""
+    """What this rank will write: laid-out tensors (``large`` are staged, ``small`` are copies already) and JSON.
+
+    ``documents`` are the values of JSON files by path; nothing that changes later is in them.
+    """
 
     large: list[Layout] = field(default_factory=list)
     small: list[Layout] = field(default_factory=list)
-    blobs: dict[str, bytes] = field(default_factory=dict)
+    documents: dict[str, Any] = field(default_factory=dict)
     index: Index = field(default_factory=dict)
-
-    def add_section(self, section: str, local: LocalShards, *, rank: int) -> None:
-        """Plan a section of tensors."""
-        layouts = lay_out(section, f"{section}/rank_{rank:05d}", local.written())
-        self.large += layouts
-        self._add_to_index(section, layouts)
-        by_name = {shard.name: shard for shard in local.shards}
-        for name, target in local.aliases.items():
-            shard = by_name[name]
-            code = dtype_name(shard.tensor.dtype, f"{section}/{name}")
-            self.index[section][name] = TensorEntry(code, shard.shape, alias=target)
 
     def add_tree(self, stem: str, value: Any) -> None:
         """Plan a nested plain value: ``<stem>.json``, and ``<stem>.safetensors`` if it holds tensors."""
         document, tensors = tree.split(value, path=stem.partition("/")[0])
-        self.blobs[f"{stem}.json"] = tree.to_json(document)
+        self.documents[f"{stem}.json"] = document
         if tensors:
             shards = [TensorShard.full(name, tensor) for name, tensor in tensors.items()]
             layout = lay_out_one(stem, f"{stem}.safetensors", shards)
             self.small.append(layout)
-            self._add_to_index(stem, [layout])
-
-    def _add_to_index(self, section: str, layouts: Sequence[Layout]) -> None:
-        entries = self.index.setdefault(section, {})
-        for layout in layouts:
-            for shard, start in zip(layout.shards, layout.starts, strict=True):
-                entry = ShardEntry(layout.path, len(layout.header) + start, shard.offsets, tuple(shard.tensor.shape))
-                entries[shard.name] = TensorEntry(dtype_name(shard.tensor.dtype, shard.name), shard.shape, (entry,))
+            self.index[stem] = _entries([layout], shards)
 
 
-def agree_on_writers(
-    name: str, tensors: Sections, topology: Topology, *, spread_sections: Collection[str], problem: str | None
+def plan_section(section: str, local: LocalShards, *, rank: int) -> tuple[list[Layout], dict[str, TensorEntry]]:
+    """The files that this rank writes of a section, and its part of the index."""
+    layouts = lay_out(section, f"{section}/rank_{rank:05d}", local.written())
+    entries = _entries(layouts, local.shards)
+    by_name = {shard.name: shard for shard in local.shards}
+    for name, target in local.aliases.items():
+        shard = by_name[name]
+        code = dtype_name(shard.tensor.dtype, f"{section}/{name}")
+        entries[name] = TensorEntry(code, shard.shape, alias=target)
+    return layouts, entries
+
+
+def _entries(layouts: Sequence[Layout], shards: Sequence[TensorShard]) -> dict[str, TensorEntry]:
+    by_name = {shard.name: shard for shard in shards}
+    entries = {}
+    for layout in layouts:
+        for name, start in zip(layout.names, layout.starts, strict=True):
+            shard = by_name[name]
+            entry = ShardEntry(layout.path, len(layout.header) + start, shard.offsets, tuple(shard.tensor.shape))
+            entries[name] = TensorEntry(dtype_name(shard.tensor.dtype, name), shard.shape, (entry,))
+    return entries
+
+
+def digest_of(tensors: Sections) -> tuple[str, Sizes]:
+    """The bytes of each plain tensor by section and name, and a hash of them."""
+    sizes = {s: {n: _size(t) for n, t in named.items() if not is_dtensor(t)} for s, named in tensors.items()}
+    return hash_bytes(repr(sorted((s, sorted(n.items())) for s, n in sizes.items())).encode()), sizes
+
+
+def _size(value: Any) -> int:
+    """0 for what has no bytes to write: `collect` refuses it by its name."""
+    return value.nbytes if isinstance(value, Tensor) and value.layout is torch.strided else 0
+
+
+def choose_writers(
+    sizes: Sizes, digests: Sequence[str], topology: Topology, *, spread_sections: Collection[str]
 ) -> Writers:
-    """Check on all ranks that a save can begin, and choose the rank that writes each plain tensor; a collective.
+    """The rank that writes each plain tensor; a collective if the ranks' ``digests`` differ.
 
     Each disk gets every plain tensor from one of its ranks; those of ``spread_sections`` are spread over them.
-    ``problem`` is what already keeps this rank from saving. Raises CheckpointError on every rank if one has a
-    problem.
     """
-    sizes: dict[str, dict[str, int]] = {}
-    digest = ""
-    try:
-        _check_names(name, tensors)
-        sizes = {s: {n: t.nbytes for n, t in named.items() if not is_dtensor(t)} for s, named in tensors.items()}
-        digest = hash_bytes(repr(sorted((s, sorted(n.items())) for s, n in sizes.items())).encode())
-    except (CheckpointError, AttributeError) as error:
-        problem = problem or str(error)
-    gathered = topology.ranks.gather((digest, problem))
-    for _, other in gathered:
-        if other is not None:
-            raise CheckpointError(other)
     ranks = topology.disk_ranks
-    if len({other for other, _ in gathered}) == 1:
+    if len({*digests}) == 1:
         writers = {s: dict.fromkeys(named, ranks[0]) for s, named in sizes.items()}
         for section in set(spread_sections) & sizes.keys():
             slots = spread(sizes[section], len(ranks))
@@ -93,7 +100,8 @@ def agree_on_writers(
     return {s: {n: rank for rank in reversed(ranks) for n in all_sizes[rank].get(s, {})} for s in sizes}
 
 
-def _check_names(name: str, tensors: Sections) -> None:
+def check_names(name: str, tensors: Sections) -> None:
+    """Raise CheckpointError for a name of a checkpoint or section that its files could not have."""
     if not name or name.startswith(".") or "/" in name or "\\" in name or name == storage.POINTER:
         raise CheckpointError(f"{name!r} cannot be the name of a checkpoint")
     for section in tensors:

@@ -6,7 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from mmtrain.checkpoint.format import tree
 from mmtrain.checkpoint.format.index import INDEX, Index, encode_index
 from mmtrain.checkpoint.format.manifest import MANIFEST, FileRecord, Manifest, encode
 from mmtrain.checkpoint.format.tensors import write_hashed, write_layout
@@ -117,7 +119,7 @@ class Saver:
             raise job.failure
         plan = job.plan
         directory = job.transaction.directory
-        paths = [*(layout.path for layout in (*plan.large, *plan.small)), *plan.blobs]
+        paths = [*(layout.path for layout in (*plan.large, *plan.small)), *plan.documents]
         for parent in sorted({str(Path(path).parent) for path in paths} - {"."}):
             with contextlib.suppress(FileExistsError):
                 self._files.mkdir(directory / parent)
@@ -129,10 +131,13 @@ class Saver:
             layout.path: partial(write_layout, layout, directory, self._files, view)
             for layout, view in zip((*plan.large, *plan.small), (*views, *[None] * len(plan.small)), strict=True)
         }
-        for path, blob in plan.blobs.items():
-            work[path] = partial(write_hashed, directory / path, [memoryview(blob)], self._files)
+        for path, document in plan.documents.items():
+            work[path] = partial(self._write_json, directory / path, document)
         records = run_all(self._pool, list(work.values()))
         return RankResult(dict(zip(work, records, strict=True)), plan.index)
+
+    def _write_json(self, path: Path, document: Any) -> FileRecord:
+        return write_hashed(path, [memoryview(tree.to_json(document))], self._files)
 
     def _adopt(self, directory: Path, known: Collection[str]) -> RankResult:
         """Hash and fsync what other code wrote into the directory; the ranks of a disk divide the files evenly."""

@@ -11,9 +11,11 @@ a forward changes them too: the running statistics of a normalization are part o
 import contextlib
 import ctypes
 import mmap
-from collections.abc import Callable, Collection, Sequence
+from bisect import bisect_left
+from collections.abc import Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -23,7 +25,12 @@ from mmtrain.checkpoint.format.tensors import Layout, is_plain
 from mmtrain.checkpoint.write.parallel import submit
 
 _ALIGNMENT = 64
-Copy = Callable[[], None]
+_TOUCH = 64 << 20
+_SMALL = 32 << 10
+_move_small = ctypes.PyDLL(None).memmove  # for a small copy, giving up the interpreter's lock costs more than copying
+_move_small.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+_move_small.restype = None
+HostCopy = tuple[int, int, Any]
 
 
 class Staged:
@@ -50,21 +57,34 @@ class Stager:
         self._threads = threads
         self._buffer: Tensor | None = None
         self._stream: Any = None
+        self._reserving: Future[None] | None = None
+        self._is_closed = False
 
     @property
     def bytes(self) -> int:
-        """The size of the buffer."""
+        """The size of the buffer; waits for one that is being made."""
+        self._wait_reserved()
         return 0 if self._buffer is None else self._buffer.nbytes
+
+    def reserve(self, layouts: Sequence[Layout]) -> None:
+        """Make the buffer for these layouts in the background: the first `stage` then does not wait for new pages."""
+        self._wait_reserved()
+        total, pinned = _places(layouts)[1], _any_cuda(layouts)
+
+        def make() -> None:
+            address = self._room(total, pinned=pinned).data_ptr()
+            for start in range(0, 0 if pinned else total, _TOUCH):
+                if self._is_closed:
+                    return
+                ctypes.memset(address + start, 0, min(_TOUCH, total - start))  # without the interpreter's lock
+
+        self._reserving = submit(self._pool, make)
 
     def stage(self, layouts: Sequence[Layout], *, overlapped: Collection[str] = ()) -> Staged:
         """Begin to copy all shards. The previous copy must have been written."""
-        starts = []
-        total = 0
-        for layout in layouts:
-            starts.append(total)
-            total += -(-layout.size // _ALIGNMENT) * _ALIGNMENT
-        cuda = any(shard.tensor.is_cuda for layout in layouts for shard in layout.shards)
-        buffer = self._room(total, pinned=cuda)
+        self._wait_reserved()
+        starts, total = _places(layouts)
+        buffer = self._room(total, pinned=_any_cuda(layouts))
         raw = memoryview(buffer.numpy())  # type: ignore[arg-type]
         staged = Staged([raw[start : start + layout.size] for start, layout in zip(starts, layouts, strict=True)])
         now = _Copies(buffer)
@@ -81,8 +101,14 @@ class Stager:
 
     def close(self) -> None:
         """End the threads and release the buffer."""
+        self._is_closed = True
         self._pool.shutdown()
         self._buffer = None
+
+    def _wait_reserved(self) -> None:
+        if self._reserving is not None:
+            self._reserving.exception()  # without the memory, `_room` raises it
+            self._reserving = None
 
     def _room(self, size: int, *, pinned: bool) -> Tensor:
         if self._buffer is None or self._buffer.nbytes < size or (pinned and not self._buffer.is_pinned()):
@@ -90,12 +116,8 @@ class Stager:
             self._buffer = torch.empty(size, dtype=torch.uint8, pin_memory=True) if pinned else _huge_pages(size)
         return self._buffer
 
-    def _submit(self, copies: list[Copy]) -> "Future[None]":
-        def run() -> None:
-            for copy in copies:
-                copy()
-
-        return submit(self._pool, run)
+    def _submit(self, copies: list[HostCopy]) -> "Future[None]":
+        return submit(self._pool, partial(_run, copies))
 
     def _copy_cuda(self, now: "_Copies", later: "_Copies", staged: Staged) -> None:
         if not (now.cuda or later.cuda):
@@ -115,53 +137,69 @@ class Stager:
                 staged._events.append(self._stream.record_event())
 
 
+def _places(layouts: Sequence[Layout]) -> tuple[list[int], int]:
+    """Where each layout begins in the buffer, and the size of all."""
+    starts = []
+    total = 0
+    for layout in layouts:
+        starts.append(total)
+        total += -(-layout.size // _ALIGNMENT) * _ALIGNMENT
+    return starts, total
+
+
+def _any_cuda(layouts: Sequence[Layout]) -> bool:
+    return any(tensor.is_cuda for layout in layouts for tensor in layout.tensors)
+
+
 class _Copies:
-    """Copies into the buffer that are still to be made, on the host and on the device."""
+    """Copies into the buffer that are still to be made, on the host and on the device.
+
+    A copy on the host is its size, the address of its target, and its source; without an address the source is a pair
+    of tensors, target and source.
+    """
 
     def __init__(self, buffer: Tensor) -> None:
-        self.host: list[tuple[int, Copy]] = []
+        self.host: list[HostCopy] = []
         self.cuda: list[tuple[Tensor, Tensor]] = []
         self._buffer = buffer
         self._address = buffer.data_ptr()
 
     def add_all(self, layouts: Sequence[tuple[int, Layout]]) -> None:
-        """Add every shard of these layouts; each comes with its first byte in the buffer."""
+        """Add all tensors of these layouts; each comes with its first byte in the buffer."""
         for start, layout in layouts:
-            for shard, offset in zip(layout.shards, layout.starts, strict=True):
-                self._add(shard.tensor, start + offset)
+            ends = (*layout.starts[1:], layout.size)
+            for source, offset, end in zip(layout.tensors, layout.starts, ends, strict=True):
+                if end > offset and (layout.is_plain or is_plain(source)):
+                    # one memcpy without the interpreter's lock; torch's copy wakes a team of threads for each tensor
+                    self.host.append((end - offset, self._address + start + offset, source))
+                elif end > offset:
+                    self._add(source, start + offset, end - offset)
 
-    def _add(self, source: Tensor, start: int) -> None:
-        size = source.nbytes
-        if size == 0:
-            return
-        if is_plain(source):
-            # one memcpy without the interpreter's lock; torch's copy wakes a team of threads for each tensor
-            self.host.append((size, partial(_copy_bytes, self._address + start, source, size)))
-            return
+    def _add(self, source: Tensor, start: int, size: int) -> None:
         target = self._buffer[start : start + size].view(source.dtype).view(source.shape)
         if source.is_cuda:
             self.cuda.append((target, source))
         else:
-            self.host.append((size, partial(_copy, target, source)))
+            self.host.append((size, 0, (target, source)))
 
 
-def _copy_bytes(address: int, source: Tensor, size: int) -> None:
-    ctypes.memmove(address, source.data_ptr(), size)
+def _run(copies: Sequence[HostCopy]) -> None:
+    for size, address, source in copies:
+        if not address:
+            source[0].copy_(source[1])
+        elif size < _SMALL:
+            _move_small(address, source.data_ptr(), size)
+        else:
+            ctypes.memmove(address, source.data_ptr(), size)
 
 
-def _copy(target: Tensor, source: Tensor) -> None:
-    target.copy_(source)
-
-
-def _balanced(copies: list[tuple[int, Copy]], groups: int) -> list[list[Copy]]:
+def _balanced(copies: list[HostCopy], groups: int) -> list[list[HostCopy]]:
     """Consecutive copies in groups of about equal bytes."""
-    total = sum(size for size, _ in copies)
-    done = 0
-    result: list[list[Copy]] = [[] for _ in range(groups)]
-    for size, copy in copies:
-        result[min(groups - 1, done * groups // max(total, 1))].append(copy)
-        done += size
-    return [group for group in result if group]
+    sums = list(accumulate(copy[0] for copy in copies))
+    total = sums[-1] if sums else 0
+    bounds = [bisect_left(sums, total * number // groups) for number in range(1, groups)]
+    edges = [0, *bounds, len(copies)]
+    return [copies[low:high] for low, high in pairwise(edges) if high > low]
 
 
 def _huge_pages(size: int) -> Tensor:

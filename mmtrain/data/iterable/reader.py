@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from copy import deepcopy
 from itertools import islice
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 from torch.utils.data import get_worker_info
@@ -123,6 +125,7 @@ class IterableReader:
         self._state: StateDict | None = None  # as of the last batch; None at the start of an epoch
         self._loaded_end: StateDict | None = None  # a state of an end that was restored, until the next epoch begins
         self._iterator: Iterator[Any] = iter(())
+        self.processes: list[BaseProcess] = []  # that a loader of the user started for its iterator
 
     def __call__(self, request: ReadRequest) -> ReadResult | SampleError:
         if request.idle:
@@ -178,7 +181,15 @@ class IterableReader:
 
     def _make_iterator(self) -> None:
         seed_generators(mix(STREAM_SHUFFLE, self._context.seed, self._epoch, _worker_id()))
+        before = [] if self._batch_size else active_children()
         self._iterator = iter(self.dataset)
+        if not self._batch_size:
+            alive = [one for one in self.processes if one.is_alive()]
+            self.processes = alive + [one for one in active_children() if one not in before]
+
+    def drop_iterator(self) -> None:
+        """Let go of the iterator; that of a torch DataLoader then ends its workers."""
+        self._iterator = iter(())
 
     # ---- a batch -------------------------------------------------------------------------------------------------
     def _read(self) -> ReadResult:

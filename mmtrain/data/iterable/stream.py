@@ -1,6 +1,9 @@
 """Streams over data that can only be iterated over: an iterable-style dataset, or a loader that the user built."""
 
+import threading
+import time
 from collections.abc import Iterator, Mapping
+from multiprocessing.process import BaseProcess
 from typing import Any, NoReturn
 
 from mmtrain.data.collate import resolve_collate
@@ -15,6 +18,7 @@ from mmtrain.data.iterable.reader import (
 from mmtrain.data.options import LoaderContext, WorkerOptions, split_options
 from mmtrain.data.sampler import check_sizes
 from mmtrain.data.stream import Stream
+from mmtrain.data.workers.group import CLOSE_SECONDS, KILL_SECONDS
 from mmtrain.data.workers.pool import WorkerPool, crowding
 from mmtrain.errors import ConfigError, RunError
 from mmtrain.types import Batch, StateDict
@@ -270,6 +274,23 @@ class ForeignStream(IterableStream):
             "of its epoch up to its position; a dict with the dataset is resumed without reading anything"
         )
 
+    def close(self) -> None:
+        """Let go of the loader's iterator. Its workers get as long as ours to end, all together.
+
+        torch waits 5 seconds for each in turn; a worker that its parent ends by SIGTERM leaves at once, with status 0.
+        """
+        super().close()
+        timer = threading.Timer(CLOSE_SECONDS, _terminate, [self._reader.processes])
+        timer.daemon = True
+        timer.start()
+        self._reader.drop_iterator()
+        self._iterator = None
+        timer.cancel()
+        deadline = time.monotonic() + KILL_SECONDS
+        for process in self._reader.processes:  # of an iterator that something else still refers to
+            process.join(max(0.0, deadline - time.monotonic()))
+        _terminate(self._reader.processes)
+
     @property
     def persistent_workers(self) -> bool:
         return getattr(self.dataset, "persistent_workers", None) is True
@@ -300,6 +321,12 @@ class ForeignStream(IterableStream):
         self._offset = 0
         while self._offset < target and self._ahead is not None:
             super().__next__()
+
+
+def _terminate(processes: list[BaseProcess]) -> None:
+    for process in processes:
+        if process.is_alive():
+            process.terminate()
 
 
 def _length(source: Any) -> int | None:

@@ -25,7 +25,8 @@ from mmtrain.data.workers.channel import receive_message, send_message
 from mmtrain.data.workers.worker import Reader, WorkerTask, run_worker
 from mmtrain.errors import RunError
 
-CLOSE_SECONDS = 5.0  # time that workers get to finish their current batch
+CLOSE_SECONDS = 5.0  # time that all workers together get to finish their current batches
+KILL_SECONDS = 1.0  # time in which killed workers end, if the system lets them
 
 
 class WorkerGroup:
@@ -118,10 +119,12 @@ class WorkerGroup:
         deadline = time.monotonic() + CLOSE_SECONDS
         for worker in self._workers:
             worker.join(max(0.0, deadline - time.monotonic()))
-        for worker in self._workers:
-            if worker.is_alive():
-                worker.kill()
-                worker.join(1)
+        left = [worker for worker in self._workers if worker.is_alive()]
+        for worker in left:
+            worker.kill()
+        deadline = time.monotonic() + KILL_SECONDS
+        for worker in left:
+            worker.join(max(0.0, deadline - time.monotonic()))
         for end in self._ends:
             end.close()
 

@@ -12,10 +12,10 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from mmtrain.data.options import WorkerOptions
 from mmtrain.data.reader import SampleError
 from mmtrain.data.workers.group import WorkerGroup
+from mmtrain.data.workers.shortage import PREFETCH_FACTOR, explain
 from mmtrain.data.workers.snapshot import Snapshot
 from mmtrain.data.workers.worker import Reader
-
-PREFETCH_FACTOR = 2  # as torch's DataLoader
+from mmtrain.interruption import wait
 
 
 class WorkerPool:
@@ -100,14 +100,21 @@ class WorkerPool:
         Raises:
             StopIteration: there are no more requests.
             RunError: the reader failed, or a worker ended.
+            Interrupted: a signal asks the run to leave, and it can be saved as it is. The pool can only be closed.
         """
-        if self._group is None:
-            request = next(self._requests)
-            data = self._reader(request)
-        else:
-            request, data = self._take_answer(self._group)
+        wait.waiting = True
+        try:
+            if wait.requested:
+                wait.check()
+            if self._group is None:
+                request = next(self._requests)
+                data = self._reader(request)
+            else:
+                request, data = self._take_answer(self._group)
+        finally:
+            wait.waiting = False
         if isinstance(data, SampleError):
-            data.raise_it()
+            self._explained(data, request).raise_it()
         return request, (pin_memory(data) if self._pin and self._group is None else data)
 
     def close(self) -> None:
@@ -122,11 +129,21 @@ class WorkerPool:
     def _take_answer(self, group: WorkerGroup) -> tuple[Any, Any]:
         while self._pending:
             generation, request = self._pending.popleft()
-            data = group.answer()
+            try:
+                data = group.answer()
+            except (RuntimeError, OSError) as error:
+                data = self._explained(SampleError("", error), request)
+                if not data.sentence:
+                    raise
             if generation == self._generation:
                 self._ask_next()
                 return request, data
         raise StopIteration
+
+    def _explained(self, failure: SampleError, request: Any) -> SampleError:
+        """Return a failure with what ran out, if that is the cause."""
+        sentence = explain(failure.error, request, self._options, self._path) if self._options.num_workers else None
+        return failure if sentence is None else SampleError(sentence, failure.error, failure.trace)
 
     def _ask_next(self) -> None:
         assert self._group is not None

@@ -86,7 +86,7 @@ def test_shards_describe_their_place_in_the_tensor(tmp_path):
 def test_a_section_is_divided_into_files_at_the_limit():
     shards = [TensorShard.full(f"t{i}", torch.zeros(100, dtype=torch.uint8)) for i in range(5)]
     layouts = lay_out("m", "m/r", [*shards, TensorShard.full("u", torch.zeros(1000, dtype=torch.uint8))], limit=250)
-    assert [len(layout.shards) for layout in layouts] == [2, 2, 1, 1]
+    assert [len(layout.tensors) for layout in layouts] == [2, 2, 1, 1]
     assert [layout.path for layout in layouts][:2] == ["m/r_part_00000.safetensors", "m/r_part_00001.safetensors"]
 
 

@@ -23,6 +23,13 @@ def layouts(**sections):
     ]
 
 
+def check(made, staged):
+    """Whether the buffer holds the bytes of the files."""
+    staged.wait()
+    for layout, data in zip(made, staged.data, strict=True):
+        assert bytes(data) == b"".join(bytes(byte_view(tensor)) for tensor in layout.tensors)
+
+
 def test_the_copy_mirrors_the_files(stager):
     torch.manual_seed(0)
     tensors = {
@@ -32,12 +39,8 @@ def test_the_copy_mirrors_the_files(stager):
         "d": torch.ones(()),
     }
     tensors["e"] = torch.randn(2, 2).bfloat16()[:, :1]
-    first, second = layouts(model=tensors, optimizer={"x": torch.randn(7), "none": torch.empty(0)})
-    staged = stager.stage([first, second], overlapped=("optimizer",))
-    staged.wait()
-    for layout, data in zip((first, second), staged.data, strict=True):
-        expected = b"".join(bytes(byte_view(shard.tensor)) for shard in layout.shards)
-        assert bytes(data) == expected
+    made = layouts(model=tensors, optimizer={"x": torch.randn(7), "none": torch.empty(0)})
+    check(made, stager.stage(made, overlapped=("optimizer",)))
 
 
 def test_the_buffer_is_reused_and_grows(stager):
@@ -78,9 +81,35 @@ def test_an_error_in_copying_is_raised_by_the_wait(stager, monkeypatch):
     def broken(target, source, size):
         raise MemoryError("no")
 
-    monkeypatch.setattr(staging.ctypes, "memmove", broken)
+    monkeypatch.setattr(staging, "_move_small", broken)
     staged = stager.stage(layouts(optimizer={"x": torch.ones(3)}), overlapped=("optimizer",))
     with pytest.raises(MemoryError):
         staged.wait()
     with pytest.raises(MemoryError):
         stager.stage(layouts(model={"x": torch.ones(3)}))
+
+
+def test_a_reserved_buffer_is_used_as_it_is(stager):
+    made = layouts(model={"x": torch.randn(1000)}, optimizer={"y": torch.randn(50)})
+    stager.reserve(made)
+    assert stager.stage(made).data
+    size, address = stager.bytes, stager.stage(made).data[0].obj.ctypes.data
+    assert size >= 4200
+    check(made, stager.stage(made))
+    assert (stager.bytes, stager.stage(made).data[0].obj.ctypes.data) == (size, address)
+    stager.reserve(layouts(model={"x": torch.randn(10)}))
+    larger = layouts(model={"x": torch.randn(100_000)})
+    check(larger, stager.stage(larger))
+
+
+def test_a_buffer_that_cannot_be_reserved_is_an_error_of_the_save_alone(stager, monkeypatch):
+    def no_memory(size):
+        raise MemoryError("no")
+
+    made = layouts(model={"x": torch.randn(1000)})
+    with monkeypatch.context() as patched:
+        patched.setattr(staging, "_huge_pages", no_memory)
+        stager.reserve(made)
+        with pytest.raises(MemoryError):
+            stager.stage(made)
+    check(made, stager.stage(made))
