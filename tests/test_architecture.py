@@ -15,7 +15,7 @@ LAYERS = {
     "errors": 0, "types": 0, "version": 0, "heartbeat": 0, "interruption": 0, "launchers": 0, "source_lines": 0, "suggest": 0,
     "printable": 0,
     "registry": 0, "config": 0,
-    "dist": 1, "dtensor": 1, "files": 1, "model_state": 1, "modes": 1, "randomness": 1, "progress": 1, "launch": 1,
+    "dist": 1, "dtensor": 1, "files": 1, "model_state": 1, "modes": 1, "randomness": 1, "value_marks": 1, "progress": 1, "launch": 1,
     "data": 2, "optim": 2, "checkpoint": 2, "logging": 2, "evaluation": 2,
     "strategies": 3,
     "runner": 4, "compat": 4,

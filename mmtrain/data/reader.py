@@ -12,6 +12,7 @@ from torch.utils.data import Subset
 from mmtrain.data.options import LoaderContext
 from mmtrain.data.sample_seeder import SampleSeeder
 from mmtrain.data.sampler import BatchIndices
+from mmtrain.data.watch import DatasetWatch
 from mmtrain.errors import RunError
 from mmtrain.randomness import STREAM_BATCH, STREAM_SAMPLE, STREAM_VAL, fold, mix, seed_generators
 
@@ -104,10 +105,13 @@ class SeededReader:
         self._per_sample = context.per_sample and not self._whole
         self._seeder = SampleSeeder()
         self._prefix_of, self._prefix_value = (-1, -1), 0
+        self.watch: DatasetWatch | None = None
 
     def __call__(self, batch: BatchIndices) -> Any:
         if not batch.indices:
             return None
+        if self.watch is not None:
+            self.watch.look(self.dataset)
         if not self._per_sample:
             seed_generators(fold(fold(self._prefix(self._batch_stream, batch.epoch), batch.offset), self._context.rank))
         samples = self._read_whole(batch) if self._whole else self._read_each(batch)

@@ -13,6 +13,7 @@ from mmtrain.data.custom_sampler import choose_source
 from mmtrain.data.options import LoaderContext, WorkerOptions, split_options
 from mmtrain.data.reader import SeededReader, reads_whole_batches
 from mmtrain.data.sampler import BatchIndices, rank_slice
+from mmtrain.data.watch import watch_for
 from mmtrain.data.workers.pool import WorkerPool, crowding
 from mmtrain.errors import ConfigError
 from mmtrain.types import Batch, SampleIndices, StateDict
@@ -190,6 +191,8 @@ class TrainStream(Stream):
             sampler, dataset, batch_size, shuffle=shuffle, drop_last=drop_last, context=context
         )
         self._reader, self._pool, self.notices = open_reader(dataset, collate_fn, context, workers)
+        self.watch = watch_for(dataset)
+        self._reader.watch = self.watch if workers.num_workers else None
         if context.per_sample and reads_whole_batches(dataset):
             self.notices.append(
                 f"{context.path}.dataset: {type(dataset).__name__} reads whole batches (__getitems__), so its "

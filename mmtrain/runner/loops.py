@@ -23,6 +23,7 @@ from mmtrain.runner.evaluation import EvaluationLoop
 from mmtrain.runner.guards import NonfiniteGuard, UntrainedGuard
 from mmtrain.runner.model_call import ModelCall
 from mmtrain.runner.run import Run
+from mmtrain.runner.unsaved import UnsavedState
 from mmtrain.runner.window_weights import WindowWeights
 from mmtrain.types import Batch, MicroBatch, StepResult, accumulation_window
 
@@ -66,6 +67,7 @@ class TrainLoop:
         self._weights = WindowWeights(runner, self._optim)
         self._warned_of_gradients = False
         self._optimizer_is_checked = False
+        self._unsaved = UnsavedState(runner)
 
     @property
     def dataloader(self) -> Any:
@@ -95,6 +97,7 @@ class TrainLoop:
         names = self._val_loop.metric_names if self._val_loop is not None else None
         self._checkpointer.begin_training(names, resumed_from=runner.resumed_from)
         runner.set_schedule()
+        self._unsaved.begin()
         # What was built so far lives as long as the run. Freezing it keeps full GC passes, tens of milliseconds each in
         # the middle of training, from rescanning the modules of torch again.
         gc.freeze()
@@ -124,13 +127,16 @@ class TrainLoop:
     def _run_steps(self) -> None:
         runner = self.runner
         progress = runner.progress
-        entering = True
+        entering = first = True
         while not runner.is_complete and not (runner.requests.stop_reason and self._micro == 0):
             if entering or progress.epoch_iteration == 0:
                 runner.hooks.call("before_train_epoch", runner)
                 runner.strategy.follow_memory_format()
                 entering = False
             self._step()
+            if first:
+                self._unsaved.settle()
+                first = False
 
     def _step(self) -> None:
         runner, progress, record = self.runner, self.runner.progress, self._record
@@ -156,8 +162,11 @@ class TrainLoop:
             outputs = self._own_train_step(data, mb, share)
         else:
             outputs, weight = self._forward_backward(batch, mb, share)
-        for name, value in outputs.items():
-            record(name, value if name == "num_tokens" else _weighted(value, weight))
+        logged = outputs
+        if type(weight) is not float or weight != 1.0:
+            logged = {n: value if n == "num_tokens" else value * weight for n, value in outputs.items()}
+        for name, value in logged.items():
+            record(name, value)
         progress.advance(batch.samples, epoch_end=batch.epoch_end)
         runner.update_result = self._update(mb) if mb.is_last else None
         record("data_time", arrived - started)
@@ -285,6 +294,8 @@ class TrainLoop:
             if runner.requests.saves or runner.requests.stop_reason:
                 self._check_guards()
                 self._warn_of_gradients()
+                for line in self._unsaved.report():
+                    runner.logger.warning("%s", line)
             if runner.requests.saves and not all(request.weights_only for request in runner.requests.saves):
                 self._saved_at = runner.progress.iteration
         self._checkpointer.act(runner, at_window_end=at_window_end)
