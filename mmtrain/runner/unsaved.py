@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from mmtrain import dist
+from mmtrain import dist, model_state
 from mmtrain.runner.run import Run
 from mmtrain.types import Stateful
 from mmtrain.value_marks import LARGEST_OF_DATA, Marks, Walk, changed_state, clocks
@@ -66,7 +66,10 @@ class UnsavedState:
             return []
         lines = self._in_workers()
         if self._start:
+            keepers = {f"model {name}" for name in self._with_entries_of_their_own()}
             for owner, found in self._collect():
+                if owner in keepers:
+                    continue
                 before = self._start.get(owner, {}), self._first.get(owner, {})
                 names = changed_state(*before, found.marks, self._clocks)
                 lines += _lines(owner, found.kind, names, found.generators)
@@ -82,6 +85,12 @@ class UnsavedState:
             watch.stop()
         return _lines("train_dataloader", "data", names, generators)
 
+    def _with_entries_of_their_own(self) -> set[str]:
+        """The modules that add something to the state besides parameters and buffers: they save what they need."""
+        if dist.world_size() > 1:  # collecting a state may be a collective; then it is taken for granted
+            return {name for name, module in self._run.model.named_modules() if _has_own_state(module)}
+        return {name.rpartition(".")[0] for name in model_state.own_entries(self._run.model)}
+
     def _marks(self) -> dict[str, Marks]:
         return {owner: found.marks for owner, found in self._collect()}
 
@@ -93,9 +102,11 @@ class UnsavedState:
         yield "model (buffers with persistent=False)", _Found("buffer", walk.marks, walk.generators)
         walk = Walk()
         for name, module in run.model.named_modules():
-            if not _has_own_state(module):
-                engine = {key for key in vars(module) if key.startswith(_BY_ENGINES)}
-                walk.attributes(module, name, ignored=_OF_TORCH | engine)
+            own = Walk() if _has_own_state(module) else walk
+            engine = {key for key in vars(module) if key.startswith(_BY_ENGINES)}
+            own.attributes(module, name if own is walk else "", ignored=_OF_TORCH | engine)
+            if own is not walk:
+                yield f"model {name}", _Found("model", own.marks, own.generators)
         yield "model", _Found("model", walk.marks, walk.generators)
         for name, hook in run.hooks.named.items():
             if _is_users(hook) and not isinstance(hook, Stateful) and hasattr(hook, "__dict__"):
@@ -117,7 +128,7 @@ def _mark_buffers(walk: Walk, module: nn.Module, name: str) -> None:
 
 
 def _has_own_state(module: nn.Module) -> bool:
-    """Whether a module saves what it likes; what is missing there cannot be known."""
+    """Whether a module may save what it likes; if it does, what is missing there cannot be known."""
     kind, plain = type(module), nn.Module
     return (
         kind.get_extra_state is not plain.get_extra_state

@@ -121,6 +121,37 @@ def test_what_an_object_inside_a_model_keeps_is_named(tmp_path):
     assert [line.split(" changed")[0] for line in lines] == ["model: kept.count", "model: kept.rng"]
 
 
+class Metric(nn.Module):
+    """Saves its state as torchmetrics does, only if it is persistent."""
+
+    def __init__(self, persistent):
+        super().__init__()
+        self.total, self.is_persistent = torch.zeros(()), persistent
+
+    def state_dict(self, destination=None, prefix="", keep_vars=False):
+        destination = super().state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
+        if self.is_persistent:
+            destination[prefix + "total"] = self.total.clone()
+        return destination
+
+
+@MODELS.register_module(force=True)
+class Measuring(Quiet):
+    def __init__(self, persistent):
+        super().__init__()
+        self.metric = Metric(persistent)
+
+    def forward(self, x, y):
+        self.metric.total = self.metric.total + x.mean()
+        return super().forward(x, y)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_module_that_may_save_its_state_and_does_not_is_named(persistent, tmp_path):
+    lines = reported(tmp_path, model={"type": "Measuring", "persistent": persistent})
+    assert [line.split(" changed")[0] for line in lines] == ([] if persistent else ["model metric: total"])
+
+
 @HOOKS.register_module(force=True)
 class CountsWithoutState:
     def __init__(self):
