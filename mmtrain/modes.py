@@ -5,6 +5,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from mmtrain.printable import listed
+
 
 @contextmanager
 def modes_kept(module: nn.Module) -> Iterator[None]:
@@ -74,5 +76,4 @@ def _is_in(name: str, other: str) -> bool:
 def _outermost(parts: list[tuple[str, nn.Module]]) -> str:
     names = [name for name, _ in parts]
     outer = [name for name in names if not any(name != other and _is_in(name, other) for other in names)]
-    more = f" and {len(outer) - 5} more" if len(outer) > 5 else ""
-    return ", ".join(outer[:5]) + more
+    return listed(outer)

@@ -1,7 +1,7 @@
 import pytest
 
 from mmtrain.errors import CheckpointError
-from mmtrain.printable import printable
+from mmtrain.printable import listed, printable
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,10 @@ def test_what_a_terminal_would_obey_is_written_out(text, shown):
 def test_errors_are_printable():
     error = CheckpointError("iter_\x1b]0;owned\x07.pth: damaged")
     assert str(error) == "iter_\\x1b]0;owned\\x07.pth: damaged"
+
+
+@pytest.mark.parametrize(
+    ("names", "text"), [([], ""), (["a"], "a"), (["a", "b"], "a, b"), (["a", "b", "c", "d"], "a, b and 2 more")]
+)
+def test_long_lists_end_with_a_count(names, text):
+    assert listed(names, 2) == text

@@ -22,8 +22,7 @@ from mmtrain.checkpoint.shard_reader import ShardReader
 from mmtrain.checkpoint.sharding import overlap
 from mmtrain.dtensor import local_box, narrow_to_box
 from mmtrain.errors import CheckpointError
-
-_SHOWN = 5
+from mmtrain.printable import listed
 
 _SHARES = 64  # jobs of each thread in a load: tensors differ in size
 
@@ -155,11 +154,11 @@ class Checkpoint:
             "not in this run": report.unexpected,
             "with a different shape": report.wrong_shape,
         }
-        listed = [f"{len(names)} {what}: {_some(names)}" for what, names in faults.items() if names]
-        if listed:
+        found = [f"{len(names)} {what}: {listed(names)}" for what, names in faults.items() if names]
+        if found:
             raise CheckpointError(
                 f"{self.path}: section {section!r} does not fit this run; "
-                + "; ".join(listed)
+                + "; ".join(found)
                 + "; train the model that was saved, or start from its weights: resume=False, load_from=<checkpoint>"
             )
 
@@ -250,9 +249,4 @@ def saved_dtype(entry: TensorEntry) -> torch.dtype:
 
 
 def _ranks(ranks: Sequence[int]) -> str:
-    return f"of rank {ranks[0]}" if len(ranks) == 1 else f"of ranks {_some([*map(str, ranks)])}"
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return f"of rank {ranks[0]}" if len(ranks) == 1 else f"of ranks {listed([*map(str, ranks)])}"

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtrain.launch.failure import RankFailure
+from mmtrain.printable import listed
 
 # Keys of the store: the first failure; one for each rank that has seen it; set once it is printed; the number of ranks
 # that are about to exit.
@@ -229,8 +230,7 @@ class Alarm:
 
 
 def _gone(ranks: list[int]) -> str:
-    more = f" and {len(ranks) - _NAMED} more" if len(ranks) > _NAMED else ""
-    who = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {', '.join(map(str, ranks[:_NAMED]))}{more}"
+    who = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {listed([*map(str, ranks)], _NAMED)}"
     return (
         f"{who} ended without a report: killed (out of memory?), crashed in a library (its last words may be above), "
         "or the machine is gone; the other ranks lost the connection to it"

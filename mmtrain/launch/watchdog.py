@@ -23,6 +23,7 @@ from mmtrain.errors import RunError
 from mmtrain.launch.alarm import FAILURE_KEY, Alarm
 from mmtrain.launch.failure import RankFailure
 from mmtrain.launch.stacks import RankLocation, locate, write_stacks
+from mmtrain.printable import listed
 
 # Keys of the store: the number that progress increases; set when a rank found the run stuck; where each rank is.
 PROGRESS_KEY = "mmtrain/progress"
@@ -228,5 +229,4 @@ def find_cause(locations: dict[int, RankLocation], missing: list[int], no_progre
 
 
 def _list(locations: list[RankLocation]) -> str:
-    more = f" and {len(locations) - _NAMED} more" if len(locations) > _NAMED else ""
-    return ", ".join(map(str, locations[:_NAMED])) + more
+    return listed([*map(str, locations)], _NAMED)

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from mmtrain.optim.schedules.schedule_set import ScheduleSet
 from mmtrain.optim.wrappers import OptimWrapper
+from mmtrain.printable import listed
 
 Group = dict[str, Any]
 _NOT_VALUES = ("params", "param_names")
@@ -92,7 +93,7 @@ class GroupValues:
                 parameters = [self._parameters[name] for name in group["names"]]
                 self._optimizers[key].add_param_group({"params": parameters, **copy.deepcopy(dict(group["values"]))})
                 self._added.add(frozenset(group["names"]))
-                lines.append(f"optimizer: added the group of {_some(group['names'])}, as a hook did before.")
+                lines.append(f"optimizer: added the group of {listed(group['names'], 3)}, as a hook did before.")
         return lines
 
     def has_missing(self, saved: Mapping[str, Sequence[Mapping[str, Any]]]) -> bool:
@@ -124,8 +125,8 @@ class GroupValues:
                 if before is None and len(saved[key]):
                     names = self._members(group) or [f"group {index}"]
                     lines.append(
-                        f"optimizer: the checkpoint has no group of exactly {_some(names)}; its values come from the "
-                        "config."
+                        f"optimizer: the checkpoint has no group of exactly {listed(names, 3)}; its values come from "
+                        "the config."
                     )
         return lines
 
@@ -208,7 +209,3 @@ def _is_plain(value: Any) -> bool:
     if type(value) in (list, tuple):
         return all(map(_is_plain, value))
     return type(value) in _PLAIN or isinstance(value, Tensor)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import nn
 
-_SHOWN = 5
+from mmtrain.printable import listed
+
 _TEXT = {
     ("requires_grad", True): "Unfrozen",
     ("requires_grad", False): "Frozen",
@@ -39,7 +40,7 @@ class ModelSwitches:
                 if self._start[kind].get(name, value) != value:
                     setattr(owners[kind][name], kind, value)
                     changed.setdefault((kind, value), []).append(name)
-        return [f"{_TEXT[what]}, as at the checkpoint: {_some(names)}." for what, names in changed.items()]
+        return [f"{_TEXT[what]}, as at the checkpoint: {listed(names)}." for what, names in changed.items()]
 
     def state_dict(self) -> dict[str, dict[str, bool]]:
         """The switches by name that are not as they were when training started; {} if all are."""
@@ -61,8 +62,3 @@ class ModelSwitches:
             "requires_grad": {name: parameter.requires_grad for name, parameter in self._model.named_parameters()},
             "training": {name: module.training for name, module in self._model.named_modules()},
         }
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

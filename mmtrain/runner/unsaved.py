@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from mmtrain import dist, model_state
+from mmtrain.printable import listed
 from mmtrain.runner.run import Run
 from mmtrain.types import Stateful
 from mmtrain.value_marks import LARGEST_OF_DATA, Marks, Walk, changed_state, clocks
@@ -148,9 +149,8 @@ def _lines(owner: str, kind: str, names: list[str], generators: Collection[str])
         _GENERATOR: [name for name in names if name in generators],
     }
     return [
-        f"{owner}: {', '.join(group[:_SHOWN])}{f' and {len(group) - _SHOWN} more' if len(group) > _SHOWN else ''} "
-        "changed while training and are in no checkpoint. If training depends on them, a resume is not exact: "
-        f"{remedy}."
+        f"{owner}: {listed(group, _SHOWN)} changed while training and are in no checkpoint. If training depends on "
+        f"them, a resume is not exact: {remedy}."
         for remedy, group in groups.items()
         if group
     ]

@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mmtrain.errors import ConfigError, RunError
 from mmtrain.optim import OptimWrapper
+from mmtrain.printable import listed
 from mmtrain.registry import STRATEGIES
 from mmtrain.strategies.torch_engines import TorchEngine
 from mmtrain.types import MicroBatch
@@ -127,4 +128,4 @@ class _SteadyBuckets(DistributedDataParallel):
         ours = self._build_params_for_reducer()[0]
         missing = {id(ours[int(number)]) for number in found[1].split()} if found else set()
         names = [name for name, parameter in self.module.named_parameters() if id(parameter) in missing]
-        return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") or "a parameter"
+        return listed(names) or "a parameter"

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mmtrain import dist
 from mmtrain.errors import RunError
+from mmtrain.printable import listed
 
 FIRST = 5  # updates, and forwards of evaluation, in which each step is compared before it communicates
 EVERY = 50  # updates between two comparisons of hashes
@@ -200,7 +201,7 @@ class Lockstep:
             if 0 < len(having) < len(found):
                 kinds.setdefault(having, []).append(name)
         return "; ".join(
-            f"{_some(names)} got {'a gradient' if len(names) == 1 else 'gradients'} only on {_ranks(having)}"
+            f"{listed(names, _NAMED)} got {'a gradient' if len(names) == 1 else 'gradients'} only on {_ranks(having)}"
             for having, names in list(kinds.items())[:_NAMED]
         )
 
@@ -214,12 +215,7 @@ class Lockstep:
         )
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
-
-
 def _ranks(ranks: Sequence[int]) -> str:
     if len(ranks) == 1:
         return f"rank {ranks[0]}"
-    return f"ranks {_some([*map(str, ranks)])}"
+    return f"ranks {listed([*map(str, ranks)], _NAMED)}"

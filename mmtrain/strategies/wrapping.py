@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from mmtrain.errors import ConfigError
+from mmtrain.printable import listed
 from mmtrain.suggest import did_you_mean
 
 
@@ -93,5 +94,4 @@ def lay_out_contiguously(model: nn.Module, engine: str) -> list[str]:
             changed.append(name)
     if not changed:
         return []
-    names = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
-    return [f"{engine} stores {names} contiguously, not in the memory layout that the model set"]
+    return [f"{engine} stores {listed(changed)} contiguously, not in the memory layout that the model set"]

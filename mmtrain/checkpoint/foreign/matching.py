@@ -8,7 +8,7 @@ from torch import Tensor
 from mmtrain.checkpoint.reader import LoadReport
 from mmtrain.dtensor import copy_from_full
 from mmtrain.errors import CheckpointError
-from mmtrain.printable import printable
+from mmtrain.printable import listed, printable
 
 _SHOWN = 8
 
@@ -85,7 +85,6 @@ def describe(report: LoadReport) -> list[str]:
     lines = []
     for what, names in kinds.items():
         if names or what == "matched":
-            more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-            listed = f": {', '.join(names[:_SHOWN])}{more}" if names and what != "matched" else ""
-            lines.append(printable(f"{len(names)} {what}{listed}"))
+            which = f": {listed(names, _SHOWN)}" if names and what != "matched" else ""
+            lines.append(printable(f"{len(names)} {what}{which}"))
     return lines
