@@ -134,6 +134,14 @@ def _put(module: nn.Module, name: str, current: Tensor, value: Tensor) -> Tensor
     return module.get_buffer(name)
 
 
+def broadcast_buffers(module: nn.Module) -> None:
+    """Copy rank 0's persistent buffers to all ranks; a collective."""
+    kept = module.state_dict(keep_vars=True)
+    for name, value in module.named_buffers():
+        if name in kept:
+            torch.distributed.broadcast(value, 0)
+
+
 # ---- buffers that change their shape -----------------------------------------------------------------------------
 Kind = tuple[tuple[int, ...], torch.dtype] | None
 

@@ -75,7 +75,7 @@ def _obstacle(
         name = names.get(id(parameter), "a parameter")
         if fault := _fault(cls, parameter):
             return f"{fault} ({name})", False
-        if not is_dtensor(parameter) and not _is_dense(parameter):
+        if not is_dtensor(parameter) and not is_dense(parameter):
             return f"parameters with gaps in memory ({name}, strides {tuple(parameter.stride())})", True
     if any(getattr(module, "sparse", False) for module in model.modules()):
         return "the sparse gradients of an embedding", False
@@ -91,7 +91,7 @@ def _fault(cls: Any, parameter: Tensor) -> str:
     return "sharded parameters" if is_unknown_shard else ""
 
 
-def _is_dense(parameter: Tensor) -> bool:
+def is_dense(parameter: Tensor) -> bool:
     """Whether a tensor made like this one has its strides: torch preserves those of dense tensors alone."""
     return torch.empty_like(parameter, device="meta").stride() == parameter.stride()
 

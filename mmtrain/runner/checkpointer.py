@@ -39,7 +39,6 @@ class Checkpointer:
         self.failure: str | None = None
         self._logger = logger
         self._pending: PendingSave | None = None
-        self._is_prepared = False  # whether a save began, or was prepared
         self._failed: set[str] = set()  # names whose save failed, until a save of the same name succeeds
         self._named: set[str] = set()  # the checkpoint that a user named to start from: retention keeps it
         self._generation = 0  # of the checkpoints of this start: docs/checkpoint_format.md
@@ -125,11 +124,25 @@ class Checkpointer:
             if run.requests.stop_reason and self.policy.save_last:
                 run.requests.request_save("stop")  # a stop is saved where the run's last step would be
             if run.requests.saves:
-                self._is_prepared = True
                 self.save(run, run.requests.take_saves())
-            elif not self._is_prepared and run.progress.update > 0:
-                self._is_prepared = True
-                self._prepare(run)
+
+    def prepare(self, run: Run) -> None:
+        """Get ready for the first save, after the first update: only then does the optimizer have its state.
+
+        An asynchronous save is planned, and its buffer made, before it is due. A collective. Raises ConfigError for
+        state of the optimizer that could not be saved or restored.
+        """
+        policy = self.policy
+        if self._native(run) is not None:  # the engine keeps and writes the state
+            return
+        tensors: dict[str, Mapping[str, Tensor]] = {}
+        if policy.save_optimizer:
+            state = run.strategy.optimizer_state()
+            run.strategy.check_optimizer_state(state)
+            tensors["optimizer"] = state.tensors
+        if policy.async_save and any(hasattr(hook, "save_policy") for hook in run.hooks):
+            left_out = frozenset[str]() if policy.save_frozen else run.frozen.names()
+            self.store.prepare({"model": capture_model(run, left_out=left_out), **tensors})
 
     @property
     def is_saving(self) -> bool:
@@ -227,11 +240,6 @@ class Checkpointer:
         """Wait for the writer and release what the store holds. Raises CheckpointError if a save failed."""
         self.store.close()
 
-    def check_optimizer(self, run: Run) -> None:
-        """Raise ConfigError if the optimizer's state, as it is after an update, could not be saved or restored."""
-        if self.policy.save_optimizer:
-            run.strategy.check_optimizer_state()
-
     # ---- one save -----------------------------------------------------------------------------------------------
     def _check_place(self, run: Run) -> None:
         """Look whether the directory was deleted: the open log files are gone with it then, and are opened again."""
@@ -242,17 +250,6 @@ class Checkpointer:
 
     def _native(self, run: Run) -> Any:
         return run.strategy.native(frozen=self.policy.save_frozen) if self.policy.save_optimizer else None
-
-    def _prepare(self, run: Run) -> None:
-        """After the first update: plan the first asynchronous save and make its buffer before it is due."""
-        saves = self.policy.async_save and any(hasattr(hook, "save_policy") for hook in run.hooks)
-        if not saves or self._native(run) is not None:
-            return
-        left_out = frozenset[str]() if self.policy.save_frozen else run.frozen.names()
-        tensors: dict[str, Mapping[str, Tensor]] = {"model": capture_model(run, left_out=left_out)}
-        if self.policy.save_optimizer:
-            _optimizer_values(run, tensors, by_name=True)
-        self.store.prepare(tensors)
 
     def _start(
         self, run: Run, name: str, requests: list[SaveRequest], message: dict[str, Any], *, blocking: bool

@@ -66,7 +66,7 @@ class TrainLoop:
         self._micro = 0  # micro-batches of the current window that are done or in progress; 0 between windows
         self._weights = WindowWeights(runner, self._optim)
         self._warned_of_gradients = False
-        self._optimizer_is_checked = False
+        self._is_save_prepared = False
         self._unsaved = UnsavedState(runner)
 
     @property
@@ -162,11 +162,8 @@ class TrainLoop:
             outputs = self._own_train_step(data, mb, share)
         else:
             outputs, weight = self._forward_backward(batch, mb, share)
-        logged = outputs
-        if type(weight) is not float or weight != 1.0:
-            logged = {n: value if n == "num_tokens" else value * weight for n, value in outputs.items()}
-        for name, value in logged.items():
-            record(name, value)
+        for name, value in outputs.items():
+            record(name, value if name == "num_tokens" else _weighted(value, weight))
         progress.advance(batch.samples, epoch_end=batch.epoch_end)
         runner.update_result = self._update(mb) if mb.is_last else None
         record("data_time", arrived - started)
@@ -259,9 +256,9 @@ class TrainLoop:
             result = runner.strategy.step()
         if result.grad_norm is not None:
             runner.scalars.record("grad_norm", result.grad_norm)
-        if not self._optimizer_is_checked and result.applied:
-            self._optimizer_is_checked = True
-            self._checkpointer.check_optimizer(runner)
+        if not self._is_save_prepared and result.applied:
+            self._is_save_prepared = True
+            self._checkpointer.prepare(runner)
         runner.progress.count_update(iterations=mb.length, applied=result.applied)
         runner.set_schedule()
         self._micro = 0

@@ -153,7 +153,7 @@ class Strategy(ABC):
     def optimizer_state(self) -> OptimizerState:
         """The optimizer's state by name, sharing its memory. Raises ConfigError for what no name can be given to."""
 
-    def check_optimizer_state(self) -> None:  # noqa: B027 (an engine may represent all that it lets in)
+    def check_optimizer_state(self, state: OptimizerState) -> None:  # noqa: B027 (some hold any)
         """Raise ConfigError for state that cannot be saved or restored; after the first update. A collective."""
 
     def follow_memory_format(self) -> None:  # noqa: B027 (an engine may hold the moments in memory of its own)

@@ -20,6 +20,7 @@ from mmtrain.checkpoint.format.tree import split
 from mmtrain.dtensor import is_dtensor, mesh_of
 from mmtrain.errors import CheckpointError, ConfigError
 from mmtrain.optim import OptimWrapper
+from mmtrain.optim.fusing import is_dense
 from mmtrain.strategies.base import OptimizerState, SavedTensor
 
 _IN_SECTION = "$section"  # {"$section": name}: a tensor inside a container, which is saved in the section of tensors
@@ -56,9 +57,8 @@ def restore(model: nn.Module, optim: OptimWrapper, state: OptimizerState) -> Non
         _Restore(names, state, key, optimizer).load()
 
 
-def check(model: nn.Module, optim: OptimWrapper) -> None:
-    """Raise ConfigError for state that no checkpoint could hold, or that a resume could not restore."""
-    state = capture(model, optim)
+def check(model: nn.Module, optim: OptimWrapper, state: OptimizerState) -> None:
+    """Raise ConfigError if a checkpoint could not hold ``state``, which `capture` gave, or a resume not restore it."""
     parameters = dict(model.named_parameters())
     for key, tensor in state.tensors.items():
         fault = _fault(tensor, parameters.get(parameter_of(key) or ""))
@@ -180,7 +180,7 @@ def _strides(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, dict[
             has_default = parameter.stride() == tensor.stride()
         else:
             has_default = tensor.is_contiguous()
-        if not has_default and torch.empty_like(tensor, device="meta").stride() == tensor.stride():
+        if not has_default and is_dense(tensor):
             found[key] = list(tensor.stride())
     return {_STRIDES: found} if found else {}
 

@@ -10,7 +10,6 @@ from mmtrain import dist, model_state
 from mmtrain.errors import ConfigError
 from mmtrain.strategies import optimizer_state
 from mmtrain.strategies.base import OptimizerState, SavedTensor, Strategy
-from mmtrain.strategies.state_dict import broadcast_buffers
 from mmtrain.types import MicroBatch, StepResult
 
 
@@ -35,9 +34,9 @@ class OwnOptimizer(Strategy):
     def optimizer_state(self) -> OptimizerState:
         return OptimizerState({}) if self.optim is None else optimizer_state.capture(self.model, self.optim)
 
-    def check_optimizer_state(self) -> None:
+    def check_optimizer_state(self, state: OptimizerState) -> None:
         if self.optim is not None:
-            optimizer_state.check(self.model, self.optim)
+            optimizer_state.check(self.model, self.optim, state)
 
     def follow_memory_format(self) -> None:
         if self.optim is not None:
@@ -64,7 +63,7 @@ class TorchEngine(OwnOptimizer):
         self.device = dist.default_device()
 
     def share_buffers(self) -> None:
-        broadcast_buffers(self.model)
+        model_state.broadcast_buffers(self.model)
 
     def teardown(self) -> None:
         """The process group outlives the strategy: who joined it leaves it."""

@@ -36,6 +36,11 @@ def stepped(model, optimizer, times=2):
         optimizer.step(closure)
 
 
+def check(model, optimizer):
+    wrapper = OptimWrapper(optimizer)
+    optimizer_state.check(model, wrapper, optimizer_state.capture(model, wrapper))
+
+
 def through_a_checkpoint(model, optimizer, other, restored):
     """Give ``restored`` the state of ``optimizer`` as a save and a resume would."""
     state = optimizer_state.capture(model, OptimWrapper(optimizer))
@@ -54,7 +59,7 @@ def assert_continues_identically(make, model=None):
     other = copy.deepcopy(model)
     optimizer, restored = make(model), make(other)
     stepped(model, optimizer, 3)
-    optimizer_state.check(model, OptimWrapper(optimizer))
+    check(model, optimizer)
     other.load_state_dict(model.state_dict())
     through_a_checkpoint(model, optimizer, other, restored)
     stepped(model, optimizer)
@@ -209,7 +214,7 @@ def test_state_that_no_checkpoint_holds_is_refused_with_the_remedy(start, words)
     optimizer = Keeping(model.parameters(), start, lambda state, grad: grad)
     stepped(model, optimizer)
     with pytest.raises(ConfigError, match=f"the state of Keeping cannot be saved: .*{words}.*save_optimizer=False"):
-        optimizer_state.check(model, OptimWrapper(optimizer))
+        check(model, optimizer)
 
 
 def test_state_that_an_optimizer_refuses_is_reported_with_its_reason():

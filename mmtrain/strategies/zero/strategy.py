@@ -16,7 +16,6 @@ from mmtrain.registry import STRATEGIES
 from mmtrain.strategies.base import Native, OptimizerState, SavedTensor, Strategy, TrainedTensor
 from mmtrain.strategies.divisible import refuse_flat_partitions
 from mmtrain.strategies.lockstep import Lockstep
-from mmtrain.strategies.state_dict import broadcast_buffers
 from mmtrain.strategies.wrapping import lay_out_contiguously, refuse_empty
 from mmtrain.strategies.zero import library, native, shards
 from mmtrain.strategies.zero.announce import announce_end, announce_exchanges
@@ -206,7 +205,7 @@ class DeepSpeedStrategy(Strategy):
             self._lockstep.check()
 
     def share_buffers(self) -> None:
-        broadcast_buffers(self.model)
+        model_state.broadcast_buffers(self.model)
 
     def forget_gathered(self) -> None:
         if self.engine is not None and self.stage == 3:
