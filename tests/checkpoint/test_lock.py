@@ -143,6 +143,14 @@ def test_a_disk_that_fails_while_the_lock_is_released(tmp_path, monkeypatch):
     WorkDirLock(tmp_path).acquire(wait_seconds=0).release()
 
 
+def assert_held_by_this_process(work):
+    refused = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(HOLDER), str(work)], stdin=subprocess.DEVNULL, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert f"is in use by process {os.getpid()}" in refused.stderr
+
+
 @pytest.mark.parametrize("how", ["delete", "move", "lock only"])
 def test_a_directory_that_was_deleted_is_locked_again(tmp_path, how):
     work = tmp_path / "work"
@@ -156,11 +164,7 @@ def test_a_directory_that_was_deleted_is_locked_again(tmp_path, how):
         (work / ".lock").unlink()
     assert "was deleted or replaced" in held.renew()
     assert held.renew() == ""
-    refused = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(HOLDER), str(work)], stdin=subprocess.DEVNULL, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
-    assert f"is in use by process {os.getpid()}" in refused.stderr
+    assert_held_by_this_process(work)
     held.release()
     WorkDirLock(work).acquire(wait_seconds=0).release()
 
@@ -184,9 +188,5 @@ def test_a_file_system_whose_file_numbers_change_keeps_the_lock(tmp_path, monkey
     with monkeypatch.context() as patched:
         patched.setattr(os.path, "samestat", lambda *_: False)
         assert held.renew()
-    refused = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(HOLDER), str(tmp_path)], stdin=subprocess.DEVNULL, capture_output=True,
-        text=True, check=False,
-    )  # fmt: skip
-    assert f"is in use by process {os.getpid()}" in refused.stderr
+    assert_held_by_this_process(tmp_path)
     held.release()

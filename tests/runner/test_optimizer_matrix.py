@@ -9,24 +9,10 @@ import pytest
 import torch
 from exactness import assert_exact
 from torch import nn
+from torch_optimizers import OPTIMIZERS
 
 from mmtrain.registry import MODELS
 
-OPTIMIZERS = {
-    "Adadelta": {},
-    "Adafactor": {},
-    "Adagrad": {},
-    "Adam": {"amsgrad": True},
-    "AdamW": {},
-    "Adamax": {},
-    "ASGD": {"t0": 2},
-    "Muon": {},
-    "NAdam": {},
-    "RAdam": {},
-    "RMSprop": {"momentum": 0.9, "centered": True},
-    "Rprop": {},
-    "SGD": {"momentum": 0.9, "nesterov": True},
-}
 LAYOUTS = ("contiguous", "channels_last", "transposed")
 CASES = [
     pytest.param(kind, layout, marks=() if (number + shift) % 3 == 0 else pytest.mark.slow)

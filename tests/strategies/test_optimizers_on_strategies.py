@@ -1,21 +1,8 @@
 """Every optimizer of torch on every strategy: it trains and continues exactly, or it is refused before training."""
 
 import pytest
+from torch_optimizers import ELEMENTWISE
 
-# With lr 0.01 and other arguments; LBFGS and SparseAdam need a closure and sparse gradients.
-ELEMENTWISE = {
-    "Adadelta": {},
-    "Adagrad": {},
-    "Adam": {"amsgrad": True},
-    "AdamW": {},
-    "Adamax": {},
-    "ASGD": {"t0": 2},
-    "NAdam": {},
-    "RAdam": {},
-    "RMSprop": {"momentum": 0.9, "centered": True},
-    "Rprop": {},
-    "SGD": {"momentum": 0.9, "nesterov": True},
-}
 STRATEGIES = {
     "ddp": {"type": "DDPStrategy"},
     "fsdp": {"type": "FSDPStrategy", "wrap": "TinyBlock"},

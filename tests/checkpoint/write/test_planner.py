@@ -17,7 +17,7 @@ def store(tmp_path):
 
 @pytest.fixture
 def plans(monkeypatch):
-    """The sections that were planned anew."""
+    """The sections that were planned again."""
     made = []
     real = planner.plan_section
 
