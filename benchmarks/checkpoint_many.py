@@ -1,7 +1,7 @@
 """The many-tensors case of checkpoint_io.py: thousands of small tensors, where the cost is by tensor and not by byte.
 
 A model of adapters or experts has thousands of small parameters, each with AdamW's two moments and its step. "plan
-kept" saves the same names again, as a run does; "plan made anew" saves under one name that differs each time, which is
+kept" saves the same names again, as a run does; "new plan" saves under one name that differs each time, which is
 what every save cost before plans were kept, and what the first one costs.
 """
 
@@ -32,7 +32,7 @@ class ManyTensors:
 
     def run(self):
         """Seconds of one round, medians of three."""
-        stalls = {"many: async stall, plan kept": self.sections, "many: async stall, plan made anew": None}
+        stalls = {"many: async stall, plan kept": self.sections, "many: async stall, new plan": None}
         seconds = {}
         for name, sections in stalls.items():
             self._stall(sections or self._renamed())  # so that "kept" has something to keep

@@ -45,13 +45,13 @@ class _Generator:
         self._known: dict[int, float] = {}  # the first numbers of the `STATES` states
 
     def watch(self, value: int) -> None:
-        """Seed it, and expect nobody to draw from it."""
+        """Seed it, and expect that no one draws from it."""
         self.seed(value)
         self._expected = self._draw()
         self.seed(value)
 
     def watch_known(self, value: int) -> None:
-        """Put it into one of `STATES` states, whose first number is known, and expect nobody to draw from it."""
+        """Put it into one of `STATES` states, whose first number is known, and expect that no one draws from it."""
         state = value % STATES
         if state not in self._known:
             self.watch(state)

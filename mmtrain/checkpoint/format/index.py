@@ -117,7 +117,7 @@ def entries_of(index: Index) -> Iterator[TensorEntry]:
 def _check_aliases(entries: Mapping[str, TensorEntry], section: str) -> None:
     for name, entry in entries.items():
         if entry.alias is not None and getattr(entries.get(entry.alias), "alias", name) is not None:
-            raise ValueError(f"{section}/{name} is an alias of {entry.alias!r}, which is no tensor of this section")
+            raise ValueError(f"{section}/{name} is an alias of {entry.alias!r}, which is not a tensor of this section")
 
 
 def merge(indexes: Sequence[Index], *, copies: bool = False) -> Index:

@@ -156,7 +156,7 @@ class IterableReader:
             return
         self._epoch, self._ended, self._state = int(state["epoch"]), bool(state["ended"]), state
         if self._ended and is_hugging_face(self.dataset):
-            return  # with the next epoch's number it begins anew; and workers share the memory in which that number is
+            return  # with the next epoch's number it starts again; and workers share the memory in which that number is
         set_epoch(self.dataset, self._epoch)
         if not self.replays:
             self.dataset.load_state_dict(state["dataset"])
