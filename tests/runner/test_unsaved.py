@@ -172,7 +172,7 @@ def test_what_a_hook_keeps_is_named(tmp_path):
 
 
 @DATASETS.register_module(force=True)
-class CountingPoints(NoisyPoints):
+class PointsWithCounter(NoisyPoints):
     """Counts what it reads, in itself and in a transform, and draws from a generator of its own."""
 
     def __init__(self, **options):
@@ -190,9 +190,9 @@ class CountingPoints(NoisyPoints):
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_what_a_data_set_keeps_is_named(wrapped, workers, tmp_path):
     """Also what the workers' copies of it keep."""
-    dataset = {"type": "CountingPoints"}
+    dataset = {"type": "PointsWithCounter"}
     if wrapped:
-        dataset = torch.utils.data.ConcatDataset([CountingPoints(size=20), CountingPoints(size=24)])
+        dataset = torch.utils.data.ConcatDataset([PointsWithCounter(size=20), PointsWithCounter(size=24)])
     loader = {"dataset": dataset, "num_workers": workers}
     lines = reported(
         tmp_path, train_dataloader=loader, model={"type": "Quiet"}, train_cfg={"max_iters": 30, "val_interval": 50}
